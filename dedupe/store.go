@@ -1,0 +1,145 @@
+package dedupe
+
+import "context"
+
+// Limits of the vault's formats.
+const (
+	// DefaultBlockSize of a new vault. Measured on a Debian image and its upgrade:
+	// 4 KiB to 128 KiB store nearly the same bytes; 64 KiB has 15 times fewer
+	// entries than 4 KiB and 1.5 times less new data per increment than 4 MiB.
+	DefaultBlockSize = 64 << 10
+	// MinBlockSize and MaxBlockSize bound the block size, a power of two.
+	MinBlockSize = 16 << 10
+	MaxBlockSize = 1 << 20
+	// FanOut is the number of children of a node: 128 digests are 4 KiB.
+	FanOut = 128
+	// MaxDepth is the greatest number of node levels: 128^6 blocks exceed MaxSize
+	// of any disk at any block size.
+	MaxDepth = 6
+	// MaxMetadataSize bounds a manifest or a note, in bytes.
+	MaxMetadataSize = 1 << 20
+)
+
+// Kind is what a record of a pack holds.
+type Kind uint8
+
+// The kinds, as they stand in pack records.
+const (
+	KindBlock    Kind = 1
+	KindNode     Kind = 2
+	KindManifest Kind = 3
+	KindNote     Kind = 4
+)
+
+// DomainID names a key domain: which blocks may be shared, and under which keys
+// ids and payloads are made. It is random and made at a site's first start.
+type DomainID [16]byte
+
+// Store holds blocks, nodes, manifests and notes by digest. Nothing in it is ever
+// changed; it grows by batches and shrinks only by collection.
+//
+// Concurrency: all methods may be called from any number of goroutines, also while
+// batches are open. Only one process may have a Store open for writing.
+//
+// Durability: what a Batch has committed survives kill and power cut at any
+// instruction; what it has not committed is absent afterwards.
+//
+// Errors: a record that is there but does not verify is ErrCorrupt, wrapped with
+// the digest and the pack; it is never returned as content.
+type Store interface {
+	// BlockSize of every block, in bytes: MinBlockSize .. MaxBlockSize.
+	BlockSize() int
+	// Domain is the key domain that new blocks are made in.
+	Domain() DomainID
+
+	// Get returns the plain content stored under d, verified against d. It uses
+	// buf's storage when its capacity suffices. The content of KindBlock is
+	// BlockSize bytes, of KindNode FanOut*DigestSize bytes. ErrNotFound when
+	// nothing, or something of another kind, is stored under d.
+	Get(ctx context.Context, kind Kind, d Digest, buf []byte) ([]byte, error)
+
+	// Begin opens a batch. Any number may be open at once.
+	Begin(ctx context.Context) (Batch, error)
+
+	// Manifests calls yield with the digest of every published manifest, in no
+	// particular order, until it returns false.
+	Manifests(ctx context.Context, yield func(Digest) bool) error
+	// Notes calls yield with every published note in ascending order of sequence.
+	Notes(ctx context.Context, yield func(Note) bool) error
+
+	// Close waits for calls under way, aborts open batches and releases the
+	// Store. A second Close is harmless.
+	Close() error
+}
+
+// Batch adds to a Store. Nothing that it puts is visible as a point before Commit.
+//
+// PutBlock and PutNode may be called from any number of goroutines; Commit and
+// Abort once, after they have returned. Memory is bounded however much is put: the
+// batch syncs its packs and writes index entries as it goes, blocks before the
+// nodes that name them. The order of Commit: data packs are synced, then metadata
+// packs, then their directories, then index entries are durable, then one
+// transaction publishes manifests and notes.
+type Batch interface {
+	// PutBlock stores a block of BlockSize bytes unless the Store holds it
+	// ("held": its record was verified since the last unclean stop, or written
+	// since, and is synced or part of this batch). p must not be all zeros; a
+	// hole is not stored. p is not retained.
+	PutBlock(ctx context.Context, p []byte) (Put, error)
+	// PutNode stores a node of the given level, 0 .. MaxDepth-1, with at least one
+	// child, unless the Store holds it.
+	PutNode(ctx context.Context, level int, children *[FanOut]Digest) (Put, error)
+	// Commit makes everything durable and publishes manifests and notes, all or
+	// none; it returns the digests of the manifests, their point ids, in order.
+	// On an error nothing is published and the batch is aborted.
+	Commit(ctx context.Context, p Publication) ([]Digest, error)
+	// Abort drops the batch. Records already written are left to collection.
+	// After Commit it is harmless, so it can be deferred.
+	Abort() error
+}
+
+// Put says what became of a put.
+type Put struct {
+	Digest Digest
+	// New is false when the Store already held it.
+	New bool
+	// StoredBytes is what the record takes in its pack, headers included; 0
+	// unless New.
+	StoredBytes int64
+}
+
+// Publication is what one Commit makes visible in one transaction.
+type Publication struct {
+	// Manifests are stored bytes of manifests, each at most MaxMetadataSize.
+	Manifests [][]byte
+	// Notes are appended after the manifests. Sequence is set by the Store.
+	Notes []Note
+}
+
+// Note is a small durable statement about a point, or about the vault: it must
+// survive a rebuild of the index. Package recoverypoint defines the types.
+type Note struct {
+	// Sequence orders all notes of a Store, from 1, without reuse. Set by Commit.
+	Sequence uint64
+	// Type says how to read Body: see FORMAT.md of package recoverypoint.
+	Type uint16
+	// Subject is the point that the note is about, or zero.
+	Subject Digest
+	// Body is the type's encoding, at most MaxMetadataSize.
+	Body []byte
+}
+
+// Stats are a Store's counters since it was opened, and its sizes.
+type Stats struct {
+	Packs         int64 // pack files
+	PackBytes     int64 // their bytes on disk
+	Blocks        int64 // index entries of KindBlock
+	Nodes         int64 // index entries of KindNode
+	PutBlocks     int64 // blocks put
+	NewBlocks     int64 // of these, not held before
+	NewRawBytes   int64 // their bytes before compression
+	NewBytes      int64 // their bytes in packs
+	ReadBlocks    int64 // blocks read and verified
+	CorruptBlocks int64 // reads that did not verify
+	FreeBytes     int64 // of the file system, at the last look
+}
