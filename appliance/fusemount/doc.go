@@ -1,0 +1,35 @@
+// Package fusemount serves a tree of recovery points through FUSE, read-only. It is
+// the one package that imports go-fuse.
+//
+//	filerestore (the tree: machines, points, disks, volumes) → fusemount → kernel
+//
+// The caller gives a tree of an [Entry] each: a [Directory], a [Text] (the STATUS
+// file), an [Image] (a raw disk) or a [Volume] (a guest's file system). [Start]
+// mounts it.
+//
+// # Rules
+//
+// Inode numbers. One FUSE mount has one device number, so each volume gets an index,
+// and inode i of volume v is (v << 40) | i: hard links keep one number within their
+// volume, and no two files of different volumes share one. Nothing has to be
+// remembered per guest file, so a mount of millions of files needs no memory for
+// them. A directory that can be reached by two paths (TIME and latest) carries a
+// view bit in its number, because the kernel wants one parent for a directory; files
+// have the same number in both, and share the page cache.
+//
+// Errors. What cannot be read is EIO, never zeros and never a short read before the
+// end of the file (the kernel would fill that with zeros). Errors become errno in
+// errno.go and nowhere else; what ends as EIO is reported to the volume, whose owner
+// shows it in STATUS.
+//
+// Bounds. A reader of guest file systems works on hostile images: each operation has
+// a deadline, a panic ends that volume and nothing else, and a volume whose reader
+// hangs is answered with EIO at once until it comes back.
+//
+// Caching. Points do not change, so names, attributes, pages and directories of
+// guests are cached by the kernel for an hour. A moving name (latest) is asked for at
+// every lookup.
+//
+// Concurrency: everything given to this package is called from any number of
+// goroutines.
+package fusemount
