@@ -1,0 +1,122 @@
+package pack
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/keelblock/keelblock/dedupe"
+)
+
+// scanBufferSize is read at a time: it holds the longest record.
+const scanBufferSize = 2 << 20
+
+// ReadHeader reads the header of a pack.
+func ReadHeader(r io.ReaderAt) (Header, error) {
+	b := make([]byte, HeaderSize)
+	if n, err := r.ReadAt(b, 0); n < len(b) {
+		if err == io.EOF {
+			return Header{}, fmt.Errorf("pack of %d bytes: %w", n, dedupe.ErrCorrupt)
+		}
+		return Header{}, fmt.Errorf("read pack header: %w", err)
+	}
+	return DecodeHeader(b)
+}
+
+// Scan reads the records of a pack of a class, from its first one to the first
+// that does not verify by magic, both CRCs, length and class, and returns where that
+// is: the pack's valid end. Pads are read over. fn gets each record's entry and its
+// payload, which is only valid during the call; an error of fn ends the scan.
+//
+// Where a half-written pack ends is no error. A record that verifies and is of a
+// newer format is dedupe.ErrUnknownFormat: it must not be taken for the end.
+func Scan(r io.ReaderAt, size int64, class Class, fn func(e Entry, payload []byte) error) (int64, error) {
+	w := window{r: r, size: size}
+	off := int64(HeaderSize)
+	for {
+		h, err := w.at(off, RecordHeaderSize)
+		if err != nil || h == nil {
+			return off, err
+		}
+		rec, err := DecodeRecord(h)
+		if errors.Is(err, dedupe.ErrUnknownFormat) {
+			return off, fmt.Errorf("record at %d: %w", off, err)
+		}
+		if err != nil || !class.Holds(rec.Kind) {
+			return off, nil
+		}
+		b, err := w.at(off, rec.Size())
+		if err != nil || b == nil {
+			return off, err
+		}
+		payload := b[RecordHeaderSize:]
+		if rec.CheckPayload(payload) != nil {
+			return off, nil
+		}
+		if rec.Kind != KindPad {
+			if err := fn(entryOf(&rec, off), payload); err != nil {
+				return off, err
+			}
+		}
+		off += rec.Size()
+	}
+}
+
+// window reads a file front to back in large pieces.
+type window struct {
+	r    io.ReaderAt
+	size int64
+	buf  []byte // holds [off, off+len(buf))
+	off  int64
+}
+
+// at is the n bytes at off, valid until the next call, or nil past the file's end.
+func (w *window) at(off, n int64) ([]byte, error) {
+	if off+n > w.size {
+		return nil, nil
+	}
+	if off < w.off || off+n > w.off+int64(len(w.buf)) {
+		if w.buf == nil {
+			w.buf = make([]byte, scanBufferSize)
+		}
+		w.buf = w.buf[:min(scanBufferSize, w.size-off)]
+		w.off = off
+		got, err := w.r.ReadAt(w.buf, off)
+		if got < len(w.buf) {
+			w.buf = w.buf[:got]
+			if err != io.EOF {
+				return nil, fmt.Errorf("read pack at %d: %w", off, err)
+			}
+			if int64(got) < n { // cut while it was read
+				return nil, nil
+			}
+		}
+	}
+	return w.buf[off-w.off:][:n], nil
+}
+
+// ReadRecord reads the record of an entry from a pack into buf, whose storage it
+// uses when the capacity suffices, and checks magic, lengths, kind and both CRCs. The
+// payload is a part of the returned buffer. Bytes past the pack's end are
+// dedupe.ErrNotFound, anything else that is wrong is dedupe.ErrCorrupt.
+func ReadRecord(r io.ReaderAt, off int64, storedLength uint32, buf []byte) (rec Record, payload, grown []byte, err error) {
+	n := RecordHeaderSize + int(storedLength)
+	if storedLength > MaxPayloadSize || off < 0 {
+		return rec, nil, buf, fmt.Errorf("record of %d bytes at %d: %w", storedLength, off, dedupe.ErrCorrupt)
+	}
+	if cap(buf) < n {
+		buf = make([]byte, n)
+	}
+	buf = buf[:n]
+	if got, err := r.ReadAt(buf, off); got < n {
+		if err == io.EOF {
+			return rec, nil, buf, fmt.Errorf("record at %d passes the pack's end: %w", off, dedupe.ErrNotFound)
+		}
+		return rec, nil, buf, fmt.Errorf("read record at %d: %w", off, err)
+	}
+	if rec, err = DecodeRecord(buf); err != nil {
+		return rec, nil, buf, err
+	}
+	payload = buf[RecordHeaderSize:]
+	return rec, payload, buf, rec.CheckPayload(payload)
+}
