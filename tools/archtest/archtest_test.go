@@ -124,8 +124,8 @@ func TestBrokenHouseIsFound(t *testing.T) {
 			map[string]string{"blockdev/cbt/f.go": "package cbt\n\n// T is.\ntype T[K any] struct{}\n\nfunc (t *T[K]) Freeze() {}\n"},
 			"blockdev/cbt/f.go:6: exported func Freeze"},
 		{"undocumented interface method", "exported names are documented",
-			map[string]string{"blockdev/cbt/f.go": "package cbt\n\n// T is.\ntype T interface {\n\t// A does.\n\tA()\n\n\tB()\n}\n"},
-			"blockdev/cbt/f.go:8: exported method of interface T B"},
+			map[string]string{"blockdev/f.go": "package blockdev\n\n// T is.\ntype T interface {\n\t// A does.\n\tA()\n\n\tB()\n}\n"},
+			"blockdev/f.go:8: exported method of interface T B"},
 		{"undocumented constant", "exported names are documented",
 			map[string]string{"blockdev/cbt/f.go": "package cbt\n\nconst Grain = 4096\n"},
 			"exported const Grain"},
@@ -172,7 +172,7 @@ func TestMissingFileAtTheTopLevelIsFound(t *testing.T) {
 // Documented in these ways a name is documented.
 func TestWaysToDocument(t *testing.T) {
 	files := maps.Clone(house)
-	files["blockdev/cbt/ways.go"] = `package cbt
+	files["blockdev/ways.go"] = `package blockdev
 
 // The limits.
 const (
@@ -197,6 +197,11 @@ type T interface {
 type hidden struct{}
 
 func (hidden) Exported() {}
+
+// Bad is.
+type Bad struct{}
+
+func (Bad) Error() string { return "" }
 `
 	for _, v := range ExportedNames(load(t, files)) {
 		t.Error(v)

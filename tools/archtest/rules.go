@@ -69,7 +69,7 @@ const (
 // is the daemon. What else may import them needs their types, and stands here.
 var wired = map[string][]string{
 	"appliance/catalog":     {daemon},
-	"blockdev/nbd/server":   {daemon, command},
+	"blockdev/nbd/server":   {daemon, command, "appliance/disks"}, // disks come and go as exports
 	"dedupe/blockstore":     {daemon, command, "appliance/vault"},
 	"blockdev/faultdev":     {},
 	"blockdev/blockdevtest": {},
