@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// product builds the binary, once per test that needs it.
+func product(t *testing.T) string {
+	t.Helper()
+	bin := filepath.Join(t.TempDir(), "keelblock")
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "./appliance/cmd/keelblock")
+	cmd.Dir = "../.."
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	return bin
+}
+
+func needTools(t *testing.T, tools ...string) {
+	t.Helper()
+	t.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin")
+	for _, tool := range tools {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("%s is not installed; make deps installs it", tool)
+		}
+	}
+}
+
+// The tour on a small disk: all its comparisons hold, and the folder is gone.
+func TestTour(t *testing.T) {
+	needTools(t, append(needed, "nbdfuse", "fusermount3")...)
+	if !haveFUSE() {
+		t.Skip("/dev/fuse cannot be opened")
+	}
+	bin := product(t)
+	temp := t.TempDir()
+	t.Setenv("TMPDIR", shortTemp(t))
+	printed, err := os.Create(filepath.Join(temp, "printed"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer printed.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	err = run(ctx, bin, 24<<20, newConsole(printed))
+	text, readErr := os.ReadFile(printed.Name())
+	if readErr != nil {
+		t.Fatal(readErr)
+	}
+	if err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	if n := strings.Count(string(text), "✓"); n != 6 {
+		t.Errorf("%d comparisons shown, want 6:\n%s", n, text)
+	}
+	if strings.Contains(string(text), "\x1b") {
+		t.Error("colours although the output is no terminal")
+	}
+	left, err := os.ReadDir(os.Getenv("TMPDIR"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range left {
+		t.Errorf("left behind: %s", e.Name())
+	}
+}
+
+// shortTemp is a temporary folder whose path leaves room for a socket's name.
+func shortTemp(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "kbd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// An interrupt in the middle ends everything, too.
+func TestInterruptedTourLeavesNothing(t *testing.T) {
+	needTools(t, needed...)
+	bin := product(t)
+	t.Setenv("TMPDIR", shortTemp(t))
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	// Interrupt once the daemon serves.
+	go func() {
+		for ctx.Err() == nil {
+			if m, _ := filepath.Glob(os.Getenv("TMPDIR") + "/keelblock-demo-*/data/run/nbd.sock"); len(m) > 0 {
+				cancel()
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}()
+	if err := run(ctx, bin, 8<<20, newConsole(null)); err == nil {
+		t.Error("an interrupted tour succeeded")
+	}
+	if left, err := os.ReadDir(os.Getenv("TMPDIR")); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v (%v)", left, err)
+	}
+}
+
+// TestREADMESession types the session of the README as it stands, in an empty
+// folder, and looks at what it left there.
+func TestREADMESession(t *testing.T) {
+	needTools(t, "qemu-img", "mke2fs", "fusermount3", "make")
+	if !haveFUSE() {
+		t.Skip("/dev/fuse cannot be opened")
+	}
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	session := ""
+	for _, block := range strings.Split(string(readme), "```\n") {
+		if strings.HasPrefix(block, "make && export PATH") {
+			session = block
+		}
+	}
+	if session == "" {
+		t.Fatal("the README has no session that begins with make && export PATH")
+	}
+	bin := product(t)
+	dir := shortTemp(t)
+	// The session's make builds; the binary is built already.
+	makefile := "build:\n\tmkdir -p bin && cp " + bin + " bin/keelblock\n"
+	if err := os.WriteFile(filepath.Join(dir, "Makefile"), []byte(makefile), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	// A path of its own, since another session may run on this machine.
+	session = strings.ReplaceAll(session, "/tmp/kb", dir+"/kb")
+	cmd := exec.CommandContext(t.Context(), "bash", "-e", "-o", "pipefail", "-c", session)
+	cmd.Dir = dir
+	cmd.WaitDelay = time.Minute
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		cleanUp := exec.Command("bash", "-c", "fusermount3 -uz "+dir+"/kb-files; bin/keelblock stop")
+		cleanUp.Dir = dir
+		cleanUp.Env = append(os.Environ(), "KEELBLOCK_DATA="+dir+"/kb")
+		cleaned, cleanErr := cleanUp.CombinedOutput()
+		t.Fatalf("%v\n%s\ncleaning up: %v\n%s", err, out, cleanErr, cleaned)
+	}
+	want, err := os.ReadFile("/etc/hostname")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, "hostname")); err != nil || string(got) != string(want) {
+		t.Errorf("the file that came back holds %q (%v), want %q", got, err, want)
+	}
+}
+
+func TestSizeForPeople(t *testing.T) {
+	for n, want := range map[int64]string{0: "0 bytes", 4096: "4 KiB", 3 << 19: "1.5 MiB", 320 << 20: "320 MiB", 5 << 29: "2.50 GiB"} {
+		if got := size(n); got != want {
+			t.Errorf("size(%d) = %q, want %q", n, got, want)
+		}
+	}
+}
