@@ -1,0 +1,231 @@
+package cbt
+
+import (
+	"fmt"
+
+	"github.com/keelblock/keelblock/blockdev"
+)
+
+// abilities are the optional interfaces of the Device below; nil where it lacks one.
+type abilities struct {
+	trim    blockdev.Trimmer
+	zero    blockdev.Zeroer
+	extents blockdev.ExtentLister
+	nowait  blockdev.NowaitReader
+	file    blockdev.FileBacked
+}
+
+func abilitiesOf(dev blockdev.Device) (a abilities) {
+	a.trim, _ = dev.(blockdev.Trimmer)
+	a.zero, _ = dev.(blockdev.Zeroer)
+	a.extents, _ = dev.(blockdev.ExtentLister)
+	a.nowait, _ = dev.(blockdev.NowaitReader)
+	a.file, _ = dev.(blockdev.FileBacked)
+	return a
+}
+
+// change is one mutation of at most maxChunk bytes, without a closure so that the
+// guest's path does not allocate.
+type change struct {
+	kind     changeKind
+	mayPunch bool
+	p        []byte // changeWrite
+	off, n   int64
+}
+
+type changeKind uint8
+
+const (
+	changeWrite changeKind = iota
+	changeTrim
+	changeZero
+)
+
+// do applies c to the Device below.
+func (t *Tracker) do(c change) (int, error) {
+	switch c.kind {
+	case changeWrite:
+		return t.dev.WriteAt(c.p, c.off)
+	case changeTrim:
+		return int(c.n), t.below.trim.Trim(c.off, c.n)
+	default:
+		return int(c.n), t.below.zero.WriteZeroes(c.off, c.n, c.mayPunch)
+	}
+}
+
+// apply is the way of every mutation; freeze.go explains it. c.n is 1 .. maxChunk.
+func (t *Tracker) apply(c change) (int, error) {
+	span := spanOf(c.off, c.n)
+	first, last := c.off>>grainShift, (c.off+c.n-1)>>grainShift
+	shard := span.first % shards
+
+	exclusive := false
+	t.stripes.lock(span, exclusive)
+	for {
+		m, w, ok := t.register(shard)
+		if !ok {
+			t.stripes.unlock(span, exclusive)
+			return 0, blockdev.ErrClosed
+		}
+		if !m.set(first, last) {
+			t.mapIsIncomplete()
+		}
+		t.hooks.at(hookBitsSet, t)
+		done, err := false, error(nil)
+		if m == &t.maps[w.live()] && (w.phase() == phaseTransition || w.phase() == phaseFrozen && t.pending(w, first, last)) {
+			if !exclusive {
+				m.inflight[shard].n.Add(-1)
+				t.stripes.unlock(span, false)
+				exclusive = true
+				t.stripes.lock(span, true)
+				t.counts.exclusive.Add(1)
+				continue
+			}
+			if done, ok, err = t.preserve(w, c, first, last); !ok {
+				m.inflight[shard].n.Add(-1) // the snapshot ended meanwhile: look again
+				continue
+			}
+		}
+		n := int(c.n)
+		if !done {
+			n, err = t.do(c)
+		}
+		m.inflight[shard].n.Add(-1)
+		t.stripes.unlock(span, exclusive)
+		return n, err
+	}
+}
+
+// pending reports whether a grain of first..last is frozen and not claimed. It may
+// report one that a capture claims at this moment.
+func (t *Tracker) pending(w word, first, last int64) bool {
+	frozen := &t.maps[1-w.live()]
+	for i := first >> 6; i <= last>>6; i++ {
+		if v := frozen.load(i) & wordMask(i, first, last); v != 0 && v&^t.claimed.load(i) != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// mapIsIncomplete: the map has no room for a bit that the disk is about to need.
+func (t *Tracker) mapIsIncomplete() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.header.state == TrackingEnabled || t.doubts == t.verified {
+		t.doubt("no room on tmpfs for the map")
+	}
+}
+
+// ReadAt reads the disk below.
+func (t *Tracker) ReadAt(p []byte, off int64) (int, error) { return t.dev.ReadAt(p, off) }
+
+// WriteAt lists the range and writes it, in pieces of at most 1 MiB. Each piece is
+// in a snapshot whole or not at all.
+func (t *Tracker) WriteAt(p []byte, off int64) (int, error) {
+	if err := blockdev.CheckRange(off, int64(len(p)), t.size); err != nil {
+		return 0, fmt.Errorf("write %d bytes at %d: %w", len(p), off, err)
+	}
+	for n := 0; n < len(p); {
+		q := p[n:min(n+maxChunk, len(p))]
+		k, err := t.apply(change{kind: changeWrite, p: q, off: off + int64(n), n: int64(len(q))})
+		n += k
+		if err != nil {
+			return n, err
+		}
+	}
+	return len(p), nil
+}
+
+// Trim lists the range and drops it, in pieces of at most 1 MiB. Grains that a
+// snapshot still needs keep their content. A Device below that cannot trim is left
+// as it is.
+func (t *Tracker) Trim(off, n int64) error {
+	if err := blockdev.CheckRange(off, n, t.size); err != nil {
+		return fmt.Errorf("trim %d bytes at %d: %w", n, off, err)
+	}
+	if t.below.trim == nil {
+		return nil
+	}
+	return t.inChunks(change{kind: changeTrim, off: off, n: n})
+}
+
+// WriteZeroes lists the range and zeroes it, in pieces of at most 1 MiB. It returns
+// ErrNotSupported when the Device below has no way to.
+func (t *Tracker) WriteZeroes(off, n int64, mayPunch bool) error {
+	if err := blockdev.CheckRange(off, n, t.size); err != nil {
+		return fmt.Errorf("write %d zeroes at %d: %w", n, off, err)
+	}
+	if t.below.zero == nil {
+		return fmt.Errorf("write %d zeroes at %d: %w", n, off, blockdev.ErrNotSupported)
+	}
+	return t.inChunks(change{kind: changeZero, off: off, n: n, mayPunch: mayPunch})
+}
+
+// inChunks applies c in pieces that end at multiples of maxChunk, so that each takes
+// four stripes.
+func (t *Tracker) inChunks(c change) error {
+	for end := c.off + c.n; c.off < end; c.off += c.n {
+		c.n = min(end, (c.off/maxChunk+1)*maxChunk) - c.off
+		if _, err := t.apply(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Size is the size of the disk at Open.
+func (t *Tracker) Size() int64 { return t.size }
+
+// Flush makes every write that returned before durable. Once a Flush failed, all
+// later ones fail too until the disk is opened again: the kernel has forgotten which
+// pages it could not write, so a success would promise what nobody knows. The next
+// backup compares.
+func (t *Tracker) Flush() error {
+	t.mu.Lock()
+	failed := t.flushErr
+	t.mu.Unlock()
+	if failed != nil {
+		return fmt.Errorf("an earlier flush failed: %w", failed)
+	}
+	err := t.dev.Flush()
+	if err != nil {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.flushErr == nil {
+			t.flushErr = err
+			t.doubt("flush failed: " + err.Error())
+		}
+	}
+	return err
+}
+
+// Extents passes through; a Device below that cannot say is all data.
+func (t *Tracker) Extents(off, n int64, yield func(blockdev.Extent, blockdev.ExtentStatus) bool) error {
+	if t.below.extents != nil {
+		return t.below.extents.Extents(off, n, yield)
+	}
+	if err := blockdev.CheckRange(off, n, t.size); err != nil {
+		return fmt.Errorf("list extents of %d bytes at %d: %w", n, off, err)
+	}
+	if n > 0 {
+		yield(blockdev.Extent{Offset: off, Length: n}, blockdev.ExtentStatus{})
+	}
+	return nil
+}
+
+// ReadAtNowait passes through; a Device below that cannot say would block.
+func (t *Tracker) ReadAtNowait(p []byte, off int64) (int, error) {
+	if t.below.nowait == nil {
+		return 0, blockdev.ErrWouldBlock
+	}
+	return t.below.nowait.ReadAtNowait(p, off)
+}
+
+// ReadFD passes through, or returns ErrNotSupported.
+func (t *Tracker) ReadFD(use func(fd int) error) error {
+	if t.below.file == nil {
+		return blockdev.ErrNotSupported
+	}
+	return t.below.file.ReadFD(use)
+}

@@ -1,0 +1,42 @@
+// Package cbt is the changed-block tracker: a filter around a disk that knows,
+// grain by grain of 4 KiB, what differs from the last committed recovery point,
+// and that can freeze any number of disks at one instant.
+//
+// # Place in the data path
+//
+//	guest → nbd/server → Tracker → localdisk
+//	                        └→ Frozen (what package snapshot hands to the backup)
+//
+// A [Tracker] is a [blockdev.Device]. Every write, trim and write of zeros marks
+// its grains before it touches the disk below. [Clock] is shared by all trackers of
+// a daemon; [Clock.Freeze] cuts a set of them. Package snapshot puts slots, commit
+// and abort on top and is what a backup uses.
+//
+//	c := cbt.NewClock()
+//	t, err := cbt.Open(disk, c, cbt.Options{DiskID: id, MapPath: m, SavePath: s, SpillPath: sp})
+//	t.WriteAt(p, 0)                         // the guest
+//	t.Changed(func(e blockdev.Extent) bool { … })
+//	t.Close()                               // the clean stop: saves the map
+//
+// # Durability
+//
+// The map lives in a file on tmpfs, so that it survives the death of the process
+// exactly and vanishes with the kernel. A clean stop saves it beside the data. In
+// every other case, and in any doubt, [Tracker.Tracking] says [TrackingCompare] and
+// the next backup compares hashes. FORMAT.md has both files to the byte; freeze.go
+// begins with the protocol.
+//
+// # Locks, in the order in which they are taken
+//
+//	stripes    RW locks over 256 KiB of a disk, by lock index; held over the data call,
+//	           since that is what they order: a write against a copy-before-write
+//	life       of each disk, by disk id: a change of its freeze word
+//	Clock.mu   one freeze at a time
+//	Frozen.use a capture against commit and abort
+//	maps       readers of whole maps against merge and clear
+//	header     base points, trust and the header page
+//	leaves     of each map: which pages of the map file are backed
+//
+// The guest's path takes stripes and, once per 128 MiB and epoch, leaves. It does
+// not allocate.
+package cbt

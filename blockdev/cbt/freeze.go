@@ -1,0 +1,336 @@
+package cbt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/keelblock/keelblock/blockdev"
+)
+
+var (
+	// ErrAborted: the frozen content is no longer whole. Freeze.Err says why. The
+	// changes are listed again for the next cut.
+	ErrAborted = errors.New("cut was aborted")
+	// ErrFrozen: the disk has an open freeze already.
+	ErrFrozen = errors.New("disk is frozen by another cut")
+	// errIncomplete: see fineMap.incomplete.
+	errIncomplete = errors.New("the changed map is incomplete: no room on tmpfs")
+)
+
+// Freeze is one instant at which a set of disks stands still. It is made by
+// Clock.Freeze and ends, disk by disk, in Frozen.Commit or Frozen.Abort.
+type Freeze struct {
+	// At is the instant, Duration how long the freeze took: the time between the
+	// first disk's word and the epoch.
+	At       time.Time
+	Duration time.Duration
+	// Disks are in the order in which they were given.
+	Disks []*Frozen
+
+	// aborted is read by guest writes before they overwrite what they did not preserve.
+	aborted atomic.Bool
+	mu      sync.Mutex
+	err     error
+}
+
+// Frozen is one disk of a Freeze.
+type Frozen struct {
+	t      *Tracker
+	freeze *Freeze
+	m      *fineMap // the frozen map
+	// use is held for reading by a capture, for writing by commit and abort.
+	use sync.RWMutex
+	// wait guards waiters for a grain that somebody is preserving.
+	wait      sync.Mutex
+	preserved *sync.Cond
+
+	started  atomic.Bool // Capture ran
+	captured atomic.Bool // and saw everything
+	ready    bool        // drained; phase is frozen
+	done     bool        // under t.life
+}
+
+// Freeze cuts all disks at one instant and returns at once; Drain must follow. The
+// disks have no open freeze and belong to this Clock. On an error no disk is frozen.
+func (c *Clock) Freeze(disks []*Tracker) (*Freeze, error) {
+	z := &Freeze{Disks: make([]*Frozen, len(disks))}
+	unlock, err := c.lockAll(disks)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	for i, t := range disks {
+		z.Disks[i] = &Frozen{t: t, freeze: z}
+		z.Disks[i].preserved = sync.NewCond(&z.Disks[i].wait)
+		if err := t.prepareFreeze(); err != nil {
+			return nil, fmt.Errorf("freeze disk %q: %w", t.opts.DiskID, err)
+		}
+	}
+	c.cut(disks, phaseTransition, z)
+	return z, nil
+}
+
+// cut is the instant. The words come before the epoch: a write that meets a new word
+// in the old epoch knows that it is still before the cut.
+func (c *Clock) cut(disks []*Tracker, p phase, z *Freeze) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	start := time.Now()
+	next := c.epoch.Load() + 1
+	for i, t := range disks {
+		w := word(t.word.Load())
+		if z != nil {
+			z.Disks[i].m = &t.maps[w.live()]
+			t.frozen.Store(z.Disks[i])
+		}
+		t.word.Store(uint64(newWord(next, 1-w.live(), p)))
+		t.hooks.at(hookWordsStored, t)
+	}
+	c.epoch.Store(next)
+	if z != nil {
+		z.At = time.Now()
+		z.Duration = z.At.Sub(start)
+	}
+}
+
+// lockAll takes the life locks of disks in the order of their ids.
+func (c *Clock) lockAll(disks []*Tracker) (unlock func(), err error) {
+	sorted := slices.SortedFunc(slices.Values(disks), func(a, b *Tracker) int {
+		return strings.Compare(a.opts.DiskID, b.opts.DiskID)
+	})
+	for i, t := range sorted {
+		if t.clock != c || i > 0 && sorted[i-1].opts.DiskID == t.opts.DiskID {
+			return nil, fmt.Errorf("freeze disk %q: named twice, or not of this clock", t.opts.DiskID)
+		}
+	}
+	for i, t := range sorted {
+		t.life.Lock()
+		if t.closed || t.frozen.Load() != nil {
+			err = ErrFrozen
+			if t.closed {
+				err = blockdev.ErrClosed
+			}
+			unlockAll(sorted[:i+1])
+			return nil, fmt.Errorf("freeze disk %q: %w", t.opts.DiskID, err)
+		}
+	}
+	return func() { unlockAll(sorted) }, nil
+}
+
+func unlockAll(disks []*Tracker) {
+	for _, t := range disks {
+		t.life.Unlock()
+	}
+}
+
+// prepareFreeze does what can fail, before anything is frozen.
+func (t *Tracker) prepareFreeze() error {
+	if t.maps[word(t.word.Load()).live()].incomplete.Load() {
+		return errIncomplete
+	}
+	var listed int64
+	t.Changed(func(e blockdev.Extent) bool {
+		listed += e.Length
+		return listed < spillProbe
+	})
+	return t.spill.prepare(listed)
+}
+
+// Baseline cuts the disks, waits for the writes that were before the cut, and
+// forgets what the maps listed. From here the live maps list all that changes, and
+// nothing is pending. Until a commit the disks are not trusted: TrackingNone stays,
+// anything else becomes TrackingCompare.
+func (c *Clock) Baseline(disks []*Tracker) error {
+	unlock, err := c.lockAll(disks)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	for _, t := range disks {
+		t.beginBaseline()
+	}
+	c.cut(disks, phaseIdle, nil)
+	for _, t := range disks {
+		m := &t.maps[1-word(t.word.Load()).live()]
+		m.drained(nil)
+		t.whole.Lock()
+		m.clear()
+		t.whole.Unlock()
+		t.maps[word(t.word.Load()).live()].reclaim()
+	}
+	return nil
+}
+
+func (t *Tracker) beginBaseline() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.header.state == TrackingEnabled {
+		t.header.state, t.header.reason = TrackingCompare, "a full read began and was not committed"
+	}
+	t.verified, t.baselined = t.doubts, true
+	t.store()
+}
+
+// DropBaseline takes back what a Baseline promised: the read that it was made for
+// will not be committed. Harmless without one.
+func (t *Tracker) DropBaseline() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.baselined = false
+}
+
+// Err says why the freeze was aborted, or nil.
+func (z *Freeze) Err() error {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	return z.err
+}
+
+// Fail requests the abort of all disks of the freeze: captures end with ErrAborted,
+// guest writes stop preserving. The first reason stays. The owner still calls Abort.
+func (z *Freeze) Fail(reason error) {
+	z.mu.Lock()
+	if z.err == nil {
+		z.err = fmt.Errorf("%w: %w", ErrAborted, reason)
+	}
+	z.mu.Unlock()
+	z.aborted.Store(true)
+	for _, f := range z.Disks {
+		f.wait.Lock()
+		f.preserved.Broadcast()
+		f.wait.Unlock()
+	}
+}
+
+// Drain waits for the writes that were before the cut. Capture may follow. When ctx
+// ends first, or the map turns out to be incomplete, the freeze is aborted.
+func (f *Frozen) Drain(ctx context.Context) error {
+	if !f.m.drained(ctx.Done()) {
+		f.freeze.Fail(context.Cause(ctx))
+		return f.freeze.Err()
+	}
+	if f.m.incomplete.Load() {
+		f.freeze.Fail(fmt.Errorf("disk %q: %w", f.t.opts.DiskID, errIncomplete))
+		return f.freeze.Err()
+	}
+	f.t.life.Lock()
+	defer f.t.life.Unlock()
+	if f.t.closed || f.done {
+		f.freeze.Fail(blockdev.ErrClosed)
+		return f.freeze.Err()
+	}
+	f.t.word.Store(uint64(word(f.t.word.Load()).withPhase(phaseFrozen)))
+	f.t.maps[word(f.t.word.Load()).live()].reclaim()
+	f.ready = true
+	f.t.counts.freezes.Add(1)
+	return nil
+}
+
+// Prepare notes in the map header that point p is about to be committed. It fails
+// when the freeze was aborted, or not all of it was captured.
+func (f *Frozen) Prepare(p PointID) error {
+	if err := f.freeze.Err(); err != nil {
+		return err
+	}
+	if !f.captured.Load() && f.ChangedBytes() != 0 {
+		return fmt.Errorf("prepare disk %q: its changes were not captured", f.t.opts.DiskID)
+	}
+	f.t.mu.Lock()
+	defer f.t.mu.Unlock()
+	f.t.header.candidate = p
+	f.t.store()
+	return nil
+}
+
+// Commit makes the prepared point the base and forgets the frozen map. The point is
+// durable in the vault by now. An aborted freeze is not committed: Commit then
+// aborts, which lists too much and loses nothing.
+func (f *Frozen) Commit() error {
+	if err := f.freeze.Err(); err != nil {
+		return errors.Join(err, f.Abort())
+	}
+	return f.end(true)
+}
+
+// Abort merges the frozen map into the live one. Harmless after Commit.
+func (f *Frozen) Abort() error {
+	f.t.life.Lock()
+	done := f.done
+	f.t.life.Unlock()
+	if done {
+		return nil
+	}
+	f.freeze.Fail(errors.New("on request"))
+	return f.end(false)
+}
+
+// end retires the frozen map, after a commit, or merges it back.
+func (f *Frozen) end(commit bool) error {
+	t := f.t
+	t.life.Lock()
+	defer t.life.Unlock()
+	if f.done || t.closed { // Close saves the union of both maps
+		f.done = true
+		return nil
+	}
+	f.use.Lock()
+	defer f.use.Unlock()
+	f.m.drained(nil)
+	w := word(t.word.Load())
+	t.whole.Lock()
+	defer t.whole.Unlock()
+	if commit {
+		if err := t.commitHeader(); err != nil {
+			return err
+		}
+	} else {
+		t.maps[w.live()].merge(f.m)
+		t.counts.aborts.Add(1)
+	}
+	t.word.Store(uint64(w.withPhase(phaseIdle)))
+	// A write that saw the frozen phase may still be preserving; a later one sees
+	// the idle phase and comes back.
+	for spin := 0; t.preserving.Load() != 0; spin++ {
+		pause(spin, nil)
+	}
+	// frozen before claimed: the other way round everything would be pending again.
+	f.m.clear()
+	err := errors.Join(t.claimed.clear(), t.preserved.clear(), t.spill.reset())
+	t.frozen.Store(nil)
+	f.done = true
+	if err != nil {
+		return fmt.Errorf("end snapshot of disk %q: %w", t.opts.DiskID, err)
+	}
+	return nil
+}
+
+// commitHeader makes the candidate the base. Trust returns if a Baseline came first
+// and no doubt since.
+func (t *Tracker) commitHeader() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	h := &t.header
+	if h.candidate.IsZero() {
+		return fmt.Errorf("commit disk %q: no point was prepared", t.opts.DiskID)
+	}
+	h.base, h.candidate = h.candidate, PointID{}
+	switch {
+	case h.state == TrackingEnabled:
+	case t.baselined && t.doubts == t.verified:
+		h.state, h.reason = TrackingEnabled, ""
+	case h.state == TrackingNone:
+		h.state, h.reason = TrackingCompare, t.lastDoubt
+		if !t.baselined {
+			h.reason = "committed without a full read"
+		}
+	}
+	t.baselined = false
+	t.store()
+	return nil
+}
