@@ -1,0 +1,301 @@
+package ingest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/bits"
+	"sync"
+
+	"github.com/keelblock/keelblock/blockdev"
+	"github.com/keelblock/keelblock/dedupe"
+	"github.com/keelblock/keelblock/dedupe/hashtree"
+)
+
+// job is one block, or one run of holes, on its way through the pipeline.
+type job struct {
+	ctx   context.Context // of the call that sent it on
+	index int64           // of the block, or of the first hole
+	holes int64           // blocks that become holes; then nothing below is used
+	buf   []byte          // one block; owned by the job until the collector gives it back
+	given int64           // bytes given by Write
+	grain [dedupe.MaxBlockSize / blockdev.GrainSize / 64]uint64
+
+	done   chan struct{}                                         // closed by the worker
+	put    dedupe.Put                                            // zero when the block is all zeros
+	differ [dedupe.MaxBlockSize / blockdev.GrainSize / 64]uint64 // grains that differ from the base
+	same   bool                                                  // the block is the base's
+	err    error
+}
+
+// fill marks the grains of [at, at+n) as given.
+func (j *job) fill(at, n int) {
+	for g := at / blockdev.GrainSize; g*blockdev.GrainSize < at+n; g++ {
+		j.grain[g/64] |= 1 << (g % 64)
+	}
+}
+
+// pipeline is the goroutines of a Pass: workers take blocks in any order, the
+// collector takes their results in order.
+type pipeline struct {
+	work    chan *job
+	ordered chan *job
+	free    chan []byte   // block buffers: their number bounds what is under way
+	failed  chan struct{} // closed by the collector at its first error
+	err     error         // valid once failed is closed
+	wg      sync.WaitGroup
+}
+
+// start begins the goroutines, at the first block.
+func (p *Pass) start() {
+	if p.pipe != nil {
+		return
+	}
+	window := p.o.Workers * blockWindow
+	pipe := &pipeline{work: make(chan *job, window), ordered: make(chan *job, 2*window),
+		free: make(chan []byte, window+1), failed: make(chan struct{})}
+	for range window + 1 { // one is being filled
+		pipe.free <- make([]byte, p.blockSize)
+	}
+	p.pipe = pipe
+	for range p.o.Workers {
+		pipe.wg.Go(p.worker)
+	}
+	pipe.wg.Go(p.collect)
+}
+
+// stop ends the goroutines and takes over their first error.
+func (p *Pass) stop() {
+	if p.pipe == nil {
+		return
+	}
+	close(p.pipe.work)
+	close(p.pipe.ordered)
+	p.pipe.wg.Wait()
+	if p.pipe.err != nil && (p.err == nil || errors.Is(p.err, context.Canceled)) {
+		p.err = p.pipe.err
+	}
+	p.pipe, p.cur = nil, nil
+}
+
+// send puts a job into the pipeline, in order.
+func (p *Pass) send(ctx context.Context, j *job) error {
+	p.start()
+	j.done = make(chan struct{})
+	select {
+	case p.pipe.ordered <- j:
+	case <-p.pipe.failed:
+		return p.fail(p.pipe.err)
+	case <-ctx.Done():
+		return p.fail(ctx.Err())
+	}
+	if j.holes > 0 {
+		close(j.done)
+		return nil
+	}
+	p.pipe.work <- j // never blocks: there are no more blocks than places
+	return nil
+}
+
+func (p *Pass) worker() {
+	other := make([]byte, p.blockSize) // the base's block
+	for j := range p.pipe.work {
+		select {
+		case <-p.pipe.failed:
+		default:
+			j.err = p.process(j, other)
+		}
+		close(j.done)
+	}
+}
+
+// process completes the block from the base and stores it.
+func (p *Pass) process(j *job, other []byte) error {
+	bs := int64(p.blockSize)
+	at := j.index * bs
+	grains := int((min(bs, p.size-at) + blockdev.GrainSize - 1) / blockdev.GrainSize)
+	count := 0
+	for _, w := range j.grain {
+		count += bits.OnesCount64(w)
+	}
+	partial := count < grains
+	was, err := hashtree.Lookup(j.ctx, p.nodes, p.base, j.index)
+	if err != nil {
+		if partial {
+			return baseError(err)
+		}
+		if !damaged(err) {
+			return err
+		}
+		was = dedupe.Digest{} // the whole block is given: it heals the base
+	}
+	known := false // other holds the base's content
+	if partial {
+		if known, err = p.complete(j, was, other, grains); err != nil {
+			return err
+		}
+	}
+	if !allZero(j.buf) {
+		if j.put, err = p.batch.PutBlock(j.ctx, j.buf); err != nil {
+			return fmt.Errorf("ingest block at %d: %w", at, err)
+		}
+	}
+	j.same = j.put.Digest == was
+	j.differ = j.grain
+	if j.same || (!known && !p.o.Trim) {
+		return nil
+	}
+	if !known {
+		if was.IsZero() {
+			clear(other)
+		} else if err := p.readBase(j.ctx, was, other); err != nil {
+			if damaged(err) {
+				return nil // what differs cannot be told: all that was given
+			}
+			return err
+		}
+	}
+	for g := range grains {
+		from := g * blockdev.GrainSize
+		if string(j.buf[from:from+blockdev.GrainSize]) == string(other[from:from+blockdev.GrainSize]) {
+			j.differ[g/64] &^= 1 << (g % 64)
+		}
+	}
+	return nil
+}
+
+// complete takes the grains that were not given from the base (invariant V8: never
+// from the disk), and zeros behind the end of the disk.
+func (p *Pass) complete(j *job, was dedupe.Digest, other []byte, grains int) (known bool, err error) {
+	bs := int64(p.blockSize)
+	at := j.index * bs
+	if was.IsZero() {
+		clear(other)
+		return true, nil
+	}
+	if err := p.readBase(j.ctx, was, other); err != nil {
+		if damaged(err) {
+			return false, &BaseError{Offset: at, Length: min(bs, p.size-at), Err: err}
+		}
+		return false, err
+	}
+	for g := range grains {
+		if j.grain[g/64]&(1<<(g%64)) == 0 {
+			from := g * blockdev.GrainSize
+			copy(j.buf[from:from+blockdev.GrainSize], other[from:])
+		}
+	}
+	if end := p.size - at; end < bs {
+		clear(j.buf[end:]) // the base's disk may have been larger
+	}
+	return true, nil
+}
+
+func (p *Pass) readBase(ctx context.Context, d dedupe.Digest, buf []byte) error {
+	b, err := p.source.Get(ctx, dedupe.KindBlock, d, buf[:0])
+	if err != nil {
+		return fmt.Errorf("read base block %v: %w", d, err)
+	}
+	if len(b) != len(buf) {
+		return fmt.Errorf("read base block %v: %d bytes, want %d: %w", d, len(b), len(buf), dedupe.ErrCorrupt)
+	}
+	if &b[0] != &buf[0] {
+		copy(buf, b)
+	}
+	return nil
+}
+
+func damaged(err error) bool {
+	return errors.Is(err, dedupe.ErrCorrupt) || errors.Is(err, dedupe.ErrNotFound)
+}
+
+// collect puts the results into the tree, in order.
+func (p *Pass) collect() {
+	pipe := p.pipe
+	var err error
+	for j := range pipe.ordered {
+		<-j.done
+		if err == nil {
+			if err = p.take(j); err != nil {
+				pipe.err = err
+				close(pipe.failed)
+			}
+		}
+		if j.buf != nil {
+			pipe.free <- j.buf // never blocks: it came from there
+		}
+	}
+}
+
+// take puts one result into the tree and the figures.
+func (p *Pass) take(j *job) error {
+	if j.err != nil {
+		return j.err
+	}
+	bs := int64(p.blockSize)
+	if j.holes > 0 {
+		err := p.tree.Zero(j.ctx, j.index, j.holes, func(e hashtree.Entry) { p.dropped(j.ctx, e) })
+		return baseError(err)
+	}
+	changed, err := p.tree.Set(j.ctx, j.index, j.put.Digest)
+	if err != nil {
+		return baseError(err)
+	}
+	if changed && !j.same {
+		p.listGrains(j)
+	}
+	p.stats.ReadBytes += j.given
+	if j.put.New {
+		p.stats.NewBytes += bs
+		p.stats.StoredBytes += j.put.StoredBytes
+	}
+	if p.o.Progress != nil && j.given > 0 {
+		p.o.Progress(p.stats.ReadBytes)
+	}
+	return nil
+}
+
+// listGrains adds the block's changed grains to the change set.
+func (p *Pass) listGrains(j *job) {
+	at := j.index * int64(p.blockSize)
+	for w, word := range j.differ {
+		for word != 0 {
+			g := int64(w*64 + bits.TrailingZeros64(word))
+			word &= word - 1
+			p.changes.Add(blockdev.Extent{Offset: at + g*blockdev.GrainSize, Length: blockdev.GrainSize})
+		}
+	}
+}
+
+// dropped lists what the base had in a subtree that became a hole. If it cannot be
+// read, all of it counts: a change set may list too much.
+func (p *Pass) dropped(ctx context.Context, e hashtree.Entry) {
+	whole := blockdev.Extent{Offset: e.Offset, Length: e.Length}
+	if e.Level < 0 {
+		p.changes.Add(whole)
+		return
+	}
+	end := min(e.Offset+e.Length, p.base.SizeBytes)
+	if end <= e.Offset {
+		return
+	}
+	err := hashtree.Walk(ctx, p.nodes, p.base, e.Offset, end-e.Offset, func(index int64, _ dedupe.Digest) bool {
+		off := index * int64(p.blockSize)
+		p.changes.Add(blockdev.Extent{Offset: off, Length: min(int64(p.blockSize), p.size-off)})
+		return true
+	})
+	if err != nil {
+		p.changes.Add(whole)
+	}
+}
+
+func allZero(p []byte) bool {
+	// The first word decides for nearly all blocks with data; the rest compares the
+	// block with itself one word on, which the runtime does at memory speed.
+	for i := range min(8, len(p)) {
+		if p[i] != 0 {
+			return false
+		}
+	}
+	return string(p[8:]) == string(p[:len(p)-8])
+}

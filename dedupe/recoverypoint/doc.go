@@ -1,0 +1,33 @@
+// Package recoverypoint is what a backup leaves behind: a manifest that says what a
+// machine was at one cut, the index of all manifests of a store, and the disk of a
+// point as a read-only blockdev.Device.
+//
+// # Place in the data path
+//
+//	ingest → roots of disks → Manifest → Index.Publish → Store
+//	Index.Resolve → Manifest → OpenDisk → restore, nbd/server, volume → filesystem
+//
+// # The types
+//
+// [Manifest] is encoded canonically; the id of the point is the digest of the bytes.
+// [Index] holds all points of a store in memory and replays the notes that say what
+// became of them: deletion, hold, signatures, sizes. [Device], from [OpenDisk], reads
+// blocks through a [Cache] that all readers share.
+//
+//	x, err := recoverypoint.OpenIndex(ctx, store)
+//	p, rest, err := x.Resolve("web@latest:web0")
+//	d, err := recoverypoint.OpenDisk(ctx, store, cache, p.Manifest, rest)
+//	n, err := d.ReadAt(buf, 0)
+//
+// # Rules
+//
+// A note is durable before its effect can be seen. A manifest is never changed; what
+// is learnt about a point later is a note. A block or node that does not verify is
+// an error that names disk, offset and digest, and is never read as other bytes.
+//
+// Points of one machine are ordered by (generation, sequence), never by the clock,
+// which may be set back; the clock is for display and for naming a time.
+//
+// Locks: Index.publishing is taken before Index.mu; mu is not held over I/O. Formats
+// are in FORMAT.md, with files of every released version in testdata.
+package recoverypoint

@@ -1,0 +1,350 @@
+package recoverypoint
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/keelblock/keelblock/dedupe"
+)
+
+// Point is one recovery point and what its notes say. A Point that was handed out
+// never changes: a note makes a new one.
+type Point struct {
+	ID         dedupe.Digest
+	Manifest   *Manifest
+	Accounting Accounting
+	Signatures []Signature
+	// Deleted: soft-deleted at DeletedAt; it may be swept after DeletedUntil and
+	// can be undeleted before, as long as collection has not come by.
+	Deleted      bool
+	DeletedAt    time.Time
+	DeletedUntil time.Time
+	// Held: neither deleted nor purged until released.
+	Held bool
+
+	purged bool
+}
+
+// Problem is something in the store that the Index could not read.
+type Problem struct {
+	// ID of the point, zero when it is not known.
+	ID  dedupe.Digest
+	Err error
+}
+
+// Sentinel errors of Index.
+var (
+	// ErrNotFound: no point, or no point of this name, is listed.
+	ErrNotFound = errors.New("no such recovery point")
+	// ErrAmbiguous: more than one point answers to the selector.
+	ErrAmbiguous = errors.New("more than one recovery point")
+	// ErrBadSelector: the text is not a way to name a point.
+	ErrBadSelector = errors.New("not a recovery point's name")
+	// ErrHeld: the point is under a hold.
+	ErrHeld = errors.New("recovery point is held")
+)
+
+// Index holds all points of a store in memory, a few KiB each. All methods may be
+// called from any number of goroutines.
+type Index struct {
+	store dedupe.Store
+
+	publishing sync.Mutex // held over the commit of a note, so that notes take effect in order; before mu
+
+	counting sync.Mutex // held over a count of unique bytes, so that it is done once; before mu
+
+	mu       sync.RWMutex // guards what follows; not held over I/O
+	points   map[dedupe.Digest]*Point
+	ordered  []*Point // oldest first, purged ones included; nil when out of date
+	problems []Problem
+	unique   map[dedupe.Digest]Unique // of the points as they are; nil when out of date
+}
+
+// OpenIndex reads all manifests and notes of s. A manifest that cannot be read is no
+// error: the other points must stay usable. It is listed by Problems, and naming it
+// says why.
+func OpenIndex(ctx context.Context, s dedupe.Store) (*Index, error) {
+	x := &Index{store: s, points: make(map[dedupe.Digest]*Point)}
+	err := s.Manifests(ctx, func(id dedupe.Digest) bool {
+		p, err := loadPoint(ctx, s, id)
+		if err != nil {
+			x.problems = append(x.problems, Problem{ID: id, Err: err})
+			return ctx.Err() == nil
+		}
+		x.points[id] = p
+		return true
+	})
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list recovery points: %w", err)
+	}
+	if err := s.Notes(ctx, func(n dedupe.Note) bool { x.replay(n); return true }); err != nil {
+		return nil, fmt.Errorf("read notes of recovery points: %w", err)
+	}
+	return x, nil
+}
+
+func loadPoint(ctx context.Context, s dedupe.Store, id dedupe.Digest) (*Point, error) {
+	b, err := s.Get(ctx, dedupe.KindManifest, id, nil)
+	if err != nil {
+		return nil, fmt.Errorf("read manifest %v: %w", id, err)
+	}
+	m, err := Decode(b)
+	if err != nil {
+		return nil, fmt.Errorf("recovery point %v: %w", id, err)
+	}
+	return &Point{ID: id, Manifest: m}, nil
+}
+
+// replay applies one note; the caller holds mu or is alone.
+func (x *Index) replay(n dedupe.Note) {
+	old := x.points[n.Subject]
+	if old == nil {
+		return // about something else, or about a point that was collected
+	}
+	p := *old
+	if err := p.apply(n); err != nil {
+		x.problems = append(x.problems, Problem{ID: n.Subject, Err: fmt.Errorf("recovery point %v, note %d: %w", n.Subject, n.Sequence, err)})
+		if n.Type == NoteHold || n.Type == NoteRelease {
+			p.Held = true // an unreadable word about a hold must not end one
+		}
+	}
+	x.points[n.Subject] = &p
+	x.ordered, x.unique = nil, nil
+}
+
+func (p *Point) apply(n dedupe.Note) error {
+	switch n.Type {
+	case NoteSignatures:
+		list, err := DecodeSignatures(n.Body)
+		if err == nil {
+			p.Signatures = append(slices.Clip(p.Signatures), list...)
+		}
+		return err
+	case NoteAccounting:
+		a, err := DecodeAccounting(n.Body)
+		if err == nil {
+			p.Accounting = a
+		}
+		return err
+	case NoteDelete, NoteUndelete, NotePurge, NoteHold, NoteRelease:
+		e, err := DecodeEvent(n.Type, n.Body)
+		if err != nil {
+			return err
+		}
+		switch n.Type {
+		case NoteDelete:
+			p.Deleted, p.DeletedAt, p.DeletedUntil = true, e.At, e.Until
+		case NoteUndelete:
+			p.Deleted, p.DeletedAt, p.DeletedUntil = false, time.Time{}, time.Time{}
+		case NotePurge:
+			p.purged = true
+		default:
+			p.Held = n.Type == NoteHold
+		}
+	}
+	return nil
+}
+
+// Problems lists what could not be read when the Index was opened.
+func (x *Index) Problems() []Problem {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return slices.Clone(x.problems)
+}
+
+// List is the points of a machine, by name or id, oldest first; "" is all machines.
+// Soft-deleted points are among them only when asked for, purged ones never.
+func (x *Index) List(machine string, withDeleted bool) []*Point {
+	var list []*Point
+	for _, p := range x.all() {
+		if !p.purged && (withDeleted || !p.Deleted) && (machine == "" || p.isOf(machine)) {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
+func (p *Point) isOf(machine string) bool {
+	return p.Manifest.MachineName == machine || p.Manifest.MachineID.String() == machine
+}
+
+// Newest is the newest point of a machine, by name or id, that is not deleted; nil
+// when there is none.
+func (x *Index) Newest(machine string) *Point {
+	list := x.List(machine, false)
+	if len(list) == 0 {
+		return nil
+	}
+	return list[len(list)-1]
+}
+
+// Get is the point of this id, soft-deleted or not, or nil.
+func (x *Index) Get(id dedupe.Digest) *Point {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if p := x.points[id]; p != nil && !p.purged {
+		return p
+	}
+	return nil
+}
+
+// NextSequence is one more than the greatest sequence of any point of this machine
+// and generation that the store still knows, deleted and purged ones included.
+func (x *Index) NextSequence(machine, generation ID) uint64 {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	next := uint64(1)
+	for _, p := range x.points {
+		if p.Manifest.MachineID == machine && p.Manifest.Generation.ID == generation {
+			next = max(next, p.Manifest.Sequence+1)
+		}
+	}
+	return next
+}
+
+// all is every point, oldest first. The result is shared: it must not be changed.
+func (x *Index) all() []*Point {
+	x.mu.RLock()
+	list := x.ordered
+	x.mu.RUnlock()
+	if list != nil {
+		return list
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.ordered == nil {
+		list := make([]*Point, 0, len(x.points))
+		for _, p := range x.points {
+			list = append(list, p)
+		}
+		sortPoints(list)
+		x.ordered = list
+	}
+	return x.ordered
+}
+
+// sortPoints sorts oldest first. Within a machine (generation, sequence) decides.
+// Between machines the freeze time does, where a point whose clock was set back
+// counts as frozen no earlier than the point before it.
+func sortPoints(list []*Point) {
+	line := func(a, b *Point) int {
+		return cmp.Or(bytes.Compare(a.Manifest.MachineID[:], b.Manifest.MachineID[:]),
+			cmp.Compare(a.Manifest.Generation.Number, b.Manifest.Generation.Number),
+			cmp.Compare(a.Manifest.Sequence, b.Manifest.Sequence),
+			a.Manifest.FrozenAt.Compare(b.Manifest.FrozenAt),
+			bytes.Compare(a.ID[:], b.ID[:]))
+	}
+	slices.SortFunc(list, line)
+	at := make(map[*Point]time.Time, len(list))
+	for i, p := range list {
+		at[p] = p.Manifest.FrozenAt
+		if i > 0 && list[i-1].Manifest.MachineID == p.Manifest.MachineID && at[list[i-1]].After(at[p]) {
+			at[p] = at[list[i-1]]
+		}
+	}
+	slices.SortStableFunc(list, func(a, b *Point) int { return at[a].Compare(at[b]) })
+}
+
+// Publish commits b with the manifests of one cut, each signed by signer (unless it
+// is nil) and with its accounting (acc is nil or as long as ms), all or none. The
+// ids are those of Manifest.ID.
+func (x *Index) Publish(ctx context.Context, b dedupe.Batch, ms []*Manifest, acc []Accounting, signer ed25519.PrivateKey) ([]*Point, error) {
+	if acc != nil && len(acc) != len(ms) {
+		return nil, errors.Join(fmt.Errorf("publish recovery points: %d manifests with %d accounts", len(ms), len(acc)), b.Abort())
+	}
+	pub, points, err := x.publication(ms, acc, signer)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("publish recovery points: %w", err), b.Abort())
+	}
+	x.publishing.Lock()
+	defer x.publishing.Unlock()
+	if err := x.checkNew(points); err != nil {
+		return nil, errors.Join(fmt.Errorf("publish recovery points: %w", err), b.Abort())
+	}
+	ids, err := b.Commit(ctx, pub)
+	if err != nil {
+		return nil, fmt.Errorf("publish recovery points: %w", err)
+	}
+	for i := range ids {
+		if len(ids) != len(points) || ids[i] != points[i].ID {
+			return nil, fmt.Errorf("publish recovery points: the store gave manifest %v the id %v: %w", points[i].ID, ids[i], dedupe.ErrCorrupt)
+		}
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, p := range points {
+		x.points[p.ID] = p
+	}
+	x.ordered, x.unique = nil, nil
+	return points, nil
+}
+
+func (x *Index) publication(ms []*Manifest, acc []Accounting, signer ed25519.PrivateKey) (pub dedupe.Publication, points []*Point, err error) {
+	for i, m := range ms {
+		b, err := m.Encode()
+		if err != nil {
+			return pub, nil, err
+		}
+		own, err := Decode(b) // the caller keeps m
+		if err != nil {
+			return pub, nil, err
+		}
+		p := &Point{ID: dedupe.Sum(b), Manifest: own}
+		pub.Manifests = append(pub.Manifests, b)
+		if signer != nil {
+			p.Signatures = []Signature{Sign(b, RoleOrigin, signer)}
+			body, err := EncodeSignatures(p.Signatures)
+			if err != nil {
+				return pub, nil, err
+			}
+			pub.Notes = append(pub.Notes, dedupe.Note{Type: NoteSignatures, Subject: p.ID, Body: body})
+		}
+		if acc != nil {
+			p.Accounting = acc[i]
+			body, err := EncodeAccounting(acc[i])
+			if err != nil {
+				return pub, nil, err
+			}
+			pub.Notes = append(pub.Notes, dedupe.Note{Type: NoteAccounting, Subject: p.ID, Body: body})
+		}
+		points = append(points, p)
+	}
+	return pub, points, nil
+}
+
+// checkNew refuses a second point of the same machine, generation and sequence: it
+// would leave the order of the machine's points open.
+func (x *Index) checkNew(points []*Point) error {
+	type place struct {
+		machine, generation ID
+		sequence            uint64
+	}
+	at := func(p *Point) place {
+		return place{p.Manifest.MachineID, p.Manifest.Generation.ID, p.Manifest.Sequence}
+	}
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	taken := make(map[place]bool, len(points))
+	for _, p := range points {
+		if taken[at(p)] {
+			return invalid("machine %q twice at sequence %d", p.Manifest.MachineName, p.Manifest.Sequence)
+		}
+		taken[at(p)] = true
+	}
+	for _, p := range x.points {
+		if taken[at(p)] {
+			return invalid("machine %q has a point at sequence %d already", p.Manifest.MachineName, p.Manifest.Sequence)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,125 @@
+package recoverypoint
+
+import (
+	"context"
+	"runtime"
+	"sync"
+
+	"github.com/keelblock/keelblock/dedupe"
+	"github.com/keelblock/keelblock/dedupe/hashtree"
+)
+
+const (
+	// streams noticed at once per device.
+	aheadStreams = 8
+	// aheadSlack is how far from the expected place a request may be and still
+	// belong to a stream: clients with many requests in flight send them a little
+	// out of order.
+	aheadSlack = 1 << 20
+	// aheadMin and aheadMax bound the window in bytes. It doubles with each request
+	// of the stream.
+	aheadMin = 256 << 10
+	aheadMax = 4 << 20
+	// aheadAfter is how many requests in a row make a stream.
+	aheadAfter = 2
+)
+
+// readAhead loads blocks into the cache before a sequential reader asks for them.
+type readAhead struct {
+	d  *Device
+	wg sync.WaitGroup
+
+	mu      sync.Mutex // guards what follows
+	streams [aheadStreams]stream
+	clock   int64
+	stopped bool
+}
+
+// stream is one sequential reader.
+type stream struct {
+	next    int64 // where its next request is expected
+	from    int64 // loaded, or being loaded, up to here
+	until   int64 // to be loaded up to here
+	window  int64
+	hits    int
+	workers int
+	used    int64 // clock
+}
+
+// read notes a request and, if it belongs to a stream, keeps the window full.
+func (a *readAhead) read(off, n int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.stopped {
+		return
+	}
+	a.clock++
+	var s, oldest *stream
+	for i := range a.streams {
+		t := &a.streams[i]
+		if t.used > 0 && off >= t.next-aheadSlack && off <= t.next+aheadSlack {
+			s = t
+			break
+		}
+		if t.workers == 0 && (oldest == nil || t.used < oldest.used) {
+			oldest = t
+		}
+	}
+	if s == nil {
+		if oldest != nil {
+			*oldest = stream{next: off + n, used: a.clock}
+		}
+		return
+	}
+	s.used = a.clock
+	if off+n <= s.next { // behind: a late or a repeated request
+		return
+	}
+	s.next = off + n
+	if s.hits++; s.hits < aheadAfter {
+		return
+	}
+	// A quarter of the cache at most: eight streams must not push each other's
+	// blocks out before they are used.
+	s.window = min(max(2*s.window, aheadMin), aheadMax, max(a.d.c.limit/4, int64(a.d.root.BlockSize)))
+	s.from = max(s.from, s.next)
+	s.until = min(s.next+s.window, a.d.root.SizeBytes)
+	for s.workers < runtime.GOMAXPROCS(0) && s.from+int64(s.workers)*int64(a.d.root.BlockSize) < s.until {
+		s.workers++
+		a.wg.Go(func() { a.work(s) })
+	}
+}
+
+// work loads blocks of the stream, one at a time, until its window is full.
+func (a *readAhead) work(s *stream) {
+	d, bs := a.d, int64(a.d.root.BlockSize)
+	for {
+		a.mu.Lock()
+		if a.stopped || s.from >= s.until {
+			s.workers--
+			a.mu.Unlock()
+			return
+		}
+		at := s.from
+		end := min((at/bs+1)*bs, s.until)
+		s.from = end
+		a.mu.Unlock()
+		// Errors are left to the reader, who will meet them in his place.
+		_ = hashtree.Walk(context.Background(), d.src.nodes, d.root, at, end-at, func(_ int64, digest dedupe.Digest) bool {
+			b, mine := d.c.claim(cacheKey{d.src.number, digest}, int(bs))
+			if mine {
+				d.c.load(context.Background(), d.src, b)
+			}
+			d.c.release(b, false)
+			return true
+		})
+	}
+}
+
+// stop ends reading ahead and waits for what is under way.
+func (a *readAhead) stop() {
+	a.mu.Lock()
+	a.stopped = true
+	a.mu.Unlock()
+	a.wg.Wait()
+}
