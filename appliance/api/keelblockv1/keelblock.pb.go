@@ -42,7 +42,7 @@ type Disk struct {
 	AllocatedBytes int64                  `protobuf:"varint,3,opt,name=allocated_bytes,json=allocatedBytes,proto3" json:"allocated_bytes,omitempty"`
 	Role           string                 `protobuf:"bytes,4,opt,name=role,proto3" json:"role,omitempty"`                                  // "data" | "temporary"
 	MachineName    string                 `protobuf:"bytes,5,opt,name=machine_name,json=machineName,proto3" json:"machine_name,omitempty"` // "" when it belongs to none
-	State          string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`                                // "online" | "hydrating" | "fenced" | "suspect"
+	State          string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`                                // "online" | "hydrating" | "fenced" | "suspect" | "offline"
 	Uri            string                 `protobuf:"bytes,7,opt,name=uri,proto3" json:"uri,omitempty"`                                    // nbd+unix:///NAME?socket=...
 	ReadOnly       bool                   `protobuf:"varint,8,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
 	DirtyBitmaps   []string               `protobuf:"bytes,9,rep,name=dirty_bitmaps,json=dirtyBitmaps,proto3" json:"dirty_bitmaps,omitempty"`   // names of qemu:dirty-bitmap contexts
@@ -51,6 +51,7 @@ type Disk struct {
 	Backing        string                 `protobuf:"bytes,12,opt,name=backing,proto3" json:"backing,omitempty"`                                // path of the file or block device
 	Connections    int64                  `protobuf:"varint,13,opt,name=connections,proto3" json:"connections,omitempty"`                       // NBD connections open now
 	ChangedBytes   int64                  `protobuf:"varint,14,opt,name=changed_bytes,json=changedBytes,proto3" json:"changed_bytes,omitempty"` // listed by the map now
+	Reason         string                 `protobuf:"bytes,15,opt,name=reason,proto3" json:"reason,omitempty"`                                  // why it is suspect or offline
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -183,16 +184,24 @@ func (x *Disk) GetChangedBytes() int64 {
 	return 0
 }
 
+func (x *Disk) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // A protected virtual machine: the unit of consistency.
 type Machine struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Disks         []*Disk                `protobuf:"bytes,2,rep,name=disks,proto3" json:"disks,omitempty"`
+	Disks         []*Disk                `protobuf:"bytes,2,rep,name=disks,proto3" json:"disks,omitempty"` // a disk that does not exist any more has only its name
 	SiteName      string                 `protobuf:"bytes,3,opt,name=site_name,json=siteName,proto3" json:"site_name,omitempty"`
 	Role          string                 `protobuf:"bytes,4,opt,name=role,proto3" json:"role,omitempty"` // "source" | "target" | "active"
 	Generation    int64                  `protobuf:"varint,5,opt,name=generation,proto3" json:"generation,omitempty"`
 	LastPointId   string                 `protobuf:"bytes,6,opt,name=last_point_id,json=lastPointId,proto3" json:"last_point_id,omitempty"`
 	Definition    string                 `protobuf:"bytes,7,opt,name=definition,proto3" json:"definition,omitempty"`
+	ExcludedDisks []string               `protobuf:"bytes,8,rep,name=excluded_disks,json=excludedDisks,proto3" json:"excluded_disks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -274,6 +283,13 @@ func (x *Machine) GetDefinition() string {
 		return x.Definition
 	}
 	return ""
+}
+
+func (x *Machine) GetExcludedDisks() []string {
+	if x != nil {
+		return x.ExcludedDisks
+	}
+	return nil
 }
 
 type PointDisk struct {
@@ -359,6 +375,11 @@ type RecoveryPoint struct {
 	Note          string                 `protobuf:"bytes,18,opt,name=note,proto3" json:"note,omitempty"`
 	ExcludedDisks []string               `protobuf:"bytes,19,rep,name=excluded_disks,json=excludedDisks,proto3" json:"excluded_disks,omitempty"`
 	Definition    string                 `protobuf:"bytes,20,opt,name=definition,proto3" json:"definition,omitempty"` // only in Get
+	// The freeze time with as many digits as tell it from the machine's other points:
+	// MACHINE@time_name names the point.
+	TimeName      string                 `protobuf:"bytes,21,opt,name=time_name,json=timeName,proto3" json:"time_name,omitempty"`
+	DeletedAt     *timestamppb.Timestamp `protobuf:"bytes,22,opt,name=deleted_at,json=deletedAt,proto3" json:"deleted_at,omitempty"`          // soft-deleted
+	DeletedUntil  *timestamppb.Timestamp `protobuf:"bytes,23,opt,name=deleted_until,json=deletedUntil,proto3" json:"deleted_until,omitempty"` // can be undeleted until then
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -531,6 +552,27 @@ func (x *RecoveryPoint) GetDefinition() string {
 		return x.Definition
 	}
 	return ""
+}
+
+func (x *RecoveryPoint) GetTimeName() string {
+	if x != nil {
+		return x.TimeName
+	}
+	return ""
+}
+
+func (x *RecoveryPoint) GetDeletedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DeletedAt
+	}
+	return nil
+}
+
+func (x *RecoveryPoint) GetDeletedUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DeletedUntil
+	}
+	return nil
 }
 
 // One run of anything that takes time.
@@ -2542,6 +2584,86 @@ func (*UnexportResponse) Descriptor() ([]byte, []int) {
 	return file_keelblock_proto_rawDescGZIP(), []int{41}
 }
 
+type ListExportsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListExportsRequest) Reset() {
+	*x = ListExportsRequest{}
+	mi := &file_keelblock_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListExportsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListExportsRequest) ProtoMessage() {}
+
+func (x *ListExportsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListExportsRequest.ProtoReflect.Descriptor instead.
+func (*ListExportsRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{42}
+}
+
+type ListExportsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Exports       []*ExportResponse      `protobuf:"bytes,1,rep,name=exports,proto3" json:"exports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListExportsResponse) Reset() {
+	*x = ListExportsResponse{}
+	mi := &file_keelblock_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListExportsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListExportsResponse) ProtoMessage() {}
+
+func (x *ListExportsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListExportsResponse.ProtoReflect.Descriptor instead.
+func (*ListExportsResponse) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *ListExportsResponse) GetExports() []*ExportResponse {
+	if x != nil {
+		return x.Exports
+	}
+	return nil
+}
+
 type ListJobsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2550,7 +2672,7 @@ type ListJobsRequest struct {
 
 func (x *ListJobsRequest) Reset() {
 	*x = ListJobsRequest{}
-	mi := &file_keelblock_proto_msgTypes[42]
+	mi := &file_keelblock_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2562,7 +2684,7 @@ func (x *ListJobsRequest) String() string {
 func (*ListJobsRequest) ProtoMessage() {}
 
 func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[42]
+	mi := &file_keelblock_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2575,7 +2697,7 @@ func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsRequest.ProtoReflect.Descriptor instead.
 func (*ListJobsRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{42}
+	return file_keelblock_proto_rawDescGZIP(), []int{44}
 }
 
 type ListJobsResponse struct {
@@ -2587,7 +2709,7 @@ type ListJobsResponse struct {
 
 func (x *ListJobsResponse) Reset() {
 	*x = ListJobsResponse{}
-	mi := &file_keelblock_proto_msgTypes[43]
+	mi := &file_keelblock_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2599,7 +2721,7 @@ func (x *ListJobsResponse) String() string {
 func (*ListJobsResponse) ProtoMessage() {}
 
 func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[43]
+	mi := &file_keelblock_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2612,7 +2734,7 @@ func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsResponse.ProtoReflect.Descriptor instead.
 func (*ListJobsResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{43}
+	return file_keelblock_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListJobsResponse) GetJobs() []*Job {
@@ -2631,7 +2753,7 @@ type GetJobRequest struct {
 
 func (x *GetJobRequest) Reset() {
 	*x = GetJobRequest{}
-	mi := &file_keelblock_proto_msgTypes[44]
+	mi := &file_keelblock_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2643,7 +2765,7 @@ func (x *GetJobRequest) String() string {
 func (*GetJobRequest) ProtoMessage() {}
 
 func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[44]
+	mi := &file_keelblock_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2656,7 +2778,7 @@ func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobRequest.ProtoReflect.Descriptor instead.
 func (*GetJobRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{44}
+	return file_keelblock_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GetJobRequest) GetJobId() string {
@@ -2675,7 +2797,7 @@ type CancelJobRequest struct {
 
 func (x *CancelJobRequest) Reset() {
 	*x = CancelJobRequest{}
-	mi := &file_keelblock_proto_msgTypes[45]
+	mi := &file_keelblock_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2687,7 +2809,7 @@ func (x *CancelJobRequest) String() string {
 func (*CancelJobRequest) ProtoMessage() {}
 
 func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[45]
+	mi := &file_keelblock_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2700,7 +2822,7 @@ func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobRequest.ProtoReflect.Descriptor instead.
 func (*CancelJobRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{45}
+	return file_keelblock_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *CancelJobRequest) GetJobId() string {
@@ -2719,7 +2841,7 @@ type WatchJobRequest struct {
 
 func (x *WatchJobRequest) Reset() {
 	*x = WatchJobRequest{}
-	mi := &file_keelblock_proto_msgTypes[46]
+	mi := &file_keelblock_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2731,7 +2853,7 @@ func (x *WatchJobRequest) String() string {
 func (*WatchJobRequest) ProtoMessage() {}
 
 func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[46]
+	mi := &file_keelblock_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2744,7 +2866,7 @@ func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobRequest.ProtoReflect.Descriptor instead.
 func (*WatchJobRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{46}
+	return file_keelblock_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *WatchJobRequest) GetJobId() string {
@@ -2752,6 +2874,42 @@ func (x *WatchJobRequest) GetJobId() string {
 		return x.JobId
 	}
 	return ""
+}
+
+type RebuildIndexRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RebuildIndexRequest) Reset() {
+	*x = RebuildIndexRequest{}
+	mi := &file_keelblock_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RebuildIndexRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RebuildIndexRequest) ProtoMessage() {}
+
+func (x *RebuildIndexRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RebuildIndexRequest.ProtoReflect.Descriptor instead.
+func (*RebuildIndexRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{49}
 }
 
 type StatusRequest struct {
@@ -2762,7 +2920,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_keelblock_proto_msgTypes[47]
+	mi := &file_keelblock_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2774,7 +2932,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[47]
+	mi := &file_keelblock_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2787,7 +2945,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{47}
+	return file_keelblock_proto_rawDescGZIP(), []int{50}
 }
 
 type Alert struct {
@@ -2802,7 +2960,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_keelblock_proto_msgTypes[48]
+	mi := &file_keelblock_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2814,7 +2972,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[48]
+	mi := &file_keelblock_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2827,7 +2985,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{48}
+	return file_keelblock_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Alert) GetSeverity() string {
@@ -2879,7 +3037,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_keelblock_proto_msgTypes[49]
+	mi := &file_keelblock_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2891,7 +3049,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[49]
+	mi := &file_keelblock_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2904,7 +3062,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{49}
+	return file_keelblock_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -3006,7 +3164,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_keelblock_proto_msgTypes[50]
+	mi := &file_keelblock_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3018,7 +3176,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[50]
+	mi := &file_keelblock_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3031,7 +3189,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{50}
+	return file_keelblock_proto_rawDescGZIP(), []int{53}
 }
 
 type StopResponse struct {
@@ -3043,7 +3201,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_keelblock_proto_msgTypes[51]
+	mi := &file_keelblock_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3055,7 +3213,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[51]
+	mi := &file_keelblock_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3068,7 +3226,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{51}
+	return file_keelblock_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *StopResponse) GetPid() int64 {
@@ -3086,7 +3244,7 @@ type VaultStatusRequest struct {
 
 func (x *VaultStatusRequest) Reset() {
 	*x = VaultStatusRequest{}
-	mi := &file_keelblock_proto_msgTypes[52]
+	mi := &file_keelblock_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3098,7 +3256,7 @@ func (x *VaultStatusRequest) String() string {
 func (*VaultStatusRequest) ProtoMessage() {}
 
 func (x *VaultStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[52]
+	mi := &file_keelblock_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3111,7 +3269,7 @@ func (x *VaultStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultStatusRequest.ProtoReflect.Descriptor instead.
 func (*VaultStatusRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{52}
+	return file_keelblock_proto_rawDescGZIP(), []int{55}
 }
 
 type VaultStatusResponse struct {
@@ -3134,7 +3292,7 @@ type VaultStatusResponse struct {
 
 func (x *VaultStatusResponse) Reset() {
 	*x = VaultStatusResponse{}
-	mi := &file_keelblock_proto_msgTypes[53]
+	mi := &file_keelblock_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3146,7 +3304,7 @@ func (x *VaultStatusResponse) String() string {
 func (*VaultStatusResponse) ProtoMessage() {}
 
 func (x *VaultStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[53]
+	mi := &file_keelblock_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3159,7 +3317,7 @@ func (x *VaultStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultStatusResponse.ProtoReflect.Descriptor instead.
 func (*VaultStatusResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{53}
+	return file_keelblock_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *VaultStatusResponse) GetName() string {
@@ -3254,7 +3412,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_keelblock_proto_msgTypes[54]
+	mi := &file_keelblock_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3266,7 +3424,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[54]
+	mi := &file_keelblock_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3279,7 +3437,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{54}
+	return file_keelblock_proto_rawDescGZIP(), []int{57}
 }
 
 type Finding struct {
@@ -3293,7 +3451,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_keelblock_proto_msgTypes[55]
+	mi := &file_keelblock_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3305,7 +3463,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[55]
+	mi := &file_keelblock_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3318,7 +3476,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{55}
+	return file_keelblock_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Finding) GetCheck() string {
@@ -3351,7 +3509,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_keelblock_proto_msgTypes[56]
+	mi := &file_keelblock_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3363,7 +3521,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[56]
+	mi := &file_keelblock_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3376,7 +3534,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{56}
+	return file_keelblock_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *DoctorResponse) GetFindings() []*Finding {
@@ -3390,7 +3548,7 @@ var File_keelblock_proto protoreflect.FileDescriptor
 
 const file_keelblock_proto_rawDesc = "" +
 	"\n" +
-	"\x0fkeelblock.proto\x12\fkeelblock.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa4\x03\n" +
+	"\x0fkeelblock.proto\x12\fkeelblock.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbc\x03\n" +
 	"\x04Disk\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -3407,7 +3565,8 @@ const file_keelblock_proto_rawDesc = "" +
 	"\rlast_point_id\x18\v \x01(\tR\vlastPointId\x12\x18\n" +
 	"\abacking\x18\f \x01(\tR\abacking\x12 \n" +
 	"\vconnections\x18\r \x01(\x03R\vconnections\x12#\n" +
-	"\rchanged_bytes\x18\x0e \x01(\x03R\fchangedBytes\"\xdc\x01\n" +
+	"\rchanged_bytes\x18\x0e \x01(\x03R\fchangedBytes\x12\x16\n" +
+	"\x06reason\x18\x0f \x01(\tR\x06reason\"\x83\x02\n" +
 	"\aMachine\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12(\n" +
 	"\x05disks\x18\x02 \x03(\v2\x12.keelblock.v1.DiskR\x05disks\x12\x1b\n" +
@@ -3419,13 +3578,14 @@ const file_keelblock_proto_rawDesc = "" +
 	"\rlast_point_id\x18\x06 \x01(\tR\vlastPointId\x12\x1e\n" +
 	"\n" +
 	"definition\x18\a \x01(\tR\n" +
-	"definition\"_\n" +
+	"definition\x12%\n" +
+	"\x0eexcluded_disks\x18\b \x03(\tR\rexcludedDisks\"_\n" +
 	"\tPointDisk\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12\x1f\n" +
 	"\vroot_digest\x18\x03 \x01(\tR\n" +
-	"rootDigest\"\x90\x05\n" +
+	"rootDigest\"\xa9\x06\n" +
 	"\rRecoveryPoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12!\n" +
 	"\fmachine_name\x18\x02 \x01(\tR\vmachineName\x12\x15\n" +
@@ -3452,7 +3612,11 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x0eexcluded_disks\x18\x13 \x03(\tR\rexcludedDisks\x12\x1e\n" +
 	"\n" +
 	"definition\x18\x14 \x01(\tR\n" +
-	"definition\"\xb2\x03\n" +
+	"definition\x12\x1b\n" +
+	"\ttime_name\x18\x15 \x01(\tR\btimeName\x129\n" +
+	"\n" +
+	"deleted_at\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\tdeletedAt\x12?\n" +
+	"\rdeleted_until\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\fdeletedUntil\"\xb2\x03\n" +
 	"\x03Job\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1f\n" +
@@ -3589,7 +3753,10 @@ const file_keelblock_proto_rawDesc = "" +
 	"size_bytes\x18\x05 \x01(\x03R\tsizeBytes\"%\n" +
 	"\x0fUnexportRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x12\n" +
-	"\x10UnexportResponse\"\x11\n" +
+	"\x10UnexportResponse\"\x14\n" +
+	"\x12ListExportsRequest\"M\n" +
+	"\x13ListExportsResponse\x126\n" +
+	"\aexports\x18\x01 \x03(\v2\x1c.keelblock.v1.ExportResponseR\aexports\"\x11\n" +
 	"\x0fListJobsRequest\"9\n" +
 	"\x10ListJobsResponse\x12%\n" +
 	"\x04jobs\x18\x01 \x03(\v2\x11.keelblock.v1.JobR\x04jobs\"&\n" +
@@ -3598,7 +3765,8 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x10CancelJobRequest\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\"(\n" +
 	"\x0fWatchJobRequest\x12\x15\n" +
-	"\x06job_id\x18\x01 \x01(\tR\x05jobId\"\x0f\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\"\x15\n" +
+	"\x13RebuildIndexRequest\"\x0f\n" +
 	"\rStatusRequest\"\x8a\x01\n" +
 	"\x05Alert\x12\x1a\n" +
 	"\bseverity\x18\x01 \x01(\tR\bseverity\x12\x1f\n" +
@@ -3662,7 +3830,7 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x03Get\x12\x1f.keelblock.v1.GetMachineRequest\x1a\x15.keelblock.v1.Machine\x12?\n" +
 	"\x04Edit\x12 .keelblock.v1.EditMachineRequest\x1a\x15.keelblock.v1.Machine\x12Q\n" +
 	"\x06Delete\x12\".keelblock.v1.DeleteMachineRequest\x1a#.keelblock.v1.DeleteMachineResponse\x128\n" +
-	"\x06Backup\x12\x1b.keelblock.v1.BackupRequest\x1a\x11.keelblock.v1.Job2\xb5\x06\n" +
+	"\x06Backup\x12\x1b.keelblock.v1.BackupRequest\x1a\x11.keelblock.v1.Job2\x89\a\n" +
 	"\x0eRecoveryPoints\x12I\n" +
 	"\x04List\x12\x1f.keelblock.v1.ListPointsRequest\x1a .keelblock.v1.ListPointsResponse\x12D\n" +
 	"\x03Get\x12\x1d.keelblock.v1.GetPointRequest\x1a\x1e.keelblock.v1.GetPointResponse\x12G\n" +
@@ -3675,17 +3843,19 @@ const file_keelblock_proto_rawDesc = "" +
 	"OpenReader\x12\x1f.keelblock.v1.OpenReaderRequest\x1a .keelblock.v1.OpenReaderResponse\x12R\n" +
 	"\vCloseReader\x12 .keelblock.v1.CloseReaderRequest\x1a!.keelblock.v1.CloseReaderResponse\x12C\n" +
 	"\x06Export\x12\x1b.keelblock.v1.ExportRequest\x1a\x1c.keelblock.v1.ExportResponse\x12I\n" +
-	"\bUnexport\x12\x1d.keelblock.v1.UnexportRequest\x1a\x1e.keelblock.v1.UnexportResponse2\xfe\x01\n" +
+	"\bUnexport\x12\x1d.keelblock.v1.UnexportRequest\x1a\x1e.keelblock.v1.UnexportResponse\x12R\n" +
+	"\vListExports\x12 .keelblock.v1.ListExportsRequest\x1a!.keelblock.v1.ListExportsResponse2\xfe\x01\n" +
 	"\x04Jobs\x12E\n" +
 	"\x04List\x12\x1d.keelblock.v1.ListJobsRequest\x1a\x1e.keelblock.v1.ListJobsResponse\x125\n" +
 	"\x03Get\x12\x1b.keelblock.v1.GetJobRequest\x1a\x11.keelblock.v1.Job\x12;\n" +
 	"\x06Cancel\x12\x1e.keelblock.v1.CancelJobRequest\x1a\x11.keelblock.v1.Job\x12;\n" +
-	"\x05Watch\x12\x1d.keelblock.v1.WatchJobRequest\x1a\x11.keelblock.v1.Job0\x012\xa8\x02\n" +
+	"\x05Watch\x12\x1d.keelblock.v1.WatchJobRequest\x1a\x11.keelblock.v1.Job0\x012\xee\x02\n" +
 	"\tAppliance\x12C\n" +
 	"\x06Status\x12\x1b.keelblock.v1.StatusRequest\x1a\x1c.keelblock.v1.StatusResponse\x12=\n" +
 	"\x04Stop\x12\x19.keelblock.v1.StopRequest\x1a\x1a.keelblock.v1.StopResponse\x12R\n" +
 	"\vVaultStatus\x12 .keelblock.v1.VaultStatusRequest\x1a!.keelblock.v1.VaultStatusResponse\x12C\n" +
-	"\x06Doctor\x12\x1b.keelblock.v1.DoctorRequest\x1a\x1c.keelblock.v1.DoctorResponseBFZDgithub.com/keelblock/keelblock/appliance/api/keelblockv1;keelblockv1b\x06proto3"
+	"\x06Doctor\x12\x1b.keelblock.v1.DoctorRequest\x1a\x1c.keelblock.v1.DoctorResponse\x12D\n" +
+	"\fRebuildIndex\x12!.keelblock.v1.RebuildIndexRequest\x1a\x11.keelblock.v1.JobBFZDgithub.com/keelblock/keelblock/appliance/api/keelblockv1;keelblockv1b\x06proto3"
 
 var (
 	file_keelblock_proto_rawDescOnce sync.Once
@@ -3699,7 +3869,7 @@ func file_keelblock_proto_rawDescGZIP() []byte {
 	return file_keelblock_proto_rawDescData
 }
 
-var file_keelblock_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
+var file_keelblock_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_keelblock_proto_goTypes = []any{
 	(*Disk)(nil),                  // 0: keelblock.v1.Disk
 	(*Machine)(nil),               // 1: keelblock.v1.Machine
@@ -3743,114 +3913,124 @@ var file_keelblock_proto_goTypes = []any{
 	(*ExportResponse)(nil),        // 39: keelblock.v1.ExportResponse
 	(*UnexportRequest)(nil),       // 40: keelblock.v1.UnexportRequest
 	(*UnexportResponse)(nil),      // 41: keelblock.v1.UnexportResponse
-	(*ListJobsRequest)(nil),       // 42: keelblock.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),      // 43: keelblock.v1.ListJobsResponse
-	(*GetJobRequest)(nil),         // 44: keelblock.v1.GetJobRequest
-	(*CancelJobRequest)(nil),      // 45: keelblock.v1.CancelJobRequest
-	(*WatchJobRequest)(nil),       // 46: keelblock.v1.WatchJobRequest
-	(*StatusRequest)(nil),         // 47: keelblock.v1.StatusRequest
-	(*Alert)(nil),                 // 48: keelblock.v1.Alert
-	(*StatusResponse)(nil),        // 49: keelblock.v1.StatusResponse
-	(*StopRequest)(nil),           // 50: keelblock.v1.StopRequest
-	(*StopResponse)(nil),          // 51: keelblock.v1.StopResponse
-	(*VaultStatusRequest)(nil),    // 52: keelblock.v1.VaultStatusRequest
-	(*VaultStatusResponse)(nil),   // 53: keelblock.v1.VaultStatusResponse
-	(*DoctorRequest)(nil),         // 54: keelblock.v1.DoctorRequest
-	(*Finding)(nil),               // 55: keelblock.v1.Finding
-	(*DoctorResponse)(nil),        // 56: keelblock.v1.DoctorResponse
-	(*timestamppb.Timestamp)(nil), // 57: google.protobuf.Timestamp
+	(*ListExportsRequest)(nil),    // 42: keelblock.v1.ListExportsRequest
+	(*ListExportsResponse)(nil),   // 43: keelblock.v1.ListExportsResponse
+	(*ListJobsRequest)(nil),       // 44: keelblock.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),      // 45: keelblock.v1.ListJobsResponse
+	(*GetJobRequest)(nil),         // 46: keelblock.v1.GetJobRequest
+	(*CancelJobRequest)(nil),      // 47: keelblock.v1.CancelJobRequest
+	(*WatchJobRequest)(nil),       // 48: keelblock.v1.WatchJobRequest
+	(*RebuildIndexRequest)(nil),   // 49: keelblock.v1.RebuildIndexRequest
+	(*StatusRequest)(nil),         // 50: keelblock.v1.StatusRequest
+	(*Alert)(nil),                 // 51: keelblock.v1.Alert
+	(*StatusResponse)(nil),        // 52: keelblock.v1.StatusResponse
+	(*StopRequest)(nil),           // 53: keelblock.v1.StopRequest
+	(*StopResponse)(nil),          // 54: keelblock.v1.StopResponse
+	(*VaultStatusRequest)(nil),    // 55: keelblock.v1.VaultStatusRequest
+	(*VaultStatusResponse)(nil),   // 56: keelblock.v1.VaultStatusResponse
+	(*DoctorRequest)(nil),         // 57: keelblock.v1.DoctorRequest
+	(*Finding)(nil),               // 58: keelblock.v1.Finding
+	(*DoctorResponse)(nil),        // 59: keelblock.v1.DoctorResponse
+	(*timestamppb.Timestamp)(nil), // 60: google.protobuf.Timestamp
 }
 var file_keelblock_proto_depIdxs = []int32{
 	0,  // 0: keelblock.v1.Machine.disks:type_name -> keelblock.v1.Disk
-	57, // 1: keelblock.v1.RecoveryPoint.frozen_at:type_name -> google.protobuf.Timestamp
+	60, // 1: keelblock.v1.RecoveryPoint.frozen_at:type_name -> google.protobuf.Timestamp
 	2,  // 2: keelblock.v1.RecoveryPoint.disks:type_name -> keelblock.v1.PointDisk
-	57, // 3: keelblock.v1.Job.started_at:type_name -> google.protobuf.Timestamp
-	57, // 4: keelblock.v1.Job.ended_at:type_name -> google.protobuf.Timestamp
-	5,  // 5: keelblock.v1.Job.sub_tasks:type_name -> keelblock.v1.SubTask
-	57, // 6: keelblock.v1.SubTask.started_at:type_name -> google.protobuf.Timestamp
-	57, // 7: keelblock.v1.SubTask.ended_at:type_name -> google.protobuf.Timestamp
-	0,  // 8: keelblock.v1.ListDisksResponse.disks:type_name -> keelblock.v1.Disk
-	13, // 9: keelblock.v1.MapDiskResponse.extents:type_name -> keelblock.v1.Extent
-	1,  // 10: keelblock.v1.ListMachinesResponse.machines:type_name -> keelblock.v1.Machine
-	3,  // 11: keelblock.v1.ListPointsResponse.points:type_name -> keelblock.v1.RecoveryPoint
-	3,  // 12: keelblock.v1.GetPointResponse.point:type_name -> keelblock.v1.RecoveryPoint
-	13, // 13: keelblock.v1.DiskDiff.extents:type_name -> keelblock.v1.Extent
-	30, // 14: keelblock.v1.DiffPointsResponse.disks:type_name -> keelblock.v1.DiskDiff
-	4,  // 15: keelblock.v1.ListJobsResponse.jobs:type_name -> keelblock.v1.Job
-	57, // 16: keelblock.v1.Alert.since:type_name -> google.protobuf.Timestamp
-	57, // 17: keelblock.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	0,  // 18: keelblock.v1.StatusResponse.disks:type_name -> keelblock.v1.Disk
-	1,  // 19: keelblock.v1.StatusResponse.machines:type_name -> keelblock.v1.Machine
-	3,  // 20: keelblock.v1.StatusResponse.last_points:type_name -> keelblock.v1.RecoveryPoint
-	48, // 21: keelblock.v1.StatusResponse.alerts:type_name -> keelblock.v1.Alert
-	53, // 22: keelblock.v1.StatusResponse.vault:type_name -> keelblock.v1.VaultStatusResponse
-	4,  // 23: keelblock.v1.StatusResponse.running_jobs:type_name -> keelblock.v1.Job
-	55, // 24: keelblock.v1.DoctorResponse.findings:type_name -> keelblock.v1.Finding
-	6,  // 25: keelblock.v1.Disks.Create:input_type -> keelblock.v1.CreateDiskRequest
-	7,  // 26: keelblock.v1.Disks.List:input_type -> keelblock.v1.ListDisksRequest
-	9,  // 27: keelblock.v1.Disks.Get:input_type -> keelblock.v1.GetDiskRequest
-	10, // 28: keelblock.v1.Disks.Delete:input_type -> keelblock.v1.DeleteDiskRequest
-	12, // 29: keelblock.v1.Disks.Map:input_type -> keelblock.v1.MapDiskRequest
-	15, // 30: keelblock.v1.Machines.Create:input_type -> keelblock.v1.CreateMachineRequest
-	16, // 31: keelblock.v1.Machines.List:input_type -> keelblock.v1.ListMachinesRequest
-	18, // 32: keelblock.v1.Machines.Get:input_type -> keelblock.v1.GetMachineRequest
-	19, // 33: keelblock.v1.Machines.Edit:input_type -> keelblock.v1.EditMachineRequest
-	20, // 34: keelblock.v1.Machines.Delete:input_type -> keelblock.v1.DeleteMachineRequest
-	22, // 35: keelblock.v1.Machines.Backup:input_type -> keelblock.v1.BackupRequest
-	23, // 36: keelblock.v1.RecoveryPoints.List:input_type -> keelblock.v1.ListPointsRequest
-	25, // 37: keelblock.v1.RecoveryPoints.Get:input_type -> keelblock.v1.GetPointRequest
-	27, // 38: keelblock.v1.RecoveryPoints.Delete:input_type -> keelblock.v1.DeletePointRequest
-	28, // 39: keelblock.v1.RecoveryPoints.Undelete:input_type -> keelblock.v1.UndeletePointRequest
-	29, // 40: keelblock.v1.RecoveryPoints.Diff:input_type -> keelblock.v1.DiffPointsRequest
-	32, // 41: keelblock.v1.RecoveryPoints.Verify:input_type -> keelblock.v1.VerifyRequest
-	33, // 42: keelblock.v1.RecoveryPoints.RestoreDisk:input_type -> keelblock.v1.RestoreDiskRequest
-	34, // 43: keelblock.v1.RecoveryPoints.OpenReader:input_type -> keelblock.v1.OpenReaderRequest
-	36, // 44: keelblock.v1.RecoveryPoints.CloseReader:input_type -> keelblock.v1.CloseReaderRequest
-	38, // 45: keelblock.v1.RecoveryPoints.Export:input_type -> keelblock.v1.ExportRequest
-	40, // 46: keelblock.v1.RecoveryPoints.Unexport:input_type -> keelblock.v1.UnexportRequest
-	42, // 47: keelblock.v1.Jobs.List:input_type -> keelblock.v1.ListJobsRequest
-	44, // 48: keelblock.v1.Jobs.Get:input_type -> keelblock.v1.GetJobRequest
-	45, // 49: keelblock.v1.Jobs.Cancel:input_type -> keelblock.v1.CancelJobRequest
-	46, // 50: keelblock.v1.Jobs.Watch:input_type -> keelblock.v1.WatchJobRequest
-	47, // 51: keelblock.v1.Appliance.Status:input_type -> keelblock.v1.StatusRequest
-	50, // 52: keelblock.v1.Appliance.Stop:input_type -> keelblock.v1.StopRequest
-	52, // 53: keelblock.v1.Appliance.VaultStatus:input_type -> keelblock.v1.VaultStatusRequest
-	54, // 54: keelblock.v1.Appliance.Doctor:input_type -> keelblock.v1.DoctorRequest
-	0,  // 55: keelblock.v1.Disks.Create:output_type -> keelblock.v1.Disk
-	8,  // 56: keelblock.v1.Disks.List:output_type -> keelblock.v1.ListDisksResponse
-	0,  // 57: keelblock.v1.Disks.Get:output_type -> keelblock.v1.Disk
-	11, // 58: keelblock.v1.Disks.Delete:output_type -> keelblock.v1.DeleteDiskResponse
-	14, // 59: keelblock.v1.Disks.Map:output_type -> keelblock.v1.MapDiskResponse
-	1,  // 60: keelblock.v1.Machines.Create:output_type -> keelblock.v1.Machine
-	17, // 61: keelblock.v1.Machines.List:output_type -> keelblock.v1.ListMachinesResponse
-	1,  // 62: keelblock.v1.Machines.Get:output_type -> keelblock.v1.Machine
-	1,  // 63: keelblock.v1.Machines.Edit:output_type -> keelblock.v1.Machine
-	21, // 64: keelblock.v1.Machines.Delete:output_type -> keelblock.v1.DeleteMachineResponse
-	4,  // 65: keelblock.v1.Machines.Backup:output_type -> keelblock.v1.Job
-	24, // 66: keelblock.v1.RecoveryPoints.List:output_type -> keelblock.v1.ListPointsResponse
-	26, // 67: keelblock.v1.RecoveryPoints.Get:output_type -> keelblock.v1.GetPointResponse
-	3,  // 68: keelblock.v1.RecoveryPoints.Delete:output_type -> keelblock.v1.RecoveryPoint
-	3,  // 69: keelblock.v1.RecoveryPoints.Undelete:output_type -> keelblock.v1.RecoveryPoint
-	31, // 70: keelblock.v1.RecoveryPoints.Diff:output_type -> keelblock.v1.DiffPointsResponse
-	4,  // 71: keelblock.v1.RecoveryPoints.Verify:output_type -> keelblock.v1.Job
-	4,  // 72: keelblock.v1.RecoveryPoints.RestoreDisk:output_type -> keelblock.v1.Job
-	35, // 73: keelblock.v1.RecoveryPoints.OpenReader:output_type -> keelblock.v1.OpenReaderResponse
-	37, // 74: keelblock.v1.RecoveryPoints.CloseReader:output_type -> keelblock.v1.CloseReaderResponse
-	39, // 75: keelblock.v1.RecoveryPoints.Export:output_type -> keelblock.v1.ExportResponse
-	41, // 76: keelblock.v1.RecoveryPoints.Unexport:output_type -> keelblock.v1.UnexportResponse
-	43, // 77: keelblock.v1.Jobs.List:output_type -> keelblock.v1.ListJobsResponse
-	4,  // 78: keelblock.v1.Jobs.Get:output_type -> keelblock.v1.Job
-	4,  // 79: keelblock.v1.Jobs.Cancel:output_type -> keelblock.v1.Job
-	4,  // 80: keelblock.v1.Jobs.Watch:output_type -> keelblock.v1.Job
-	49, // 81: keelblock.v1.Appliance.Status:output_type -> keelblock.v1.StatusResponse
-	51, // 82: keelblock.v1.Appliance.Stop:output_type -> keelblock.v1.StopResponse
-	53, // 83: keelblock.v1.Appliance.VaultStatus:output_type -> keelblock.v1.VaultStatusResponse
-	56, // 84: keelblock.v1.Appliance.Doctor:output_type -> keelblock.v1.DoctorResponse
-	55, // [55:85] is the sub-list for method output_type
-	25, // [25:55] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	60, // 3: keelblock.v1.RecoveryPoint.deleted_at:type_name -> google.protobuf.Timestamp
+	60, // 4: keelblock.v1.RecoveryPoint.deleted_until:type_name -> google.protobuf.Timestamp
+	60, // 5: keelblock.v1.Job.started_at:type_name -> google.protobuf.Timestamp
+	60, // 6: keelblock.v1.Job.ended_at:type_name -> google.protobuf.Timestamp
+	5,  // 7: keelblock.v1.Job.sub_tasks:type_name -> keelblock.v1.SubTask
+	60, // 8: keelblock.v1.SubTask.started_at:type_name -> google.protobuf.Timestamp
+	60, // 9: keelblock.v1.SubTask.ended_at:type_name -> google.protobuf.Timestamp
+	0,  // 10: keelblock.v1.ListDisksResponse.disks:type_name -> keelblock.v1.Disk
+	13, // 11: keelblock.v1.MapDiskResponse.extents:type_name -> keelblock.v1.Extent
+	1,  // 12: keelblock.v1.ListMachinesResponse.machines:type_name -> keelblock.v1.Machine
+	3,  // 13: keelblock.v1.ListPointsResponse.points:type_name -> keelblock.v1.RecoveryPoint
+	3,  // 14: keelblock.v1.GetPointResponse.point:type_name -> keelblock.v1.RecoveryPoint
+	13, // 15: keelblock.v1.DiskDiff.extents:type_name -> keelblock.v1.Extent
+	30, // 16: keelblock.v1.DiffPointsResponse.disks:type_name -> keelblock.v1.DiskDiff
+	39, // 17: keelblock.v1.ListExportsResponse.exports:type_name -> keelblock.v1.ExportResponse
+	4,  // 18: keelblock.v1.ListJobsResponse.jobs:type_name -> keelblock.v1.Job
+	60, // 19: keelblock.v1.Alert.since:type_name -> google.protobuf.Timestamp
+	60, // 20: keelblock.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	0,  // 21: keelblock.v1.StatusResponse.disks:type_name -> keelblock.v1.Disk
+	1,  // 22: keelblock.v1.StatusResponse.machines:type_name -> keelblock.v1.Machine
+	3,  // 23: keelblock.v1.StatusResponse.last_points:type_name -> keelblock.v1.RecoveryPoint
+	51, // 24: keelblock.v1.StatusResponse.alerts:type_name -> keelblock.v1.Alert
+	56, // 25: keelblock.v1.StatusResponse.vault:type_name -> keelblock.v1.VaultStatusResponse
+	4,  // 26: keelblock.v1.StatusResponse.running_jobs:type_name -> keelblock.v1.Job
+	58, // 27: keelblock.v1.DoctorResponse.findings:type_name -> keelblock.v1.Finding
+	6,  // 28: keelblock.v1.Disks.Create:input_type -> keelblock.v1.CreateDiskRequest
+	7,  // 29: keelblock.v1.Disks.List:input_type -> keelblock.v1.ListDisksRequest
+	9,  // 30: keelblock.v1.Disks.Get:input_type -> keelblock.v1.GetDiskRequest
+	10, // 31: keelblock.v1.Disks.Delete:input_type -> keelblock.v1.DeleteDiskRequest
+	12, // 32: keelblock.v1.Disks.Map:input_type -> keelblock.v1.MapDiskRequest
+	15, // 33: keelblock.v1.Machines.Create:input_type -> keelblock.v1.CreateMachineRequest
+	16, // 34: keelblock.v1.Machines.List:input_type -> keelblock.v1.ListMachinesRequest
+	18, // 35: keelblock.v1.Machines.Get:input_type -> keelblock.v1.GetMachineRequest
+	19, // 36: keelblock.v1.Machines.Edit:input_type -> keelblock.v1.EditMachineRequest
+	20, // 37: keelblock.v1.Machines.Delete:input_type -> keelblock.v1.DeleteMachineRequest
+	22, // 38: keelblock.v1.Machines.Backup:input_type -> keelblock.v1.BackupRequest
+	23, // 39: keelblock.v1.RecoveryPoints.List:input_type -> keelblock.v1.ListPointsRequest
+	25, // 40: keelblock.v1.RecoveryPoints.Get:input_type -> keelblock.v1.GetPointRequest
+	27, // 41: keelblock.v1.RecoveryPoints.Delete:input_type -> keelblock.v1.DeletePointRequest
+	28, // 42: keelblock.v1.RecoveryPoints.Undelete:input_type -> keelblock.v1.UndeletePointRequest
+	29, // 43: keelblock.v1.RecoveryPoints.Diff:input_type -> keelblock.v1.DiffPointsRequest
+	32, // 44: keelblock.v1.RecoveryPoints.Verify:input_type -> keelblock.v1.VerifyRequest
+	33, // 45: keelblock.v1.RecoveryPoints.RestoreDisk:input_type -> keelblock.v1.RestoreDiskRequest
+	34, // 46: keelblock.v1.RecoveryPoints.OpenReader:input_type -> keelblock.v1.OpenReaderRequest
+	36, // 47: keelblock.v1.RecoveryPoints.CloseReader:input_type -> keelblock.v1.CloseReaderRequest
+	38, // 48: keelblock.v1.RecoveryPoints.Export:input_type -> keelblock.v1.ExportRequest
+	40, // 49: keelblock.v1.RecoveryPoints.Unexport:input_type -> keelblock.v1.UnexportRequest
+	42, // 50: keelblock.v1.RecoveryPoints.ListExports:input_type -> keelblock.v1.ListExportsRequest
+	44, // 51: keelblock.v1.Jobs.List:input_type -> keelblock.v1.ListJobsRequest
+	46, // 52: keelblock.v1.Jobs.Get:input_type -> keelblock.v1.GetJobRequest
+	47, // 53: keelblock.v1.Jobs.Cancel:input_type -> keelblock.v1.CancelJobRequest
+	48, // 54: keelblock.v1.Jobs.Watch:input_type -> keelblock.v1.WatchJobRequest
+	50, // 55: keelblock.v1.Appliance.Status:input_type -> keelblock.v1.StatusRequest
+	53, // 56: keelblock.v1.Appliance.Stop:input_type -> keelblock.v1.StopRequest
+	55, // 57: keelblock.v1.Appliance.VaultStatus:input_type -> keelblock.v1.VaultStatusRequest
+	57, // 58: keelblock.v1.Appliance.Doctor:input_type -> keelblock.v1.DoctorRequest
+	49, // 59: keelblock.v1.Appliance.RebuildIndex:input_type -> keelblock.v1.RebuildIndexRequest
+	0,  // 60: keelblock.v1.Disks.Create:output_type -> keelblock.v1.Disk
+	8,  // 61: keelblock.v1.Disks.List:output_type -> keelblock.v1.ListDisksResponse
+	0,  // 62: keelblock.v1.Disks.Get:output_type -> keelblock.v1.Disk
+	11, // 63: keelblock.v1.Disks.Delete:output_type -> keelblock.v1.DeleteDiskResponse
+	14, // 64: keelblock.v1.Disks.Map:output_type -> keelblock.v1.MapDiskResponse
+	1,  // 65: keelblock.v1.Machines.Create:output_type -> keelblock.v1.Machine
+	17, // 66: keelblock.v1.Machines.List:output_type -> keelblock.v1.ListMachinesResponse
+	1,  // 67: keelblock.v1.Machines.Get:output_type -> keelblock.v1.Machine
+	1,  // 68: keelblock.v1.Machines.Edit:output_type -> keelblock.v1.Machine
+	21, // 69: keelblock.v1.Machines.Delete:output_type -> keelblock.v1.DeleteMachineResponse
+	4,  // 70: keelblock.v1.Machines.Backup:output_type -> keelblock.v1.Job
+	24, // 71: keelblock.v1.RecoveryPoints.List:output_type -> keelblock.v1.ListPointsResponse
+	26, // 72: keelblock.v1.RecoveryPoints.Get:output_type -> keelblock.v1.GetPointResponse
+	3,  // 73: keelblock.v1.RecoveryPoints.Delete:output_type -> keelblock.v1.RecoveryPoint
+	3,  // 74: keelblock.v1.RecoveryPoints.Undelete:output_type -> keelblock.v1.RecoveryPoint
+	31, // 75: keelblock.v1.RecoveryPoints.Diff:output_type -> keelblock.v1.DiffPointsResponse
+	4,  // 76: keelblock.v1.RecoveryPoints.Verify:output_type -> keelblock.v1.Job
+	4,  // 77: keelblock.v1.RecoveryPoints.RestoreDisk:output_type -> keelblock.v1.Job
+	35, // 78: keelblock.v1.RecoveryPoints.OpenReader:output_type -> keelblock.v1.OpenReaderResponse
+	37, // 79: keelblock.v1.RecoveryPoints.CloseReader:output_type -> keelblock.v1.CloseReaderResponse
+	39, // 80: keelblock.v1.RecoveryPoints.Export:output_type -> keelblock.v1.ExportResponse
+	41, // 81: keelblock.v1.RecoveryPoints.Unexport:output_type -> keelblock.v1.UnexportResponse
+	43, // 82: keelblock.v1.RecoveryPoints.ListExports:output_type -> keelblock.v1.ListExportsResponse
+	45, // 83: keelblock.v1.Jobs.List:output_type -> keelblock.v1.ListJobsResponse
+	4,  // 84: keelblock.v1.Jobs.Get:output_type -> keelblock.v1.Job
+	4,  // 85: keelblock.v1.Jobs.Cancel:output_type -> keelblock.v1.Job
+	4,  // 86: keelblock.v1.Jobs.Watch:output_type -> keelblock.v1.Job
+	52, // 87: keelblock.v1.Appliance.Status:output_type -> keelblock.v1.StatusResponse
+	54, // 88: keelblock.v1.Appliance.Stop:output_type -> keelblock.v1.StopResponse
+	56, // 89: keelblock.v1.Appliance.VaultStatus:output_type -> keelblock.v1.VaultStatusResponse
+	59, // 90: keelblock.v1.Appliance.Doctor:output_type -> keelblock.v1.DoctorResponse
+	4,  // 91: keelblock.v1.Appliance.RebuildIndex:output_type -> keelblock.v1.Job
+	60, // [60:92] is the sub-list for method output_type
+	28, // [28:60] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_keelblock_proto_init() }
@@ -3865,7 +4045,7 @@ func file_keelblock_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keelblock_proto_rawDesc), len(file_keelblock_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   57,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

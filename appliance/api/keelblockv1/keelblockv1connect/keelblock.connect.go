@@ -99,6 +99,9 @@ const (
 	RecoveryPointsExportProcedure = "/keelblock.v1.RecoveryPoints/Export"
 	// RecoveryPointsUnexportProcedure is the fully-qualified name of the RecoveryPoints's Unexport RPC.
 	RecoveryPointsUnexportProcedure = "/keelblock.v1.RecoveryPoints/Unexport"
+	// RecoveryPointsListExportsProcedure is the fully-qualified name of the RecoveryPoints's
+	// ListExports RPC.
+	RecoveryPointsListExportsProcedure = "/keelblock.v1.RecoveryPoints/ListExports"
 	// JobsListProcedure is the fully-qualified name of the Jobs's List RPC.
 	JobsListProcedure = "/keelblock.v1.Jobs/List"
 	// JobsGetProcedure is the fully-qualified name of the Jobs's Get RPC.
@@ -115,6 +118,8 @@ const (
 	ApplianceVaultStatusProcedure = "/keelblock.v1.Appliance/VaultStatus"
 	// ApplianceDoctorProcedure is the fully-qualified name of the Appliance's Doctor RPC.
 	ApplianceDoctorProcedure = "/keelblock.v1.Appliance/Doctor"
+	// ApplianceRebuildIndexProcedure is the fully-qualified name of the Appliance's RebuildIndex RPC.
+	ApplianceRebuildIndexProcedure = "/keelblock.v1.Appliance/RebuildIndex"
 )
 
 // DisksClient is a client for the keelblock.v1.Disks service.
@@ -517,6 +522,8 @@ type RecoveryPointsClient interface {
 	// A named read-only export on nbd.sock, until Unexport.
 	Export(context.Context, *connect.Request[keelblockv1.ExportRequest]) (*connect.Response[keelblockv1.ExportResponse], error)
 	Unexport(context.Context, *connect.Request[keelblockv1.UnexportRequest]) (*connect.Response[keelblockv1.UnexportResponse], error)
+	// The named exports, by name.
+	ListExports(context.Context, *connect.Request[keelblockv1.ListExportsRequest]) (*connect.Response[keelblockv1.ListExportsResponse], error)
 }
 
 // NewRecoveryPointsClient constructs a client for the keelblock.v1.RecoveryPoints service. By
@@ -596,6 +603,12 @@ func NewRecoveryPointsClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(recoveryPointsMethods.ByName("Unexport")),
 			connect.WithClientOptions(opts...),
 		),
+		listExports: connect.NewClient[keelblockv1.ListExportsRequest, keelblockv1.ListExportsResponse](
+			httpClient,
+			baseURL+RecoveryPointsListExportsProcedure,
+			connect.WithSchema(recoveryPointsMethods.ByName("ListExports")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -612,6 +625,7 @@ type recoveryPointsClient struct {
 	closeReader *connect.Client[keelblockv1.CloseReaderRequest, keelblockv1.CloseReaderResponse]
 	export      *connect.Client[keelblockv1.ExportRequest, keelblockv1.ExportResponse]
 	unexport    *connect.Client[keelblockv1.UnexportRequest, keelblockv1.UnexportResponse]
+	listExports *connect.Client[keelblockv1.ListExportsRequest, keelblockv1.ListExportsResponse]
 }
 
 // List calls keelblock.v1.RecoveryPoints.List.
@@ -669,6 +683,11 @@ func (c *recoveryPointsClient) Unexport(ctx context.Context, req *connect.Reques
 	return c.unexport.CallUnary(ctx, req)
 }
 
+// ListExports calls keelblock.v1.RecoveryPoints.ListExports.
+func (c *recoveryPointsClient) ListExports(ctx context.Context, req *connect.Request[keelblockv1.ListExportsRequest]) (*connect.Response[keelblockv1.ListExportsResponse], error) {
+	return c.listExports.CallUnary(ctx, req)
+}
+
 // RecoveryPointsHandler is an implementation of the keelblock.v1.RecoveryPoints service.
 type RecoveryPointsHandler interface {
 	List(context.Context, *connect.Request[keelblockv1.ListPointsRequest]) (*connect.Response[keelblockv1.ListPointsResponse], error)
@@ -691,6 +710,8 @@ type RecoveryPointsHandler interface {
 	// A named read-only export on nbd.sock, until Unexport.
 	Export(context.Context, *connect.Request[keelblockv1.ExportRequest]) (*connect.Response[keelblockv1.ExportResponse], error)
 	Unexport(context.Context, *connect.Request[keelblockv1.UnexportRequest]) (*connect.Response[keelblockv1.UnexportResponse], error)
+	// The named exports, by name.
+	ListExports(context.Context, *connect.Request[keelblockv1.ListExportsRequest]) (*connect.Response[keelblockv1.ListExportsResponse], error)
 }
 
 // NewRecoveryPointsHandler builds an HTTP handler from the service implementation. It returns the
@@ -766,6 +787,12 @@ func NewRecoveryPointsHandler(svc RecoveryPointsHandler, opts ...connect.Handler
 		connect.WithSchema(recoveryPointsMethods.ByName("Unexport")),
 		connect.WithHandlerOptions(opts...),
 	)
+	recoveryPointsListExportsHandler := connect.NewUnaryHandler(
+		RecoveryPointsListExportsProcedure,
+		svc.ListExports,
+		connect.WithSchema(recoveryPointsMethods.ByName("ListExports")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/keelblock.v1.RecoveryPoints/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case RecoveryPointsListProcedure:
@@ -790,6 +817,8 @@ func NewRecoveryPointsHandler(svc RecoveryPointsHandler, opts ...connect.Handler
 			recoveryPointsExportHandler.ServeHTTP(w, r)
 		case RecoveryPointsUnexportProcedure:
 			recoveryPointsUnexportHandler.ServeHTTP(w, r)
+		case RecoveryPointsListExportsProcedure:
+			recoveryPointsListExportsHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -841,6 +870,10 @@ func (UnimplementedRecoveryPointsHandler) Export(context.Context, *connect.Reque
 
 func (UnimplementedRecoveryPointsHandler) Unexport(context.Context, *connect.Request[keelblockv1.UnexportRequest]) (*connect.Response[keelblockv1.UnexportResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.RecoveryPoints.Unexport is not implemented"))
+}
+
+func (UnimplementedRecoveryPointsHandler) ListExports(context.Context, *connect.Request[keelblockv1.ListExportsRequest]) (*connect.Response[keelblockv1.ListExportsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.RecoveryPoints.ListExports is not implemented"))
 }
 
 // JobsClient is a client for the keelblock.v1.Jobs service.
@@ -1002,6 +1035,9 @@ type ApplianceClient interface {
 	Stop(context.Context, *connect.Request[keelblockv1.StopRequest]) (*connect.Response[keelblockv1.StopResponse], error)
 	VaultStatus(context.Context, *connect.Request[keelblockv1.VaultStatusRequest]) (*connect.Response[keelblockv1.VaultStatusResponse], error)
 	Doctor(context.Context, *connect.Request[keelblockv1.DoctorRequest]) (*connect.Response[keelblockv1.DoctorResponse], error)
+	// Starts a job that makes the index of a closed vault anew from its packs and
+	// opens it.
+	RebuildIndex(context.Context, *connect.Request[keelblockv1.RebuildIndexRequest]) (*connect.Response[keelblockv1.Job], error)
 }
 
 // NewApplianceClient constructs a client for the keelblock.v1.Appliance service. By default, it
@@ -1039,15 +1075,22 @@ func NewApplianceClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 			connect.WithSchema(applianceMethods.ByName("Doctor")),
 			connect.WithClientOptions(opts...),
 		),
+		rebuildIndex: connect.NewClient[keelblockv1.RebuildIndexRequest, keelblockv1.Job](
+			httpClient,
+			baseURL+ApplianceRebuildIndexProcedure,
+			connect.WithSchema(applianceMethods.ByName("RebuildIndex")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // applianceClient implements ApplianceClient.
 type applianceClient struct {
-	status      *connect.Client[keelblockv1.StatusRequest, keelblockv1.StatusResponse]
-	stop        *connect.Client[keelblockv1.StopRequest, keelblockv1.StopResponse]
-	vaultStatus *connect.Client[keelblockv1.VaultStatusRequest, keelblockv1.VaultStatusResponse]
-	doctor      *connect.Client[keelblockv1.DoctorRequest, keelblockv1.DoctorResponse]
+	status       *connect.Client[keelblockv1.StatusRequest, keelblockv1.StatusResponse]
+	stop         *connect.Client[keelblockv1.StopRequest, keelblockv1.StopResponse]
+	vaultStatus  *connect.Client[keelblockv1.VaultStatusRequest, keelblockv1.VaultStatusResponse]
+	doctor       *connect.Client[keelblockv1.DoctorRequest, keelblockv1.DoctorResponse]
+	rebuildIndex *connect.Client[keelblockv1.RebuildIndexRequest, keelblockv1.Job]
 }
 
 // Status calls keelblock.v1.Appliance.Status.
@@ -1070,6 +1113,11 @@ func (c *applianceClient) Doctor(ctx context.Context, req *connect.Request[keelb
 	return c.doctor.CallUnary(ctx, req)
 }
 
+// RebuildIndex calls keelblock.v1.Appliance.RebuildIndex.
+func (c *applianceClient) RebuildIndex(ctx context.Context, req *connect.Request[keelblockv1.RebuildIndexRequest]) (*connect.Response[keelblockv1.Job], error) {
+	return c.rebuildIndex.CallUnary(ctx, req)
+}
+
 // ApplianceHandler is an implementation of the keelblock.v1.Appliance service.
 type ApplianceHandler interface {
 	Status(context.Context, *connect.Request[keelblockv1.StatusRequest]) (*connect.Response[keelblockv1.StatusResponse], error)
@@ -1077,6 +1125,9 @@ type ApplianceHandler interface {
 	Stop(context.Context, *connect.Request[keelblockv1.StopRequest]) (*connect.Response[keelblockv1.StopResponse], error)
 	VaultStatus(context.Context, *connect.Request[keelblockv1.VaultStatusRequest]) (*connect.Response[keelblockv1.VaultStatusResponse], error)
 	Doctor(context.Context, *connect.Request[keelblockv1.DoctorRequest]) (*connect.Response[keelblockv1.DoctorResponse], error)
+	// Starts a job that makes the index of a closed vault anew from its packs and
+	// opens it.
+	RebuildIndex(context.Context, *connect.Request[keelblockv1.RebuildIndexRequest]) (*connect.Response[keelblockv1.Job], error)
 }
 
 // NewApplianceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -1110,6 +1161,12 @@ func NewApplianceHandler(svc ApplianceHandler, opts ...connect.HandlerOption) (s
 		connect.WithSchema(applianceMethods.ByName("Doctor")),
 		connect.WithHandlerOptions(opts...),
 	)
+	applianceRebuildIndexHandler := connect.NewUnaryHandler(
+		ApplianceRebuildIndexProcedure,
+		svc.RebuildIndex,
+		connect.WithSchema(applianceMethods.ByName("RebuildIndex")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/keelblock.v1.Appliance/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ApplianceStatusProcedure:
@@ -1120,6 +1177,8 @@ func NewApplianceHandler(svc ApplianceHandler, opts ...connect.HandlerOption) (s
 			applianceVaultStatusHandler.ServeHTTP(w, r)
 		case ApplianceDoctorProcedure:
 			applianceDoctorHandler.ServeHTTP(w, r)
+		case ApplianceRebuildIndexProcedure:
+			applianceRebuildIndexHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1143,4 +1202,8 @@ func (UnimplementedApplianceHandler) VaultStatus(context.Context, *connect.Reque
 
 func (UnimplementedApplianceHandler) Doctor(context.Context, *connect.Request[keelblockv1.DoctorRequest]) (*connect.Response[keelblockv1.DoctorResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Appliance.Doctor is not implemented"))
+}
+
+func (UnimplementedApplianceHandler) RebuildIndex(context.Context, *connect.Request[keelblockv1.RebuildIndexRequest]) (*connect.Response[keelblockv1.Job], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Appliance.RebuildIndex is not implemented"))
 }
