@@ -22,6 +22,10 @@ type File interface {
 // ErrFull: the record does not fit any more; seal the pack and begin another.
 var ErrFull = errors.New("pack is full")
 
+// writerEntries bounds the records that a Writer puts into one pack, below what a
+// reader takes: their entries stay in memory until the pack is sealed.
+const writerEntries = 1 << 16
+
 // Writer appends records to a pack. See the package's comment for its rules.
 type Writer struct {
 	f      File
@@ -50,8 +54,10 @@ func NewWriter(f File, h Header, limit int64) (*Writer, error) {
 
 // Append writes one record: buf is RecordHeaderSize bytes for the header, which is
 // filled in, and the payload. It returns the record's entry. ErrFull when the record
-// and the seal do not fit below the limit; a pack always takes one record.
-func (w *Writer) Append(r *Record, buf []byte) (Entry, error) {
+// and the seal do not fit below the limit, or the pack is sealed; an empty pack takes
+// any record. placed, when not nil, is called once the record's place is known and
+// before it is written: what Sync and Seal report as theirs has been placed.
+func (w *Writer) Append(r *Record, buf []byte, placed func(Entry)) (Entry, error) {
 	if !w.header.Class.Holds(r.Kind) {
 		return Entry{}, fmt.Errorf("append kind %d to a %v pack: %w", r.Kind, w.header.Class, dedupe.ErrUnknownFormat)
 	}
@@ -63,6 +69,9 @@ func (w *Writer) Append(r *Record, buf []byte) (Entry, error) {
 	e, err := w.reserve(r, int64(len(buf)))
 	if err != nil {
 		return e, err
+	}
+	if placed != nil {
+		placed(e)
 	}
 	if _, err := w.f.WriteAt(buf, e.Offset); err != nil {
 		return e, w.fail(fmt.Errorf("write pack %v at %d: %w", w.header.ID, e.Offset, err))
@@ -78,7 +87,7 @@ func (w *Writer) reserve(r *Record, n int64) (Entry, error) {
 		return Entry{}, w.err
 	}
 	// One page more than the seal: a pad up to the next page may come between.
-	if len(w.entries) > 0 && (w.end+n+PageSize+RecordHeaderSize+SealSize(len(w.entries)+1) > w.limit || len(w.entries) >= MaxEntries) {
+	if len(w.entries) > 0 && (w.end+n+PageSize+RecordHeaderSize+SealSize(len(w.entries)+1) > w.limit || len(w.entries) >= writerEntries) {
 		return Entry{}, ErrFull
 	}
 	e := entryOf(r, w.end)
@@ -99,14 +108,15 @@ func (w *Writer) fail(err error) error {
 }
 
 // Sync pads the pack to the next page and makes durable all that was appended
-// before. Appends meanwhile wait.
-func (w *Writer) Sync() error {
+// before; appends meanwhile wait. It returns how many records that is and where they
+// end.
+func (w *Writer) Sync() (records int, end int64, err error) {
 	w.flight.Lock()
 	defer w.flight.Unlock()
 	if err := w.pad(); err != nil {
-		return err
+		return 0, 0, err
 	}
-	return w.sync()
+	return len(w.entries), w.end, w.sync()
 }
 
 func (w *Writer) sync() error {
@@ -190,7 +200,9 @@ func (w *Writer) Seal() error {
 	if err := w.seal(); err != nil {
 		return w.fail(fmt.Errorf("seal pack %v: %w", w.header.ID, err))
 	}
-	w.err = fmt.Errorf("pack %v is sealed: %w", w.header.ID, dedupe.ErrClosed)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.err = fmt.Errorf("pack %v is sealed: %w", w.header.ID, ErrFull)
 	return nil
 }
 

@@ -1,0 +1,413 @@
+package blockstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/keelblock/keelblock/dedupe"
+	"github.com/keelblock/keelblock/dedupe/pack"
+)
+
+const (
+	digestShards = 256
+	// sealingPacks bounds the full packs of a batch that are being synced and
+	// indexed while it goes on with another one: a put waits when there are more.
+	sealingPacks = 2
+	// touchedEntries bounds the entries verified by a batch whose new epoch is not
+	// in the index yet.
+	touchedEntries = 4096
+)
+
+// Batch is a dedupe.Batch of a Store.
+type Batch struct {
+	s      *Store
+	shards [digestShards]shard
+	data   stream
+	meta   stream
+
+	mu      sync.Mutex
+	done    bool
+	err     error           // the first one that fails the batch for good
+	touched map[entry]place // verified entries to be rewritten with this epoch
+}
+
+// entry names what a place belongs to.
+type entry struct {
+	kind   dedupe.Kind
+	digest dedupe.Digest
+}
+
+// shard holds the batch's places of a part of all digests.
+type shard struct {
+	digest sync.Mutex // held from "held?" until the record is placed
+
+	mu     sync.Mutex
+	places map[entry]place // of records that are not in the index yet
+}
+
+// stream is the packs of one class that a batch writes, one after the other.
+type stream struct {
+	class pack.Class
+
+	mu      sync.Mutex
+	cur     *openPack
+	sealing []*sealing
+	slots   chan struct{}
+}
+
+// sealing is a full pack on its way into the index.
+type sealing struct {
+	done chan struct{}
+	err  error // set before done is closed
+}
+
+var _ dedupe.Batch = (*Batch)(nil)
+
+func newBatch(s *Store) *Batch {
+	return &Batch{s: s, touched: make(map[entry]place),
+		data: stream{class: pack.ClassData, slots: make(chan struct{}, sealingPacks)},
+		meta: stream{class: pack.ClassMetadata, slots: make(chan struct{}, sealingPacks)}}
+}
+
+func (b *Batch) shard(d dedupe.Digest) *shard { return &b.shards[d[0]] }
+
+// pending is the place of a record that the batch put and the index does not have.
+func (b *Batch) pending(kind dedupe.Kind, d dedupe.Digest) (place, bool) {
+	sh := b.shard(d)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	p, ok := sh.places[entry{kind, d}]
+	return p, ok
+}
+
+// enter begins a put; b.s.leave ends it.
+func (b *Batch) enter(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	done, err := b.done, b.err
+	b.mu.Unlock()
+	if done {
+		return dedupe.ErrClosed
+	}
+	if err != nil {
+		return err
+	}
+	return b.s.enter()
+}
+
+// fail makes err the batch's error for good.
+func (b *Batch) fail(err error) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.err == nil {
+		b.err = err
+	}
+	return err
+}
+
+// PutBlock implements dedupe.Batch.
+func (b *Batch) PutBlock(ctx context.Context, p []byte) (dedupe.Put, error) {
+	if len(p) != b.s.sb.BlockSize {
+		return dedupe.Put{}, fmt.Errorf("put block of %d bytes, want %d", len(p), b.s.sb.BlockSize)
+	}
+	if err := b.enter(ctx); err != nil {
+		return dedupe.Put{}, fmt.Errorf("put block: %w", err)
+	}
+	defer b.s.leave()
+	d := dedupe.Sum(p)
+	put, err := b.putContent(ctx, dedupe.KindBlock, 0, d, p)
+	if err != nil {
+		return put, fmt.Errorf("put block %v: %w", d, err)
+	}
+	c := &b.s.counts
+	c.putBlocks.Add(1)
+	if put.New {
+		c.newBlocks.Add(1)
+		c.newRawBytes.Add(int64(len(p)))
+		c.newBytes.Add(put.StoredBytes)
+	}
+	return put, nil
+}
+
+// PutNode implements dedupe.Batch.
+func (b *Batch) PutNode(ctx context.Context, level int, children *[dedupe.FanOut]dedupe.Digest) (dedupe.Put, error) {
+	if level < 0 || level >= dedupe.MaxDepth {
+		return dedupe.Put{}, fmt.Errorf("put node of level %d, want 0 to %d", level, dedupe.MaxDepth-1)
+	}
+	if err := b.enter(ctx); err != nil {
+		return dedupe.Put{}, fmt.Errorf("put node: %w", err)
+	}
+	defer b.s.leave()
+	var content [pack.NodeSize]byte
+	pack.EncodeNode(content[:], children)
+	d := dedupe.NodeSum(level, children)
+	put, err := b.putContent(ctx, dedupe.KindNode, uint8(level), d, content[:])
+	if err != nil {
+		return put, fmt.Errorf("put node %v: %w", d, err)
+	}
+	return put, nil
+}
+
+// putContent stores content unless it is held. Two puts of one digest do it once:
+// the second waits for the first's record to be in its pack.
+func (b *Batch) putContent(ctx context.Context, kind dedupe.Kind, level uint8, d dedupe.Digest, content []byte) (dedupe.Put, error) {
+	put := dedupe.Put{Digest: d}
+	sh := b.shard(d)
+	sh.digest.Lock()
+	defer sh.digest.Unlock()
+	held, err := b.held(kind, d)
+	if held || err != nil {
+		return put, err
+	}
+	e, _, err := b.appendRecord(ctx, kind, level, d, content)
+	if err != nil {
+		return put, err
+	}
+	put.New, put.StoredBytes = true, e.Size()
+	return put, nil
+}
+
+// held reports whether content is in this batch, or synced and verified since the
+// last unclean stop (B2). An entry of an earlier epoch is verified now, and believed
+// from now on. One that does not verify is not held.
+func (b *Batch) held(kind dedupe.Kind, d dedupe.Digest) (bool, error) {
+	if _, ok := b.pending(kind, d); ok {
+		return true, nil
+	}
+	p, ok, err := b.s.index.lookup(kind, d)
+	if err != nil || !ok {
+		return false, err
+	}
+	if p.epoch == b.s.Epoch() {
+		return b.s.reaches(p), nil
+	}
+	if b.isTouched(kind, d) {
+		return true, nil
+	}
+	buf := b.s.codec.buffer(b.s.sb.BlockSize)
+	defer b.s.codec.put(buf)
+	if _, err := b.s.read(p, kind, d, (*buf)[:0]); err != nil {
+		if !errors.Is(err, dedupe.ErrCorrupt) && !errors.Is(err, dedupe.ErrNotFound) {
+			return false, err
+		}
+		b.s.log.Warn("stored again: its record does not verify", "vault", b.s.dir, "err", err)
+		return false, nil
+	}
+	return true, b.touch(kind, d, p)
+}
+
+// reaches reports whether the pack of a believed entry is there and long enough: a
+// pack that somebody deleted or cut holds nothing.
+func (s *Store) reaches(p place) bool {
+	f, _, err := s.openPackFile(p.pack)
+	if err != nil {
+		return false
+	}
+	defer s.files.release(f)
+	st, err := f.f.Stat()
+	return err == nil && st.Size() >= int64(p.offset)+p.size()
+}
+
+func (b *Batch) isTouched(kind dedupe.Kind, d dedupe.Digest) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	_, ok := b.touched[entry{kind, d}]
+	return ok
+}
+
+// touch notes that an entry was verified in this epoch.
+func (b *Batch) touch(kind dedupe.Kind, d dedupe.Digest, p place) error {
+	p.epoch = b.s.Epoch()
+	b.mu.Lock()
+	b.touched[entry{kind, d}] = p
+	full := len(b.touched) >= touchedEntries
+	b.mu.Unlock()
+	if !full {
+		return nil
+	}
+	return b.writeTouched()
+}
+
+// writeTouched enters the verified entries' new epoch into the index. They stay
+// believed by this batch meanwhile.
+func (b *Batch) writeTouched() error {
+	b.mu.Lock()
+	list := b.touched
+	b.touched = make(map[entry]place)
+	b.mu.Unlock()
+	if len(list) == 0 {
+		return nil
+	}
+	return b.s.index.update(func(c *change) error {
+		for e, p := range list {
+			if err := c.setPlace(e.kind, e.digest, p, false); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// appendRecord compresses content and appends it to the batch's pack of its kind. It
+// returns the record's entry and the pack's number.
+func (b *Batch) appendRecord(ctx context.Context, kind dedupe.Kind, level uint8, d dedupe.Digest, content []byte) (pack.Entry, uint32, error) {
+	buf := b.s.codec.buffer(len(content))
+	defer b.s.codec.put(buf)
+	rec := pack.Record{Kind: kind, Level: level, Domain: b.s.Domain(), Digest: d, LogicalLength: uint32(len(content))}
+	*buf, rec.Codec = b.s.codec.appendPayload(*buf, content)
+	st := &b.data
+	if pack.ClassOf(kind) == pack.ClassMetadata {
+		st = &b.meta
+	}
+	for {
+		p, err := b.current(ctx, st)
+		if err != nil {
+			return pack.Entry{}, 0, err
+		}
+		e, err := p.w.Append(&rec, *buf, func(e pack.Entry) { b.placed(p.number, &e) })
+		if err == nil {
+			return e, p.number, nil
+		}
+		if !errors.Is(err, pack.ErrFull) {
+			return e, 0, b.fail(err)
+		}
+		if err := b.roll(ctx, st, p); err != nil {
+			return e, 0, err
+		}
+	}
+}
+
+// placed remembers a record until the index has it.
+func (b *Batch) placed(number uint32, e *pack.Entry) {
+	if e.Kind != dedupe.KindBlock && e.Kind != dedupe.KindNode {
+		return
+	}
+	sh := b.shard(e.Digest)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if sh.places == nil {
+		sh.places = make(map[entry]place)
+	}
+	sh.places[entry{e.Kind, e.Digest}] = placeOf(number, b.s.Epoch(), e)
+}
+
+// forget drops places that the index has now.
+func (b *Batch) forget(entries []pack.Entry) {
+	for i := range entries {
+		e := &entries[i]
+		sh := b.shard(e.Digest)
+		sh.mu.Lock()
+		delete(sh.places, entry{e.Kind, e.Digest})
+		sh.mu.Unlock()
+	}
+}
+
+// current is the pack that the stream appends to.
+func (b *Batch) current(ctx context.Context, st *stream) (*openPack, error) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.cur != nil {
+		return st.cur, nil
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	p, err := b.s.takePack(st.class)
+	if err != nil {
+		return nil, err
+	}
+	st.cur = p
+	return p, nil
+}
+
+// roll takes a full pack out of its stream and has it sealed and indexed. For data
+// that goes on beside the puts. Nodes are entered only after every block that was
+// put before them, so a full metadata pack is done before the put goes on; with
+// 8 MiB of disk below a node, that is once in some 64 GiB.
+func (b *Batch) roll(ctx context.Context, st *stream, full *openPack) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.cur != full {
+		return nil // another put did it
+	}
+	if st == &b.meta {
+		if err := b.flushData(); err != nil {
+			return b.fail(err)
+		}
+		entries, err := b.s.sealPack(full)
+		if err != nil {
+			return b.fail(err)
+		}
+		st.cur = nil
+		b.forget(entries)
+		return nil
+	}
+	select {
+	case st.slots <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	st.cur = nil
+	job := &sealing{done: make(chan struct{})}
+	st.sealing = append(st.finishedLocked(), job)
+	go func() { // waited for by flushData, which Commit and Abort call
+		defer close(job.done)
+		entries, err := b.s.sealPack(full)
+		<-st.slots
+		if err != nil {
+			job.err = b.fail(err)
+			return
+		}
+		b.forget(entries)
+	}()
+	return nil
+}
+
+// finishedLocked drops what has been sealed well from the list.
+func (st *stream) finishedLocked() []*sealing {
+	left := st.sealing[:0]
+	for _, job := range st.sealing {
+		select {
+		case <-job.done:
+			if job.err == nil {
+				continue
+			}
+		default:
+		}
+		left = append(left, job)
+	}
+	return left
+}
+
+// waitLocked waits for the packs being sealed. The stream's lock is held.
+func (st *stream) waitLocked() error {
+	var errs []error
+	for _, job := range st.sealing {
+		<-job.done
+		errs = append(errs, job.err)
+	}
+	return errors.Join(errs...)
+}
+
+// flushData makes every block put so far durable and enters it into the index.
+func (b *Batch) flushData() error {
+	st := &b.data
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if err := st.waitLocked(); err != nil {
+		return err
+	}
+	if st.cur == nil {
+		return nil
+	}
+	entries, err := b.s.indexPack(st.cur)
+	if err != nil {
+		return err
+	}
+	b.forget(entries)
+	return nil
+}

@@ -1,0 +1,46 @@
+// Package blockstore is the vault's store: packs hold the payload, a Badger index
+// says where. It implements dedupe.Store and dedupe.Batch.
+//
+// # Place in the data path
+//
+//	ingest → Batch.PutBlock → digest → held? → compress → pack (append)
+//	recovery point, verify → Store.Get → index → pack (read) → checked bytes
+//
+// Badger holds only digests and places: an LSM tree is the wrong home for payload,
+// and Badger's value log loses it (tools/decisions has the tests). The index is a
+// cache of what the packs say: [RebuildIndex] makes it anew from them.
+//
+// # What a commit is
+//
+// A commit ends with a publication, a record that lists its manifests and notes.
+// Everything it reaches was made durable before it was written, so once it is durable
+// itself the commit has happened; the transaction of the index that follows only
+// shows it. After an unclean stop [Open] reads the packs that were not sealed,
+// indexes what verifies, and applies publications that the index does not know. A
+// commit that returns an error after its publication was written cancels it by
+// another one.
+//
+// # What held means
+//
+// PutBlock answers "have it" only for a record of the same batch, or for one that is
+// synced and either was written since the last unclean stop or is read back and
+// verified now, once. The number of unclean stops, the epoch, is part of each index
+// entry; an entry of an older epoch is verified before it is believed, and rewritten
+// with the present one. An entry whose record does not verify is not held: the block
+// is stored again, and that heals it.
+//
+// # Memory and space
+//
+// A batch keeps places of what is not in the index yet: those of its unfinished
+// packs and of at most two that are being sealed. Packs are preallocated, so that a
+// full disk is an error of one call, not of a sync later; free space is read before
+// each of them and before each write of the index, because Badger dies of SIGBUS on
+// a full file system.
+//
+// # Locks
+//
+// In this order: a batch's digest shard; its stream of packs; Store.publishing;
+// index.mu; Store.mu; the file cache's. A digest shard is held from the question
+// "held?" until the record is in its pack, over the read of a record to be verified
+// and over compression, so that two puts of one block store it once; there are 256.
+package blockstore

@@ -1,0 +1,258 @@
+package blockstore
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/keelblock/keelblock/dedupe"
+	"github.com/keelblock/keelblock/dedupe/pack"
+)
+
+// kindName is what errors call a kind.
+func kindName(k dedupe.Kind) string {
+	switch k {
+	case dedupe.KindBlock:
+		return "block"
+	case dedupe.KindNode:
+		return "node"
+	case dedupe.KindManifest:
+		return "manifest"
+	case dedupe.KindNote:
+		return "note"
+	}
+	return fmt.Sprintf("kind %d", k)
+}
+
+// Get implements dedupe.Store. Blocks and nodes of open batches are found too.
+func (s *Store) Get(ctx context.Context, kind dedupe.Kind, d dedupe.Digest, buf []byte) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := s.enter(); err != nil {
+		return nil, err
+	}
+	defer s.leave()
+	p, ok, err := s.find(kind, d)
+	if err != nil {
+		return nil, fmt.Errorf("get %s %v: %w", kindName(kind), d, err)
+	}
+	if !ok {
+		return nil, fmt.Errorf("get %s %v: %w", kindName(kind), d, dedupe.ErrNotFound)
+	}
+	content, err := s.read(p, kind, d, buf)
+	if err == nil {
+		return content, nil
+	}
+	// Its record may have moved meanwhile: look once more.
+	if again, ok, _ := s.find(kind, d); ok && (again.pack != p.pack || again.offset != p.offset) {
+		return s.read(again, kind, d, buf)
+	}
+	return nil, err
+}
+
+// find is the place of a block, node or published manifest. Open batches are asked
+// first: an entry is in the index before it leaves its batch.
+func (s *Store) find(kind dedupe.Kind, d dedupe.Digest) (place, bool, error) {
+	if kind < dedupe.KindBlock || kind > dedupe.KindManifest {
+		return place{}, false, nil
+	}
+	if kind != dedupe.KindManifest {
+		s.mu.Lock()
+		for b := range s.batches {
+			if p, ok := b.pending(kind, d); ok {
+				s.mu.Unlock()
+				return p, true, nil
+			}
+		}
+		s.mu.Unlock()
+	}
+	return s.index.lookup(kind, d)
+}
+
+// read returns the verified content of a record. Errors name the digest and the
+// pack; everything that is not what it should be is counted.
+func (s *Store) read(p place, kind dedupe.Kind, d dedupe.Digest, buf []byte) ([]byte, error) {
+	content, id, err := s.readUnnamed(p, kind, d, buf)
+	s.counts.readBlocks.Add(1)
+	if err == nil {
+		return content, nil
+	}
+	if errors.Is(err, dedupe.ErrCorrupt) || errors.Is(err, dedupe.ErrNotFound) {
+		s.counts.corruptBlocks.Add(1)
+	}
+	return nil, fmt.Errorf("%s %v in pack %v at %d: %w", kindName(kind), d, id, p.offset, err)
+}
+
+func (s *Store) readUnnamed(p place, kind dedupe.Kind, d dedupe.Digest, buf []byte) (content []byte, id pack.ID, err error) {
+	f, id, err := s.openPackFile(p.pack)
+	if err != nil {
+		return nil, id, err
+	}
+	defer s.files.release(f)
+	scratch := s.codec.buffer(int(p.stored))
+	defer s.codec.put(scratch)
+	rec, payload, grown, err := pack.ReadRecord(f.f, int64(p.offset), p.stored, *scratch)
+	*scratch = grown
+	if err != nil {
+		return nil, id, err
+	}
+	if rec.Kind != kind || rec.Digest != d || rec.StoredLength != p.stored {
+		return nil, id, fmt.Errorf("record there is %s %v: %w", kindName(rec.Kind), rec.Digest, dedupe.ErrCorrupt)
+	}
+	if want := s.contentSize(kind); want != 0 && int(rec.LogicalLength) != want {
+		return nil, id, fmt.Errorf("content of %d bytes, want %d: %w", rec.LogicalLength, want, dedupe.ErrCorrupt)
+	}
+	if content, err = s.codec.decode(&rec, payload, buf); err != nil {
+		return nil, id, err
+	}
+	sum, err := pack.Sum(kind, rec.Level, content)
+	if err != nil {
+		return nil, id, err
+	}
+	if sum != d {
+		return nil, id, fmt.Errorf("content has digest %v: %w", sum, dedupe.ErrCorrupt)
+	}
+	return content, id, nil
+}
+
+// contentSize is the length of every content of a kind, or 0 when it varies.
+func (s *Store) contentSize(kind dedupe.Kind) int {
+	switch kind {
+	case dedupe.KindBlock:
+		return s.sb.BlockSize
+	case dedupe.KindNode:
+		return pack.NodeSize
+	}
+	return 0
+}
+
+// openPackFile opens a pack for reading; s.files.release must follow. A pack whose
+// file is missing is dedupe.ErrNotFound: its records are absent.
+func (s *Store) openPackFile(number uint32) (*cachedFile, pack.ID, error) {
+	var id pack.ID
+	row, ok, err := s.packRow(number)
+	if err != nil {
+		return nil, id, err
+	}
+	if !ok {
+		return nil, id, fmt.Errorf("pack number %d is not in the index: %w", number, dedupe.ErrNotFound)
+	}
+	f, err := s.files.acquire(number, func() (*os.File, error) { return os.Open(s.packPath(row.id)) })
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, row.id, fmt.Errorf("pack is missing: %w", dedupe.ErrNotFound)
+	}
+	return f, row.id, err
+}
+
+// packRow is a pack's row, also of one that is only in an open batch.
+func (s *Store) packRow(number uint32) (packRow, bool, error) {
+	if p := s.writing.find(number); p != nil {
+		return packRow{number: number, id: p.id, class: p.class, state: packOpen}, true, nil
+	}
+	return s.index.pack(number)
+}
+
+func (s *Store) packPath(id pack.ID) string {
+	return filepath.Join(s.dir, packsName, packName(id))
+}
+
+// Locate says where a block, node or published manifest is stored: the path of its
+// pack, the offset of its record there, and the record's length with its header.
+func (s *Store) Locate(d dedupe.Digest) (path string, off, length int64, err error) {
+	if err := s.enter(); err != nil {
+		return "", 0, 0, err
+	}
+	defer s.leave()
+	for _, kind := range []dedupe.Kind{dedupe.KindBlock, dedupe.KindNode, dedupe.KindManifest} {
+		p, ok, err := s.find(kind, d)
+		if err != nil {
+			return "", 0, 0, fmt.Errorf("locate %v: %w", d, err)
+		}
+		if !ok {
+			continue
+		}
+		row, ok, err := s.packRow(p.pack)
+		if err != nil || !ok {
+			return "", 0, 0, fmt.Errorf("locate %v: pack number %d: %w", d, p.pack, errors.Join(err, dedupe.ErrNotFound))
+		}
+		return s.packPath(row.id), int64(p.offset), p.size(), nil
+	}
+	return "", 0, 0, fmt.Errorf("locate %v: %w", d, dedupe.ErrNotFound)
+}
+
+// errStop ends a scan of the index early.
+var errStop = errors.New("stop")
+
+// Manifests implements dedupe.Store.
+func (s *Store) Manifests(ctx context.Context, yield func(dedupe.Digest) bool) error {
+	if err := s.enter(); err != nil {
+		return err
+	}
+	defer s.leave()
+	err := s.index.scan(prefixManifest, func(key, _ []byte) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if len(key) != 1+dedupe.DigestSize {
+			return fmt.Errorf("index key %x: %w", key, dedupe.ErrCorrupt)
+		}
+		if !yield(dedupe.Digest(key[1:])) {
+			return errStop
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errStop) {
+		return fmt.Errorf("list manifests: %w", err)
+	}
+	return nil
+}
+
+// Notes implements dedupe.Store. A note that does not verify ends the listing with
+// dedupe.ErrCorrupt: leaving out a deletion or a hold would change what it is about.
+func (s *Store) Notes(ctx context.Context, yield func(dedupe.Note) bool) error {
+	if err := s.enter(); err != nil {
+		return err
+	}
+	defer s.leave()
+	err := s.index.scan(prefixNote, func(key, val []byte) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := s.readNote(key, val)
+		if err != nil {
+			return err
+		}
+		if !yield(n) {
+			return errStop
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errStop) {
+		return fmt.Errorf("list notes: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) readNote(key, val []byte) (dedupe.Note, error) {
+	if len(key) != 9 || len(val) != placeSize+dedupe.DigestSize {
+		return dedupe.Note{}, fmt.Errorf("index entry of note %x: %w", key, dedupe.ErrCorrupt)
+	}
+	p, err := decodePlace(val)
+	if err != nil {
+		return dedupe.Note{}, err
+	}
+	content, err := s.read(p, dedupe.KindNote, dedupe.Digest(val[placeSize:]), nil)
+	if err != nil {
+		return dedupe.Note{}, err
+	}
+	n, err := pack.DecodeNote(content)
+	if err == nil && n.Sequence != binary.BigEndian.Uint64(key[1:]) {
+		err = fmt.Errorf("note %d where %d should be: %w", n.Sequence, binary.BigEndian.Uint64(key[1:]), dedupe.ErrCorrupt)
+	}
+	return n, err
+}

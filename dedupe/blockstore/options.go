@@ -1,0 +1,101 @@
+package blockstore
+
+import (
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/keelblock/keelblock/dedupe"
+	"github.com/keelblock/keelblock/dedupe/pack"
+)
+
+// Compression is how new records are compressed. Readers read all of them.
+type Compression uint8
+
+// The compressions.
+const (
+	// CompressionZstd, the default: zstd at its fastest level.
+	CompressionZstd Compression = iota
+	// CompressionS2 is some seven times faster and saves less.
+	CompressionS2
+	// CompressionNone stores blocks as they are.
+	CompressionNone
+)
+
+// DefaultPackBytes is the size of a pack. Small enough that a half-written one is
+// read in a tenth of a second, large enough that a 1 TiB vault has 32 768 of them.
+const DefaultPackBytes = 32 << 20
+
+// Limits of Options.PackBytes.
+const (
+	MinPackBytes = 2 << 20
+	MaxPackBytes = 1 << 30
+)
+
+// Options of Create, Open and RebuildIndex. The zero value is usable everywhere.
+type Options struct {
+	// BlockSize of a new vault; zero is dedupe.DefaultBlockSize. When a vault is
+	// opened it must be zero or the vault's.
+	BlockSize int
+	// Domain that new blocks are made in. Zero makes a random one in Create, and
+	// takes the vault's in Open; another one than the vault's is refused.
+	Domain dedupe.DomainID
+	// ReadOnly opens without changing a byte of the vault, also while another
+	// process has it open or after an unclean stop. What is published at this
+	// moment is seen, what comes later is not.
+	ReadOnly bool
+	// Compression of new records.
+	Compression Compression
+	// ReserveBytes of the file system stay free: below it nothing new is stored.
+	// A small part is always kept for the index, also when this is zero.
+	ReserveBytes int64
+	// PackBytes is the size of new packs; zero is DefaultPackBytes.
+	PackBytes int64
+	// ScratchDir is where a read-only Open builds an index when it cannot use the
+	// vault's; empty is os.TempDir. It is removed by Close.
+	ScratchDir string
+	// Logger gets what an operator should know; nil is silent.
+	Logger *slog.Logger
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
+
+	// hook, when not nil, is called before each system call that changes or syncs
+	// a file, with its name and the file's, and may fail it: tests cut the power
+	// and fill the disk here.
+	hook func(op, name string) error
+}
+
+func (o Options) withDefaults() Options {
+	if o.PackBytes == 0 {
+		o.PackBytes = DefaultPackBytes
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.hook == nil {
+		o.hook = func(string, string) error { return nil }
+	}
+	return o
+}
+
+// Validate names the first field that is out of its limits.
+func (o Options) Validate() error {
+	if o.BlockSize != 0 {
+		if err := pack.CheckBlockSize(o.BlockSize); err != nil {
+			return err
+		}
+	}
+	if o.PackBytes != 0 && (o.PackBytes < MinPackBytes || o.PackBytes > MaxPackBytes) {
+		return fmt.Errorf("pack size %d: want %d to %d", o.PackBytes, int64(MinPackBytes), int64(MaxPackBytes))
+	}
+	if o.ReserveBytes < 0 {
+		return fmt.Errorf("reserve %d: want 0 or more", o.ReserveBytes)
+	}
+	if o.Compression > CompressionNone {
+		return fmt.Errorf("compression %d: want 0 to %d", o.Compression, CompressionNone)
+	}
+	return nil
+}

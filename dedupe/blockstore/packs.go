@@ -1,0 +1,230 @@
+package blockstore
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/keelblock/keelblock/dedupe/pack"
+)
+
+// openPack is a pack that can be appended to. It belongs to one batch at a time, or
+// to the pool.
+type openPack struct {
+	number uint32
+	id     pack.ID
+	class  pack.Class
+	file   packFile
+	w      *pack.Writer
+	// indexed counts the entries that are durable in the index, and durable is the
+	// offset behind them: what Rollback may not touch.
+	indexed int
+	durable int64
+	known   bool // has a row in the index
+}
+
+func (p *openPack) row(state packState) packRow {
+	return packRow{number: p.number, id: p.id, class: p.class, state: state, end: p.durable}
+}
+
+// writingPacks are the open packs by number, for readers.
+type writingPacks struct {
+	mu    sync.RWMutex
+	packs map[uint32]*openPack
+}
+
+func (t *writingPacks) find(number uint32) *openPack {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.packs[number]
+}
+
+func (t *writingPacks) add(p *openPack) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.packs == nil {
+		t.packs = make(map[uint32]*openPack)
+	}
+	t.packs[p.number] = p
+}
+
+func (t *writingPacks) remove(p *openPack) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.packs, p.number)
+}
+
+// takePack is a preallocated pack with room, from the pool or new.
+func (s *Store) takePack(class pack.Class) (*openPack, error) {
+	s.mu.Lock()
+	var p *openPack
+	if list := s.pool[class]; len(list) > 0 {
+		p = list[len(list)-1]
+		s.pool[class] = list[:len(list)-1]
+	}
+	s.mu.Unlock()
+	if p == nil {
+		return s.newPack(class)
+	}
+	err := s.checkPackRoom(s.o.PackBytes - p.w.End())
+	if err == nil {
+		err = p.file.allocate(p.w.End(), s.o.PackBytes)
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.returnPack(p))
+	}
+	return p, nil
+}
+
+// newPack makes a pack, preallocated, with its name durable.
+func (s *Store) newPack(class pack.Class) (_ *openPack, err error) {
+	if err := s.checkPackRoom(s.o.PackBytes); err != nil {
+		return nil, err
+	}
+	number, err := s.index.numberPack()
+	if err != nil {
+		return nil, err
+	}
+	var id pack.ID
+	rand.Read(id[:])
+	path := s.packPath(id)
+	if err := s.o.hook("create", path); err != nil {
+		return nil, noSpace(err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("make pack: %w", noSpace(err))
+	}
+	p := &openPack{number: number, id: id, class: class, file: packFile{f, s.o.hook}, durable: pack.HeaderSize}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close(), os.Remove(path))
+		}
+	}()
+	if err := p.file.allocate(0, s.o.PackBytes); err != nil {
+		return nil, fmt.Errorf("make pack: %w", err)
+	}
+	p.w, err = pack.NewWriter(p.file, pack.Header{Class: class, ID: id, Vault: s.sb.Vault, Domain: s.Domain(), Created: s.o.Now()}, s.o.PackBytes)
+	if err != nil {
+		return nil, err
+	}
+	if err := syncDir(filepath.Join(s.dir, packsName), s.o.hook); err != nil {
+		return nil, fmt.Errorf("sync packs folder: %w", err)
+	}
+	s.writing.add(p)
+	return p, nil
+}
+
+// indexPack syncs a pack and enters its records so far into the index; after that
+// they are held. Only the pack's owner calls it, one call at a time.
+func (s *Store) indexPack(p *openPack) ([]pack.Entry, error) {
+	if p.w.End() == p.durable {
+		return nil, nil
+	}
+	n, end, err := p.w.Sync()
+	if err != nil {
+		return nil, err
+	}
+	fresh := p.w.Entries(0)[p.indexed:n]
+	return fresh, s.enterPack(p, packOpen, fresh, end)
+}
+
+// sealPack seals a pack, enters the rest of its records and closes its file.
+func (s *Store) sealPack(p *openPack) ([]pack.Entry, error) {
+	if err := p.w.Seal(); err != nil {
+		return nil, err
+	}
+	fresh := p.w.Entries(p.indexed)
+	if err := s.enterPack(p, packSealed, fresh, p.w.End()); err != nil {
+		return nil, err
+	}
+	return fresh, s.closePack(p)
+}
+
+// enterPack writes index entries of synced records and moves the pack's marks.
+func (s *Store) enterPack(p *openPack, state packState, fresh []pack.Entry, end int64) error {
+	row := p.row(state)
+	row.end = end
+	if err := s.index.addEntries(row, s.Epoch(), fresh, false); err != nil {
+		return err
+	}
+	p.indexed += len(fresh)
+	p.durable = end
+	p.known = true
+	return nil
+}
+
+// closePack forgets an open pack; its file stays.
+func (s *Store) closePack(p *openPack) error {
+	s.writing.remove(p)
+	if err := p.w.Close(); err != nil {
+		return fmt.Errorf("close pack %v: %w", p.id, err)
+	}
+	return nil
+}
+
+// returnPack gives a pack back after a commit: without preallocated tail, to the
+// pool, or sealed when little more would fit.
+func (s *Store) returnPack(p *openPack) error {
+	if p.w.End() > s.o.PackBytes-s.o.PackBytes/16 {
+		_, err := s.sealPack(p)
+		return err
+	}
+	if err := p.w.Trim(); err != nil {
+		return errors.Join(err, s.abandonPack(p))
+	}
+	s.poolPack(p)
+	return nil
+}
+
+func (s *Store) poolPack(p *openPack) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pool[p.class] = append(s.pool[p.class], p)
+}
+
+// rollBackPack takes from a pack all that is not in the index, when its batch is
+// aborted. A pack that then holds nothing is removed.
+func (s *Store) rollBackPack(p *openPack) error {
+	if p.indexed == 0 && !p.known {
+		s.files.drop(p.number)
+		return errors.Join(s.closePack(p), os.Remove(s.packPath(p.id)))
+	}
+	if err := p.w.Rollback(p.durable); err != nil {
+		return errors.Join(err, s.abandonPack(p))
+	}
+	s.poolPack(p)
+	return nil
+}
+
+// abandonPack stops writing to a pack whose file failed. What is indexed stays
+// readable; the next Open after an unclean stop looks at the rest.
+func (s *Store) abandonPack(p *openPack) error {
+	s.log.Error("pack is not written any more after an error", "vault", s.dir, "pack", p.id.String())
+	s.writing.remove(p)
+	_ = p.w.Close() // its error is that of the write before
+	if !p.known {
+		return nil
+	}
+	return s.index.addEntries(p.row(packRetired), 0, nil, true)
+}
+
+// sealPool seals the packs of the pool, at Close.
+func (s *Store) sealPool() error {
+	s.mu.Lock()
+	pool := s.pool
+	s.pool = make(map[pack.Class][]*openPack)
+	s.mu.Unlock()
+	var errs []error
+	for _, list := range pool {
+		for _, p := range list {
+			if _, err := s.sealPack(p); err != nil {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,377 @@
+package blockstore
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/keelblock/keelblock/dedupe"
+	"github.com/keelblock/keelblock/dedupe/pack"
+)
+
+// content is what a pack's footer, or else its records, say.
+type content struct {
+	header  pack.Header
+	entries []pack.Entry
+	sealed  bool
+	end     int64 // behind the last record that verifies; sealed: the file's size
+	size    int64 // of the file
+	// problem says why a sealed pack had to be scanned, or a header is not readable.
+	problem error
+}
+
+// readContent reads what a pack holds: its footer when it is sealed, else its
+// records up to the first that does not verify. With a damaged footer the records
+// are read. With a damaged header the records count if they verify, under the id of
+// the file's name.
+func readContent(f *os.File, id pack.ID) (*content, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	c := &content{size: st.Size()}
+	footer, err := pack.ReadFooter(f, c.size)
+	switch {
+	case err == nil && footer.Header.ID == id:
+		c.header, c.entries, c.sealed, c.end = footer.Header, footer.Entries, true, c.size
+		return c, nil
+	case err == nil:
+		return nil, fmt.Errorf("footer is of pack %v: %w", footer.Header.ID, dedupe.ErrCorrupt)
+	case errors.Is(err, dedupe.ErrUnknownFormat):
+		return nil, err
+	case !errors.Is(err, pack.ErrNotSealed) && !errors.Is(err, dedupe.ErrCorrupt):
+		return nil, err
+	case errors.Is(err, dedupe.ErrCorrupt):
+		c.problem = err
+	}
+	return c, c.scan(f, id)
+}
+
+// scan fills in a pack that has no footer, or a damaged one.
+func (c *content) scan(f *os.File, id pack.ID) error {
+	var err error
+	c.header, err = pack.ReadHeader(f)
+	switch {
+	case errors.Is(err, dedupe.ErrUnknownFormat):
+		return err
+	case errors.Is(err, dedupe.ErrCorrupt):
+		c.problem = errors.Join(c.problem, err)
+		c.header = pack.Header{ID: id}
+	case err != nil:
+		return err
+	case c.header.ID != id:
+		return fmt.Errorf("header is of pack %v: %w", c.header.ID, dedupe.ErrCorrupt)
+	}
+	classes := []pack.Class{c.header.Class}
+	if c.header.Class == 0 { // its first record tells
+		classes = []pack.Class{pack.ClassData, pack.ClassMetadata}
+	}
+	for _, class := range classes {
+		c.header.Class = class
+		c.entries = c.entries[:0]
+		c.end, err = pack.Scan(f, c.size, class, func(e pack.Entry, _ []byte) error {
+			if len(c.entries) == pack.MaxEntries {
+				return fmt.Errorf("more than %d records: %w", pack.MaxEntries, dedupe.ErrCorrupt)
+			}
+			c.entries = append(c.entries, e)
+			return nil
+		})
+		if err != nil || len(c.entries) > 0 {
+			return err
+		}
+	}
+	return nil
+}
+
+// publications reads the publications among a pack's entries.
+func (s *Store) publications(f *os.File, entries []pack.Entry) ([]foundPublication, error) {
+	var found []foundPublication
+	for i := range entries {
+		e := &entries[i]
+		if e.Kind != pack.KindPublication {
+			continue
+		}
+		b, err := s.entryContent(f, e)
+		if err != nil {
+			return found, fmt.Errorf("publication %v at %d: %w", e.Digest, e.Offset, err)
+		}
+		pub, err := pack.DecodePublication(b)
+		if err != nil {
+			return found, fmt.Errorf("publication %v at %d: %w", e.Digest, e.Offset, err)
+		}
+		found = append(found, foundPublication{digest: e.Digest, pub: pub})
+	}
+	return found, nil
+}
+
+// foundPublication is a publication read back from a pack.
+type foundPublication struct {
+	digest dedupe.Digest
+	pub    *pack.Publication
+}
+
+// entryContent is the verified content of an entry that is not a node.
+func (s *Store) entryContent(f *os.File, e *pack.Entry) ([]byte, error) {
+	rec, payload, _, err := pack.ReadRecord(f, e.Offset, e.StoredLength, nil)
+	if err != nil {
+		return nil, err
+	}
+	b, err := s.codec.decode(&rec, payload, nil)
+	if err != nil {
+		return nil, err
+	}
+	if rec.Kind != e.Kind || dedupe.Sum(b) != e.Digest {
+		return nil, fmt.Errorf("content is not that of %v: %w", e.Digest, dedupe.ErrCorrupt)
+	}
+	return b, nil
+}
+
+// effective are the publications that were not cancelled, in order.
+func effective(found []foundPublication) []*pack.Publication {
+	cancelled := make(map[dedupe.Digest]bool)
+	for _, f := range found {
+		if f.pub.Cancel {
+			for _, d := range f.pub.Manifests {
+				cancelled[d] = true
+			}
+		}
+	}
+	var list []*pack.Publication
+	for _, f := range found {
+		if !f.pub.Cancel && !cancelled[f.digest] {
+			list = append(list, f.pub)
+		}
+	}
+	slices.SortFunc(list, func(a, b *pack.Publication) int { return cmp.Compare(a.Serial, b.Serial) })
+	return list
+}
+
+// packIDs are the packs in the vault's folder, in order of their ids.
+func (s *Store) packIDs() ([]pack.ID, error) {
+	dir, err := os.Open(filepath.Join(s.dir, packsName))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	var ids []pack.ID
+	for _, name := range names {
+		base, ok := strings.CutSuffix(name, ".pack")
+		id, err := pack.ParseID(base)
+		if !ok || err != nil {
+			s.log.Warn("not a pack, left alone", "vault", s.dir, "file", name)
+			continue
+		}
+		ids = append(ids, id)
+	}
+	slices.SortFunc(ids, func(a, b pack.ID) int { return slices.Compare(a[:], b[:]) })
+	return ids, nil
+}
+
+// recover finishes after an unclean stop. Packs that the index does not know as
+// sealed are read: what verifies is entered, where the last record ends the pack is
+// sealed, and publications that the index has not seen are applied. What was only
+// half there is gone. Running it again after a kill in its midst is harmless.
+func (s *Store) recover() error {
+	ids, err := s.packIDs()
+	if err != nil {
+		return err
+	}
+	var found []foundPublication
+	var metaEntries []recoveredEntry
+	for _, id := range ids {
+		row, known, err := s.index.packByID(id)
+		if err != nil {
+			return err
+		}
+		if known && row.state != packOpen {
+			continue
+		}
+		if !known {
+			row = packRow{id: id}
+		}
+		pubs, entries, err := s.recoverPack(row, known)
+		if err != nil {
+			return fmt.Errorf("pack %v: %w", id, err)
+		}
+		found = append(found, pubs...)
+		metaEntries = append(metaEntries, entries...)
+	}
+	places := make(map[dedupe.Digest]recoveredEntry, len(metaEntries))
+	for _, e := range metaEntries {
+		places[e.digest] = e
+	}
+	for _, pub := range effective(found) {
+		if serial, _ := s.nextPublication(); pub.Serial < serial {
+			continue // the index knows it
+		}
+		if err := s.findListed(pub, places); err != nil {
+			return err
+		}
+		if err := s.republish(pub, places); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// findListed looks in the sealed packs for what a publication lists and was not
+// found in the others: its commit filled a metadata pack.
+func (s *Store) findListed(pub *pack.Publication, places map[dedupe.Digest]recoveredEntry) error {
+	missing := make(map[dedupe.Digest]bool)
+	for _, d := range slices.Concat(pub.Manifests, pub.Notes) {
+		if _, ok := places[d]; !ok {
+			missing[d] = true
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	ids, err := s.packIDs()
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		row, known, err := s.index.packByID(id)
+		if err != nil {
+			return err
+		}
+		if !known || row.class != pack.ClassMetadata {
+			continue
+		}
+		f, c, err := s.openContent(id, true)
+		if err != nil {
+			return err
+		}
+		if c == nil {
+			continue
+		}
+		_ = f.Close() // only read
+		for _, e := range publishedEntries(row.number, c.entries) {
+			if missing[e.digest] {
+				places[e.digest] = e
+			}
+		}
+	}
+	return nil
+}
+
+// recoveredEntry is a manifest or note found in a pack.
+type recoveredEntry struct {
+	kind   dedupe.Kind
+	digest dedupe.Digest
+	place  place
+}
+
+// recoverPack reads one pack that was open, seals it and enters its records.
+func (s *Store) recoverPack(row packRow, known bool) ([]foundPublication, []recoveredEntry, error) {
+	path := s.packPath(row.id)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	c, err := readContent(f, row.id)
+	if err != nil {
+		if errors.Is(err, dedupe.ErrCorrupt) { // another pack under this name: never touched
+			s.log.Error("pack is not what its name says, left alone", "vault", s.dir, "pack", row.id.String(), "err", err)
+			return nil, nil, nil
+		}
+		return nil, nil, err
+	}
+	if !known && len(c.entries) == 0 && c.problem == nil || !known && c.isBlank(f) {
+		s.log.Info("removed an empty pack after an unclean stop", "vault", s.dir, "pack", row.id.String())
+		return nil, nil, os.Remove(path)
+	}
+	if !known {
+		if row.number, err = s.index.numberPack(); err != nil {
+			return nil, nil, err
+		}
+	}
+	row.class = c.header.Class
+	if err := s.sealRecovered(packFile{f, s.o.hook}, &row, c); err != nil {
+		return nil, nil, err
+	}
+	// Epoch 0: nothing is believed before it was read back.
+	if err := s.index.addEntries(row, 0, c.entries, true); err != nil {
+		return nil, nil, err
+	}
+	pubs, err := s.publications(f, c.entries)
+	if err != nil {
+		return nil, nil, err
+	}
+	return pubs, publishedEntries(row.number, c.entries), nil
+}
+
+// publishedEntries are the manifests and notes of a pack.
+func publishedEntries(number uint32, entries []pack.Entry) []recoveredEntry {
+	var list []recoveredEntry
+	for i := range entries {
+		if e := &entries[i]; e.Kind == dedupe.KindManifest || e.Kind == dedupe.KindNote {
+			list = append(list, recoveredEntry{e.Kind, e.Digest, placeOf(number, 0, e)})
+		}
+	}
+	return list
+}
+
+// isBlank reports whether a pack never got its header: its file is empty or zeros.
+func (c *content) isBlank(f *os.File) bool {
+	b := make([]byte, min(c.size, pack.HeaderSize+pack.RecordHeaderSize))
+	if _, err := f.ReadAt(b, 0); err != nil {
+		return false
+	}
+	return !slices.ContainsFunc(b, func(x byte) bool { return x != 0 })
+}
+
+// sealRecovered seals a half-written pack where its records end. A pack that is
+// damaged below what the index knows as durable is never cut: it is retired as it
+// is, and whatever verifies in it stays readable.
+func (s *Store) sealRecovered(f packFile, row *packRow, c *content) error {
+	switch {
+	case c.sealed:
+		row.state, row.end = packSealed, c.size
+		return nil
+	case c.end < row.end || c.problem != nil:
+		s.log.Error("pack is damaged below its committed end; verify shows what is lost", "vault", s.dir,
+			"pack", row.id.String(), "readable", c.end, "committed", row.end, "err", c.problem)
+		row.state, row.end = packRetired, max(row.end, c.end)
+		return f.Sync()
+	}
+	size, err := pack.SealFile(f, c.header, c.entries, c.end)
+	if err != nil {
+		return err
+	}
+	s.log.Info("sealed a pack after an unclean stop", "vault", s.dir, "pack", row.id.String(),
+		"records", len(c.entries), "cut_bytes", max(0, c.size-c.end))
+	row.state, row.end = packSealed, size
+	return nil
+}
+
+// republish applies a publication. A manifest or note that it lists and that no pack
+// holds any more was damaged: it is reported, and the others are published.
+func (s *Store) republish(pub *pack.Publication, places map[dedupe.Digest]recoveredEntry) error {
+	published := make([]publishedRecord, 0, len(pub.Manifests)+len(pub.Notes))
+	list := func(kind dedupe.Kind, d dedupe.Digest, sequence uint64) {
+		e, ok := places[d]
+		if !ok || e.kind != kind {
+			s.log.Error("what a commit published is not in any pack", "vault", s.dir, "serial", pub.Serial,
+				"kind", kindName(kind), "digest", d.String())
+			return
+		}
+		published = append(published, publishedRecord{kind: kind, digest: d, place: e.place, sequence: sequence})
+	}
+	for _, d := range pub.Manifests {
+		list(dedupe.KindManifest, d, 0)
+	}
+	for i, d := range pub.Notes {
+		list(dedupe.KindNote, d, pub.FirstNote+uint64(i))
+	}
+	return s.index.update(func(c *change) error { return c.publish(pub, published) })
+}

@@ -1,0 +1,455 @@
+package blockstore
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/dgraph-io/badger/v4"
+	"golang.org/x/sys/unix"
+
+	"github.com/keelblock/keelblock/dedupe"
+	"github.com/keelblock/keelblock/dedupe/pack"
+)
+
+// Names in a vault's folder.
+const (
+	superblockName = "superblock"
+	stateName      = "state"
+	lockName       = "lock"
+	packsName      = "packs"
+	indexName      = "index"
+	newIndexName   = "index.new"
+)
+
+// HintRebuild is what an operator does about a damaged or missing index.
+const HintRebuild = "run `keelblock vault rebuild-index`"
+
+// Store is a vault's store in a folder of a local file system.
+type Store struct {
+	dir     string
+	o       Options
+	sb      *pack.Superblock
+	lock    *os.File
+	index   *index
+	codec   *codec
+	files   *fileCache
+	log     *slog.Logger
+	scratch string // the folder of a read-only Store's own index
+	writing writingPacks
+
+	// publishing is held by a commit from its first note to its transaction of
+	// the index, so that serials and sequences ascend in the order of publication.
+	publishing sync.Mutex
+
+	mu      sync.Mutex
+	closed  bool
+	batches map[*Batch]struct{}
+	pool    map[pack.Class][]*openPack // packs that the next batch goes on with
+	broken  error                      // set for good when a commit's fate is not known
+	active  sync.WaitGroup             // calls under way
+
+	counts counters
+}
+
+// counters since the Store was opened.
+type counters struct {
+	putBlocks, newBlocks, newRawBytes, newBytes, readBlocks, corruptBlocks, freeBytes atomic.Int64
+}
+
+var _ dedupe.Store = (*Store)(nil)
+
+// Create makes an empty vault in the folder dir, which may exist if it is empty.
+// The superblock is written last: without it there is no vault.
+func Create(dir string, o Options) error {
+	if err := o.Validate(); err != nil {
+		return fmt.Errorf("create vault %q: %w", dir, err)
+	}
+	if err := create(dir, o.withDefaults()); err != nil {
+		return fmt.Errorf("create vault %q: %w", dir, err)
+	}
+	return nil
+}
+
+func create(dir string, o Options) error {
+	sb := &pack.Superblock{BlockSize: o.BlockSize, Created: o.Now().UTC(),
+		Domains: []pack.Domain{{ID: o.Domain, Scheme: pack.SchemeSHA256}}}
+	if sb.BlockSize == 0 {
+		sb.BlockSize = dedupe.DefaultBlockSize
+	}
+	rand.Read(sb.Vault[:]) // never fails
+	if sb.Domains[0].ID == (dedupe.DomainID{}) {
+		rand.Read(sb.Domains[0].ID[:])
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return noSpace(err)
+	}
+	if _, err := os.Lstat(filepath.Join(dir, superblockName)); err == nil {
+		return fmt.Errorf("there is a vault already: %w", fs.ErrExist)
+	}
+	lock, err := takeLock(dir, unix.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	// What an interrupted Create left has no superblock, so nothing in it counts.
+	names, err := os.ReadDir(filepath.Join(dir, packsName))
+	if err == nil && len(names) > 0 {
+		return fmt.Errorf("folder has packs but no superblock: %w", fs.ErrExist)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, packsName), 0o700); err != nil {
+		return noSpace(err)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, indexName)); err != nil {
+		return err
+	}
+	if err := checkRoom(dir, o.ReserveBytes, indexRoom); err != nil {
+		return err
+	}
+	x, err := newIndex(badgerOptions(filepath.Join(dir, indexName)), sb.Vault, 1)
+	if err != nil {
+		return fmt.Errorf("make index: %w", noSpace(err))
+	}
+	if err := x.close(); err != nil {
+		return noSpace(err)
+	}
+	if err := writeFile(filepath.Join(dir, stateName), pack.State{Clean: true, Epoch: 1}.Encode(), o.hook); err != nil {
+		return err
+	}
+	if err := writeFile(filepath.Join(dir, superblockName), sb.Encode(), o.hook); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(dir), o.hook)
+}
+
+// takeLock locks a vault for this process and for as long as the file stays open.
+func takeLock(dir string, how int) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil && how == unix.LOCK_SH { // read-only media
+		f, err = os.Open(filepath.Join(dir, lockName))
+	}
+	if err != nil {
+		return nil, noSpace(err)
+	}
+	if err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, dedupe.ErrLocked
+		}
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	return f, nil
+}
+
+// Open opens the vault in the folder dir. dedupe.ErrLocked when another process has
+// it open for writing; fs.ErrNotExist when there is none; dedupe.ErrCorrupt when
+// the index is damaged or missing, and then RebuildIndex helps.
+func Open(dir string, o Options) (*Store, error) {
+	if err := o.Validate(); err != nil {
+		return nil, fmt.Errorf("open vault %q: %w", dir, err)
+	}
+	s, err := open(dir, o.withDefaults())
+	if err != nil {
+		return nil, fmt.Errorf("open vault %q: %w", dir, err)
+	}
+	return s, nil
+}
+
+// readSuperblock reads a vault's superblock and compares it with the options.
+func readSuperblock(dir string, o Options) (*pack.Superblock, error) {
+	b, err := os.ReadFile(filepath.Join(dir, superblockName))
+	if err != nil {
+		return nil, err
+	}
+	sb, err := pack.DecodeSuperblock(b)
+	if err != nil {
+		return nil, err
+	}
+	if o.BlockSize != 0 && o.BlockSize != sb.BlockSize {
+		return nil, fmt.Errorf("block size is %d, not %d", sb.BlockSize, o.BlockSize)
+	}
+	if o.Domain != (dedupe.DomainID{}) && !slices.ContainsFunc(sb.Domains, func(d pack.Domain) bool { return d.ID == o.Domain }) {
+		return nil, fmt.Errorf("key domain %x is not one of the vault's", o.Domain)
+	}
+	return sb, nil
+}
+
+// newStore is a Store without an index.
+func newStore(dir string, o Options) (*Store, error) {
+	sb, err := readSuperblock(dir, o)
+	if err != nil {
+		return nil, err
+	}
+	c, err := newCodec(o.Compression)
+	if err != nil {
+		return nil, err
+	}
+	return &Store{dir: dir, o: o, sb: sb, codec: c, files: newFileCache(), log: o.Logger,
+		batches: make(map[*Batch]struct{}), pool: make(map[pack.Class][]*openPack)}, nil
+}
+
+func open(dir string, o Options) (_ *Store, err error) {
+	s, err := newStore(dir, o)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.releaseAll()
+		}
+	}()
+	if o.ReadOnly {
+		return s, s.openReadOnly()
+	}
+	if s.lock, err = takeLock(dir, unix.LOCK_EX); err != nil {
+		return nil, err
+	}
+	if err := s.checkRoom(indexRoom); err != nil {
+		return nil, err
+	}
+	if err := os.RemoveAll(filepath.Join(dir, newIndexName)); err != nil {
+		return nil, fmt.Errorf("remove an unfinished index: %w", err)
+	}
+	if err := s.openOwnIndex(badgerOptions(filepath.Join(dir, indexName))); err != nil {
+		return nil, err
+	}
+	s.index.room = s.checkRoom
+	state, err := s.beginEpoch()
+	if err != nil {
+		return nil, err
+	}
+	if state.Clean {
+		return s, nil
+	}
+	if err := s.recover(); err != nil {
+		return nil, fmt.Errorf("recover from an unclean stop: %w", err)
+	}
+	return s, nil
+}
+
+// openOwnIndex opens the vault's index.
+func (s *Store) openOwnIndex(o badger.Options) (err error) {
+	if _, err := os.Stat(o.Dir); errors.Is(err, fs.ErrNotExist) { // Badger would make an empty one
+		return s.indexError(errNoIndex)
+	}
+	if s.index, err = openIndex(o); err != nil {
+		return s.indexError(err)
+	}
+	if s.index.m.vault != s.sb.Vault {
+		return fmt.Errorf("index is of vault %x, not %x: %w; %s", s.index.m.vault, s.sb.Vault, dedupe.ErrCorrupt, HintRebuild)
+	}
+	return nil
+}
+
+// beginEpoch marks the vault as open and returns how it was left. The epoch that
+// begins now is in the index.
+func (s *Store) beginEpoch() (pack.State, error) {
+	path := filepath.Join(s.dir, stateName)
+	var state pack.State
+	b, err := os.ReadFile(path)
+	if err == nil {
+		state, err = pack.DecodeState(b)
+	}
+	switch {
+	case errors.Is(err, dedupe.ErrUnknownFormat):
+		return state, err
+	case err != nil: // missing or damaged: as after an unclean stop
+		s.log.Warn("vault state is not readable, treated as an unclean stop", "vault", s.dir, "err", err)
+	}
+	epoch := max(state.Epoch, s.index.m.epoch, 1)
+	if !state.Clean {
+		epoch++
+	}
+	if err := writeFile(path, pack.State{Epoch: epoch}.Encode(), s.o.hook); err != nil {
+		return state, err
+	}
+	if epoch == s.index.m.epoch {
+		return state, nil
+	}
+	return state, s.index.update(func(c *change) error {
+		c.m.epoch = epoch
+		return nil
+	})
+}
+
+// indexError says what to do about an index that cannot be opened.
+func (s *Store) indexError(err error) error {
+	if errors.Is(err, errNoIndex) {
+		return fmt.Errorf("index is missing: %w; %s", dedupe.ErrCorrupt, HintRebuild)
+	}
+	if err := noSpace(err); errors.Is(err, dedupe.ErrNoSpace) {
+		return err
+	}
+	return fmt.Errorf("index is damaged: %w: %w; %s", err, dedupe.ErrCorrupt, HintRebuild)
+}
+
+// releaseAll lets go of what an open Store holds, as it is.
+func (s *Store) releaseAll() {
+	if s.index != nil {
+		if err := s.index.close(); err != nil {
+			s.log.Warn("close index", "vault", s.dir, "err", err)
+		}
+	}
+	s.files.close()
+	s.codec.close()
+	if s.scratch != "" {
+		if err := os.RemoveAll(s.scratch); err != nil {
+			s.log.Warn("remove scratch index", "vault", s.dir, "err", err)
+		}
+	}
+	if s.lock != nil {
+		_ = s.lock.Close() // and with it the lock
+	}
+}
+
+// releaseFiles lets go of all but the index.
+func (s *Store) releaseFiles() {
+	s.files.close()
+	s.codec.close()
+	_ = s.lock.Close() // and with it the lock
+}
+
+// lockForever keeps the vault locked until the process ends.
+func (s *Store) lockForever() {
+	if _, err := unix.Dup(int(s.lock.Fd())); err != nil { // never closed, on purpose
+		s.log.Error("keep vault locked", "vault", s.dir, "err", err)
+	}
+}
+
+// enter begins a call; leave ends it. Close waits for calls under way.
+func (s *Store) enter() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return dedupe.ErrClosed
+	}
+	s.active.Add(1)
+	return nil
+}
+
+func (s *Store) leave() { s.active.Done() }
+
+// BlockSize implements dedupe.Store.
+func (s *Store) BlockSize() int { return s.sb.BlockSize }
+
+// Domain implements dedupe.Store.
+func (s *Store) Domain() dedupe.DomainID {
+	if s.o.Domain != (dedupe.DomainID{}) {
+		return s.o.Domain
+	}
+	return s.sb.Domains[0].ID
+}
+
+// Vault is the vault's own id, from its superblock.
+func (s *Store) Vault() pack.VaultID { return s.sb.Vault }
+
+// LastSequence is the sequence of the last published note, or 0.
+func (s *Store) LastSequence() uint64 {
+	s.index.mu.Lock()
+	defer s.index.mu.Unlock()
+	return s.index.m.nextSequence - 1
+}
+
+// Epoch is one more than the number of unclean stops so far.
+func (s *Store) Epoch() uint32 {
+	s.index.mu.Lock()
+	defer s.index.mu.Unlock()
+	return s.index.m.epoch
+}
+
+// Stats are the Store's counters and sizes. Packs and PackBytes are of synced and
+// indexed packs.
+func (s *Store) Stats() dedupe.Stats {
+	s.index.mu.Lock()
+	m := s.index.m
+	s.index.mu.Unlock()
+	c := &s.counts
+	return dedupe.Stats{
+		Packs: m.packs, PackBytes: m.packBytes, Blocks: m.blocks, Nodes: m.nodes,
+		PutBlocks: c.putBlocks.Load(), NewBlocks: c.newBlocks.Load(),
+		NewRawBytes: c.newRawBytes.Load(), NewBytes: c.newBytes.Load(),
+		ReadBlocks: c.readBlocks.Load(), CorruptBlocks: c.corruptBlocks.Load(), FreeBytes: c.freeBytes.Load(),
+	}
+}
+
+// Begin implements dedupe.Store.
+func (s *Store) Begin(ctx context.Context) (dedupe.Batch, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closed:
+		return nil, dedupe.ErrClosed
+	case s.o.ReadOnly:
+		return nil, dedupe.ErrReadOnly
+	case s.broken != nil:
+		return nil, s.broken
+	}
+	b := newBatch(s)
+	s.batches[b] = struct{}{}
+	return b, nil
+}
+
+// Close implements dedupe.Store: it waits for calls under way, aborts open batches,
+// seals the packs and leaves the vault clean. After an error the vault is as after a
+// kill: nothing committed is lost, and the next Open finds out the rest.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	batches := make([]*Batch, 0, len(s.batches))
+	for b := range s.batches {
+		batches = append(batches, b)
+	}
+	s.mu.Unlock()
+	s.active.Wait()
+	if s.o.ReadOnly {
+		s.releaseAll()
+		return nil
+	}
+	var errs []error
+	for _, b := range batches {
+		errs = append(errs, b.abort())
+	}
+	if err := s.closeClean(); err != nil {
+		errs = append(errs, fmt.Errorf("close vault %q: %w", s.dir, err))
+	}
+	return errors.Join(errs...)
+}
+
+// closeClean seals what is open, closes the index and says so in the state, in
+// this order.
+func (s *Store) closeClean() error {
+	sealErr := s.sealPool()
+	// Badger writes its tables through a map of the file: on a full disk that is a
+	// SIGBUS, so rather leave it as a kill would.
+	if err := checkRoom(s.dir, 0, s.closeRoom()); err != nil {
+		s.lockForever()
+		return fmt.Errorf("index stays open, and the vault locked until this process ends: %w", err)
+	}
+	epoch := s.Epoch()
+	x := s.index
+	s.index = &index{m: x.m} // for Stats after Close
+	closeErr := x.close()
+	defer s.releaseFiles()
+	if err := errors.Join(sealErr, closeErr); err != nil {
+		return err
+	}
+	if s.broken != nil {
+		return nil // its commit's fate is found out by the next Open
+	}
+	return writeFile(filepath.Join(s.dir, stateName), pack.State{Clean: true, Epoch: epoch}.Encode(), s.o.hook)
+}
