@@ -28,7 +28,7 @@ var layouts = []layout{
 	{name: "ext4", size: 4 * gib, mkfs: []string{"mkfs.ext4"}},
 	{name: "ext4 inline", size: 2 * gib, mkfs: []string{"mkfs.ext4", "-O", "inline_data,ea_inode,large_dir,metadata_csum_seed", "-I", "512"}},
 	{name: "ext4 inline 1k", size: 1 * gib, mkfs: []string{"mkfs.ext4", "-O", "inline_data,64bit", "-b", "1024", "-I", "256"}},
-	{name: "ext4 bigalloc", size: 2 * gib, mkfs: []string{"mkfs.ext4", "-O", "bigalloc", "-C", "65536"}},
+	{name: "ext4 bigalloc", size: 2 * gib, mkfs: []string{"mkfs.ext4", "-O", "bigalloc", "-C", "65536"}, short: 1 * gib},
 	{name: "ext4 bigalloc 1k", size: 2 * gib, mkfs: []string{"mkfs.ext4", "-O", "bigalloc", "-b", "1024", "-C", "8192"}},
 	{name: "ext4 1k", size: 2 * gib, mkfs: []string{"mkfs.ext4", "-b", "1024", "-O", "meta_bg,^resize_inode"}},
 	{name: "ext4 without checksums", size: 1 * gib, mkfs: []string{"mkfs.ext4", "-O", "^metadata_csum,^64bit"}},
@@ -56,7 +56,7 @@ func (l layout) make(t *testing.T) string {
 	}
 	if full() {
 		size = l.size
-		content = fstest.Content{Entries: 20000, SparseBytes: 10 * gib, BigBytes: l.size / 4, GrowSteps: 400, StripedParts: 6000}
+		content = fstest.Content{Entries: 20000, HalfEntries: 3000, SparseBytes: 10 * gib, BigBytes: l.size / 4, GrowSteps: 400, StripedParts: 6000}
 	}
 	path := fstest.Image(t, size, append(l.mkfs[:len(l.mkfs):len(l.mkfs)], "-q", "-F")...)
 	if l.tune != nil {

@@ -143,8 +143,11 @@ const digestBlock = 64 << 10
 // digest computes Entry.Digest, reading only what lies in data.
 func digest(size int64, data []blockdev.Extent, readAt func(p []byte, off int64) (int, error)) (sum [sha256.Size]byte, err error) {
 	h := sha256.New()
-	p := make([]byte, 16*digestBlock)
-	zero := make([]byte, digestBlock)
+	var p, zero []byte
+	if len(data) > 0 {
+		p = make([]byte, min(size, 16*digestBlock))
+		zero = make([]byte, min(size, digestBlock))
+	}
 	done := int64(0) // everything before is in the sum
 	for _, e := range data {
 		at := max(done, e.Offset/digestBlock*digestBlock)

@@ -18,9 +18,10 @@ import (
 // test run.
 type Content struct {
 	Entries      int   // of the large directory; 3 000
+	HalfEntries  int   // of the directory of which half is deleted; 1 000
 	SparseBytes  int64 // size of the sparse file; 1 GiB
 	BigBytes     int64 // a file of random bytes; 8 MiB
-	GrowSteps    int   // fsyncs of the two files that grow in turn; 40
+	GrowSteps    int   // fsyncs of the two files that grow in turn; 12
 	StripedParts int   // blocks written in a file with holes between; 1 600
 }
 
@@ -31,7 +32,8 @@ func (c Content) withDefaults() Content {
 		}
 	}
 	set(&c.Entries, 3000)
-	set(&c.GrowSteps, 40)
+	set(&c.HalfEntries, 1000)
+	set(&c.GrowSteps, 12)
 	set(&c.StripedParts, 1600)
 	if c.SparseBytes == 0 {
 		c.SparseBytes = 1 << 30
@@ -61,7 +63,9 @@ func Populate(t testing.TB, dir string, c Content) {
 	p := &populator{t: t, dir: dir, rnd: rand.NewChaCha8([32]byte{1})}
 	old := unix.Umask(0)
 	defer unix.Umask(old)
-	p.directories(c.Entries)
+	p.many(c.Entries)
+	p.half(c.HalfEntries)
+	p.directories()
 	p.names()
 	p.files(c)
 	p.links()
@@ -109,21 +113,27 @@ func (p *populator) write(path string, size int) {
 	p.must(os.WriteFile(path, b, 0o644))
 }
 
-func (p *populator) directories(entries int) {
-	for _, name := range []string{"many", "half"} {
-		p.mkdir(name)
-	}
+func (p *populator) many(entries int) {
+	p.mkdir("many")
 	for i := range entries {
 		f, err := os.Create(p.path("many", fmt.Sprintf("entry with a number %08d", i)))
 		p.must(err)
 		p.must(f.Close())
 	}
-	for i := range 3000 {
+}
+
+// half makes a directory of symbolic links and deletes every second one.
+func (p *populator) half(entries int) {
+	p.mkdir("half")
+	for i := range entries {
 		p.must(os.Symlink("x", p.path("half", fmt.Sprintf("entry-%d", i))))
 	}
-	for i := 0; i < 3000; i += 2 {
+	for i := 0; i < entries; i += 2 {
 		p.must(os.Remove(p.path("half", fmt.Sprintf("entry-%d", i))))
 	}
+}
+
+func (p *populator) directories() {
 	p.mkdir("empty")
 	for i := range 30 { // inline directories: none, some and too many entries for the inode
 		small := p.mkdir("small", fmt.Sprint(i))
