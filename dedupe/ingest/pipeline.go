@@ -142,22 +142,25 @@ func (p *Pass) process(j *job, other []byte) error {
 	}
 	j.same = j.put.Digest == was
 	j.differ = j.grain
-	if j.same || (!known && !p.o.Trim) {
+	switch {
+	case j.same:
 		return nil
-	}
-	if !known {
-		if was.IsZero() {
-			clear(other)
-		} else if err := p.readBase(j.ctx, was, other); err != nil {
+	case known || was.IsZero():
+	case !p.o.Trim:
+		return nil
+	default:
+		if err := p.readBase(j.ctx, was, other); err != nil {
 			if damaged(err) {
 				return nil // what differs cannot be told: all that was given
 			}
 			return err
 		}
+		known = true
 	}
 	for g := range grains {
 		from := g * blockdev.GrainSize
-		if string(j.buf[from:from+blockdev.GrainSize]) == string(other[from:from+blockdev.GrainSize]) {
+		now := j.buf[from : from+blockdev.GrainSize]
+		if known && string(now) == string(other[from:from+blockdev.GrainSize]) || !known && allZero(now) {
 			j.differ[g/64] &^= 1 << (g % 64)
 		}
 	}
@@ -170,8 +173,7 @@ func (p *Pass) complete(j *job, was dedupe.Digest, other []byte, grains int) (kn
 	bs := int64(p.blockSize)
 	at := j.index * bs
 	if was.IsZero() {
-		clear(other)
-		return true, nil
+		return false, nil // the buffer began as zeros
 	}
 	if err := p.readBase(j.ctx, was, other); err != nil {
 		if damaged(err) {

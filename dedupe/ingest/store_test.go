@@ -1,0 +1,63 @@
+package ingest_test
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+
+	"github.com/keelblock/keelblock/dedupe"
+	"github.com/keelblock/keelblock/dedupe/blockstore"
+	"github.com/keelblock/keelblock/dedupe/dedupetest"
+)
+
+// memStore is a store in memory that counts what is read.
+type memStore struct {
+	*dedupetest.Memory
+	blockGets, nodeGets atomic.Int64
+}
+
+func newMemStore(blockSize int) *memStore { return &memStore{Memory: dedupetest.NewMemory(blockSize)} }
+
+func (s *memStore) Get(ctx context.Context, kind dedupe.Kind, d dedupe.Digest, buf []byte) ([]byte, error) {
+	switch kind {
+	case dedupe.KindBlock:
+		s.blockGets.Add(1)
+	case dedupe.KindNode:
+		s.nodeGets.Add(1)
+	}
+	return s.Memory.Get(ctx, kind, d, buf)
+}
+
+// damage makes content corrupt or missing.
+func (s *memStore) damage(kind dedupe.Kind, d dedupe.Digest, how error) {
+	if how == dedupe.ErrNotFound {
+		s.Remove(kind, d)
+	} else {
+		s.Corrupt(kind, d)
+	}
+}
+
+// stores are the stores that every test of content runs over.
+var stores = map[string]func(t testing.TB, blockSize int) dedupe.Store{
+	"memory":     func(_ testing.TB, blockSize int) dedupe.Store { return newMemStore(blockSize) },
+	"blockstore": openBlockstore,
+}
+
+func openBlockstore(t testing.TB, blockSize int) dedupe.Store {
+	t.Helper()
+	dir := t.TempDir()
+	o := blockstore.Options{BlockSize: blockSize}
+	if err := blockstore.Create(dir, o); err != nil {
+		t.Fatal(err)
+	}
+	s, err := blockstore.Open(dir, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
