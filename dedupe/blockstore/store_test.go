@@ -1,0 +1,50 @@
+package blockstore_test
+
+import (
+	"testing"
+
+	"github.com/keelblock/keelblock/dedupe"
+	"github.com/keelblock/keelblock/dedupe/blockstore"
+	"github.com/keelblock/keelblock/dedupe/dedupetest"
+)
+
+// newVault makes a vault in a folder of its own.
+func newVault(t testing.TB, o blockstore.Options) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := blockstore.Create(dir, o); err != nil {
+		t.Fatalf("create: %v", err)
+	}
+	return dir
+}
+
+// openVault opens a vault and closes it when the test ends.
+func openVault(t testing.TB, dir string, o blockstore.Options) *blockstore.Store {
+	t.Helper()
+	s, err := blockstore.Open(dir, o)
+	if err != nil {
+		t.Fatalf("open: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return s
+}
+
+func TestConformance(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		o    blockstore.Options
+	}{
+		{"default", blockstore.Options{}},
+		{"small blocks and packs", blockstore.Options{BlockSize: dedupe.MinBlockSize, PackBytes: blockstore.MinPackBytes}},
+		{"large blocks, s2", blockstore.Options{BlockSize: dedupe.MaxBlockSize, PackBytes: 2 * blockstore.MinPackBytes, Compression: blockstore.CompressionS2}},
+		{"raw", blockstore.Options{BlockSize: dedupe.MinBlockSize, Compression: blockstore.CompressionNone}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dedupetest.Run(t, func(t *testing.T) dedupe.Store { return openVault(t, newVault(t, tt.o), tt.o) })
+		})
+	}
+}
