@@ -1,0 +1,262 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/keelblock/keelblock/blockdev/nbd"
+)
+
+// How a connection is asked to end, in rising order.
+const (
+	stopNot      = int32(iota)
+	stopSilently // requests that were not begun stay unanswered: the client may repeat them elsewhere
+	stopRefusing // they are answered with ESHUTDOWN
+)
+
+// refuseFor is how long a connection that is being refused stays readable, so that
+// what was on its way still gets its answer.
+const refuseFor = 20 * time.Millisecond
+
+var (
+	errDisconnected = errors.New("the client has disconnected")
+	errStopped      = errors.New("the export or the server is going away")
+)
+
+// conn is one connection. Its goroutine runs serve; only that goroutine uses in,
+// batch and the fields of the handshake. Workers use out, exp and the counters.
+type conn struct {
+	srv  *Server
+	sock *socket
+	peer Peer
+	in   input
+	out  replies
+
+	// Results of the handshake, constant afterwards.
+	exp        *export
+	size       int64
+	structured bool
+	allocation bool // base:allocation was set
+
+	// batch gathers the replies to the requests of one read.
+	batch *buffer
+	grown bool // the socket has large buffers
+
+	// slots bounds the workers; workers waits for them.
+	slots   chan struct{}
+	workers sync.WaitGroup
+	// underWay is how many workers there are, for refuseRequests.
+	underWay atomic.Int64
+
+	stopping atomic.Int32
+	// ctx ends when the connection is cut: nobody waits for memory any more.
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	counters counters
+}
+
+func newConn(s *Server, sock *socket) *conn {
+	c := &conn{srv: s, sock: sock, peer: peerOf(sock.nc, sock.raw), slots: make(chan struct{}, s.o.Workers)}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.in.init(sock, &s.buffers)
+	c.out.init(sock)
+	return c
+}
+
+// serve runs the connection to its end.
+func (c *conn) serve() {
+	err := c.negotiate()
+	if err == nil {
+		c.srv.o.Logger.Debug("NBD client connected", "export", c.exp.Name, "peer", c.peer.Addr, "uid", c.peer.UID, "pid", c.peer.PID)
+		err = c.transmit()
+		c.flush()
+		if c.mayStillRead(err) {
+			c.workers.Wait()
+		}
+	} else if !errors.Is(err, errAborted) {
+		c.counters.handshakesFailed.Add(1)
+	}
+	if errors.Is(err, errStalled) || errors.Is(c.out.failed(), errStalled) {
+		c.counters.stalledClients.Add(1)
+	}
+	c.abort()
+	c.workers.Wait()
+	c.in.drop()
+	if c.batch != nil {
+		c.batch.release()
+	}
+	c.logEnd(err)
+	c.srv.detach(c)
+}
+
+// mayStillRead reports whether the client may be waiting for the replies to what
+// is under way: unless it has gone wrong, or is gone.
+func (c *conn) mayStillRead(err error) bool {
+	return errors.Is(err, errDisconnected) || errors.Is(err, errStopped) || err == io.EOF
+}
+
+func (c *conn) logEnd(err error) {
+	log, name := c.srv.o.Logger, ""
+	if c.exp != nil {
+		name = c.exp.Name
+	}
+	switch {
+	case errors.Is(err, errDisconnected), errors.Is(err, errStopped), errors.Is(err, errAborted), errors.Is(err, io.EOF):
+		log.Debug("NBD client disconnected", "export", name, "peer", c.peer.Addr)
+	default:
+		log.Info("NBD client was disconnected", "export", name, "peer", c.peer.Addr, "pid", c.peer.PID, "err", err)
+	}
+}
+
+// stop asks the connection to end after the requests that are under way. It may be
+// called from any goroutine, with Server.mu held.
+func (c *conn) stop(mode int32) {
+	for {
+		old := c.stopping.Load()
+		if old >= mode || c.stopping.CompareAndSwap(old, mode) {
+			break
+		}
+	}
+	c.sock.interrupt()
+}
+
+// abort cuts the connection. It may be called from any goroutine, any number of
+// times.
+func (c *conn) abort() {
+	c.cancel()
+	c.sock.nc.Close()
+}
+
+// transmit carries out requests until the connection ends, and says why it did.
+func (c *conn) transmit() error {
+	for {
+		r, err := c.next()
+		if err != nil {
+			if err = c.stopError(err); err == errStopped && c.stopping.Load() == stopRefusing {
+				c.refuseRequests()
+			}
+			return err
+		}
+		if err := c.carryOut(r); err != nil {
+			return c.stopError(err)
+		}
+	}
+}
+
+// stopError tells a read that stop has interrupted from one that failed.
+func (c *conn) stopError(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) && c.stopping.Load() != stopNot {
+		return errStopped
+	}
+	return err
+}
+
+// next returns the next request, or errStopped when the connection shall end.
+func (c *conn) next() (nbd.Request, error) {
+	if c.stopping.Load() != stopNot {
+		return nbd.Request{}, errStopped
+	}
+	return c.readRequest()
+}
+
+// readRequest returns the next request. Before it waits for the socket it sends the
+// replies that were gathered.
+func (c *conn) readRequest() (nbd.Request, error) {
+	for c.in.buffered() < nbd.RequestSize {
+		c.flush()
+		if err := c.in.fill(nbd.RequestSize, false); err != nil {
+			if c.in.buffered() > 0 {
+				err = noEOF(err)
+			}
+			return nbd.Request{}, err
+		}
+	}
+	r, ok := nbd.ParseRequest(c.in.peek(nbd.RequestSize))
+	if !ok {
+		return r, errors.New("the client sends something that is no request")
+	}
+	c.in.skip(nbd.RequestSize)
+	return r, nil
+}
+
+// refuseRequests answers what still comes with ESHUTDOWN, until all workers are
+// done and the client has had a moment to send what was on its way.
+func (c *conn) refuseRequests() {
+	end := time.Now().Add(refuseFor)
+	for c.ctx.Err() == nil {
+		c.sock.resume(end)
+		r, err := c.readRequest()
+		switch {
+		case err == nil:
+			if r.Type == nbd.CmdDisc {
+				return
+			}
+			if r.Type == nbd.CmdWrite && c.discard(int64(r.Length)) != nil {
+				return
+			}
+			c.replyError(r, nbd.ESHUTDOWN, fmt.Sprintf("export %q is going away", c.exp.Name))
+		case !errors.Is(err, os.ErrDeadlineExceeded):
+			return
+		case c.underWay.Load() == 0:
+			return
+		default:
+			end = time.Now().Add(refuseFor)
+		}
+	}
+}
+
+// flush sends the replies that were gathered.
+func (c *conn) flush() {
+	if c.batch == nil || len(c.batch.b) == 0 {
+		return
+	}
+	x := c.batch
+	c.batch = nil
+	c.out.send(x)
+}
+
+// room makes sure that n bytes fit behind the replies in batch, n <= largeBuffer.
+func (c *conn) room(n int) *buffer {
+	if c.batch != nil && c.batch.free() < n {
+		c.flush()
+	}
+	if c.batch == nil {
+		c.batch = c.srv.buffers.get(largeBuffer)
+	}
+	return c.batch
+}
+
+// discard drops the payload of a request.
+func (c *conn) discard(n int64) error {
+	for n > 0 {
+		if c.in.buffered() == 0 {
+			c.flush()
+			if err := c.in.fill(1, true); err != nil {
+				return err
+			}
+		}
+		k := min(n, int64(c.in.buffered()))
+		c.in.skip(int(k))
+		n -= k
+	}
+	return nil
+}
+
+// payload returns the next n bytes of a payload, n <= stripeBytes, once all are
+// there.
+func (c *conn) payload(n int) ([]byte, error) {
+	for c.in.buffered() < n {
+		c.flush()
+		if err := c.in.fill(n, true); err != nil {
+			return nil, noEOF(err)
+		}
+	}
+	return c.in.peek(n), nil
+}

@@ -1,0 +1,387 @@
+package server
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/keelblock/keelblock/blockdev"
+	"github.com/keelblock/keelblock/blockdev/nbd"
+)
+
+// dispatch runs do(r) in a worker, once a slot is free.
+func (c *conn) dispatch(r nbd.Request, do func(nbd.Request)) error {
+	select {
+	case c.slots <- struct{}{}:
+	default:
+		c.flush() // the client may be waiting for these before it reads others
+		select {
+		case c.slots <- struct{}{}:
+		case <-c.ctx.Done():
+			return c.ctx.Err()
+		}
+	}
+	c.counters.workerRequests.Add(1)
+	c.underWay.Add(1)
+	c.workers.Add(1)
+	go func() {
+		defer func() {
+			<-c.slots
+			c.underWay.Add(-1)
+			c.workers.Done()
+		}()
+		do(r)
+	}()
+	return nil
+}
+
+// device runs a request of the Device, of which only so many run at once, as each
+// may hold a thread.
+func (c *conn) device(do func() error) error {
+	c.srv.running <- struct{}{}
+	defer func() { <-c.srv.running }()
+	return do()
+}
+
+// reserve takes an empty buffer of n bytes out of the budget, or waits for it. It
+// returns nil when the connection is cut meanwhile.
+func (c *conn) reserve(n int) *buffer {
+	if c.srv.budget.Acquire(c.ctx, int64(n)) != nil {
+		return nil
+	}
+	x := c.srv.buffers.get(n)
+	x.charge, x.budget = int64(n), c.srv.budget
+	return x
+}
+
+// answer sends the reply to r of a worker: an error, or success without data.
+func (c *conn) answer(r nbd.Request, err error) {
+	x := c.srv.buffers.get(maxErrorReply)
+	if err != nil {
+		errno, text := c.explain(r, err)
+		x.b = c.appendError(x.b, r, errno, text)
+	} else {
+		x.b = c.appendOK(x.b, r)
+	}
+	c.out.send(x)
+}
+
+// worker does what is neither read nor write.
+func (c *conn) worker(r nbd.Request) {
+	switch r.Type {
+	case nbd.CmdFlush:
+		c.sync(r)
+	case nbd.CmdTrim, nbd.CmdWriteZeroes:
+		err := c.device(func() error {
+			if r.Type == nbd.CmdTrim {
+				return c.trim(r)
+			}
+			return c.writeZeroes(r)
+		})
+		if err == nil && r.Flags&nbd.CmdFlagFUA != 0 {
+			c.sync(r)
+			return
+		}
+		c.answer(r, err)
+	case nbd.CmdCache:
+		c.answer(r, c.cache(r))
+	case nbd.CmdBlockStatus:
+		c.blockStatus(r)
+	}
+}
+
+// sync is FLUSH, and the end of a request with FUA.
+func (c *conn) sync(r nbd.Request) {
+	c.counters.flushes.Add(1)
+	c.answer(r, c.device(c.exp.Device.Flush))
+}
+
+func (c *conn) trim(r nbd.Request) error {
+	if c.exp.trimmer == nil {
+		return nil // a hint
+	}
+	return c.exp.trimmer.Trim(int64(r.Offset), int64(r.Length))
+}
+
+func (c *conn) writeZeroes(r nbd.Request) error {
+	off, end := int64(r.Offset), int64(r.Offset)+int64(r.Length)
+	if c.exp.zeroer != nil {
+		return c.exp.zeroer.WriteZeroes(off, end-off, r.Flags&nbd.CmdFlagNoHole == 0)
+	}
+	x := c.reserve(stripeBytes)
+	if x == nil {
+		return c.ctx.Err()
+	}
+	defer x.release()
+	zeros := x.b[:stripeBytes]
+	clear(zeros)
+	for off < end {
+		n, err := c.exp.Device.WriteAt(zeros[:pieceLength(off, end)], off)
+		if err != nil {
+			return err
+		}
+		off += int64(n)
+	}
+	return nil
+}
+
+// maxCacheBytes bounds what CACHE reads of a Device that is not a file. The command
+// is a hint.
+const maxCacheBytes = 64 << 20
+
+// cache brings a range into memory.
+func (c *conn) cache(r nbd.Request) error {
+	off, end := int64(r.Offset), int64(r.Offset)+int64(r.Length)
+	if c.exp.file != nil {
+		return c.exp.file.ReadFD(func(fd int) error {
+			unix.Fadvise(fd, off, end-off, unix.FADV_WILLNEED) // block devices and tmpfs may refuse
+			return nil
+		})
+	}
+	x := c.reserve(stripeBytes)
+	if x == nil {
+		return c.ctx.Err()
+	}
+	defer x.release()
+	for end = min(end, off+maxCacheBytes); off < end; {
+		n := pieceLength(off, end)
+		err := c.device(func() error {
+			_, err := c.exp.Device.ReadAt(x.b[:n], off)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		off += int64(n)
+	}
+	return nil
+}
+
+// readByWorker reads what may have to wait for a disk. With structured replies,
+// unless DF forbids it, each stripe is a chunk of its own and is sent when it is
+// there; else the reply is gathered whole, since its header speaks for all of it.
+func (c *conn) readByWorker(r nbd.Request) {
+	if c.structured && (r.Flags&nbd.CmdFlagDF == 0 || r.Length <= stripeBytes) {
+		c.readInChunks(r)
+	} else {
+		c.readWhole(r)
+	}
+}
+
+func (c *conn) readInChunks(r nbd.Request) {
+	off, end := int64(r.Offset), int64(r.Offset)+int64(r.Length)
+	for off < end {
+		n := pieceLength(off, end)
+		if r.Flags&nbd.CmdFlagDF != 0 {
+			n = int(end - off)
+		}
+		x := c.reserve(nbd.OffsetDataSize + n)
+		if x == nil {
+			return
+		}
+		flags := uint16(0)
+		if off+int64(n) == end {
+			flags = nbd.ReplyFlagDone
+		}
+		x.b = c.appendReadHeader(x.b, r, flags, uint64(off), n)
+		data := x.b[len(x.b) : len(x.b)+n]
+		err := c.device(func() error {
+			_, err := c.exp.Device.ReadAt(data, off)
+			return err
+		})
+		if err != nil {
+			x.release()
+			c.answer(r, err)
+			return
+		}
+		x.b = x.b[:len(x.b)+n]
+		c.counters.readBytes.Add(uint64(n))
+		c.out.send(x)
+		off += int64(n)
+	}
+}
+
+func (c *conn) readWhole(r nbd.Request) {
+	if c.srv.budget.Acquire(c.ctx, int64(r.Length)) != nil {
+		return
+	}
+	head := c.srv.buffers.get(nbd.OffsetDataSize)
+	head.b = c.appendReadHeader(head.b, r, nbd.ReplyFlagDone, r.Offset, int(r.Length))
+	list := []*buffer{head}
+	err := c.device(func() error {
+		for off, end := int64(r.Offset), int64(r.Offset)+int64(r.Length); off < end; {
+			n := int(min(end-off, stripeBytes))
+			x := c.srv.buffers.get(n)
+			x.charge, x.budget = int64(n), c.srv.budget
+			x.b = x.b[:n]
+			list = append(list, x)
+			if _, err := c.exp.Device.ReadAt(x.b, off); err != nil {
+				c.srv.budget.Release(end - off - int64(n)) // for which no buffer was taken
+				return err
+			}
+			off += int64(n)
+		}
+		return nil
+	})
+	if err != nil {
+		for _, x := range list {
+			x.release()
+		}
+		c.answer(r, err)
+		return
+	}
+	c.counters.readBytes.Add(uint64(r.Length))
+	c.out.send(list...)
+}
+
+// pieces is a write whose pieces are done by workers.
+type pieces struct {
+	left atomic.Int64 // pieces, plus one until all were read from the socket
+
+	mu  sync.Mutex
+	err error // the first failure
+}
+
+func (p *pieces) fail(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.err == nil {
+		p.err = err
+	}
+}
+
+func (p *pieces) failed() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err
+}
+
+// writeByWorkers reads a payload piece by piece, each into a buffer of its own, and
+// has workers write them. Whoever ends the last piece replies. After a failure the
+// rest is read but not written.
+func (c *conn) writeByWorkers(r nbd.Request) error {
+	c.counters.writes.Add(1)
+	w := new(pieces)
+	w.left.Store(1)
+	end := int64(r.Offset) + int64(r.Length)
+	for off := int64(r.Offset); off < end; {
+		if w.failed() != nil {
+			if err := c.discard(end - off); err != nil {
+				return noEOF(err)
+			}
+			break
+		}
+		n := pieceLength(off, end)
+		x, err := c.readPiece(n)
+		if err != nil {
+			return err
+		}
+		at := off
+		w.left.Add(1)
+		err = c.dispatch(r, func(r nbd.Request) {
+			err := c.device(func() error {
+				_, err := c.exp.Device.WriteAt(x.b, at)
+				return err
+			})
+			if err != nil {
+				w.fail(err)
+			} else {
+				c.counters.writeBytes.Add(uint64(len(x.b)))
+			}
+			x.release()
+			c.endPiece(r, w)
+		})
+		if err != nil {
+			x.release()
+			return err
+		}
+		off += int64(n)
+	}
+	if w.left.Add(-1) > 0 {
+		return nil // the worker of the last piece replies
+	}
+	switch err := w.failed(); {
+	case err != nil:
+		c.replyFailure(r, err)
+	case r.Flags&nbd.CmdFlagFUA != 0:
+		return c.dispatch(r, c.sync)
+	default:
+		c.replyOK(r)
+	}
+	return nil
+}
+
+// readPiece takes n bytes of a payload into a buffer out of the budget.
+func (c *conn) readPiece(n int) (*buffer, error) {
+	if !c.srv.budget.TryAcquire(int64(n)) {
+		c.flush()
+		if err := c.srv.budget.Acquire(c.ctx, int64(n)); err != nil {
+			return nil, err
+		}
+	}
+	x := c.srv.buffers.get(n)
+	x.charge, x.budget, x.b = int64(n), c.srv.budget, x.b[:n]
+	if err := c.in.readFull(x.b, c.flush); err != nil {
+		x.release()
+		return nil, err
+	}
+	return x, nil
+}
+
+// endPiece counts a piece and, after the last, syncs if FUA asks for it and
+// replies.
+func (c *conn) endPiece(r nbd.Request, w *pieces) {
+	if w.left.Add(-1) > 0 {
+		return
+	}
+	err := w.failed()
+	if err == nil && r.Flags&nbd.CmdFlagFUA != 0 {
+		c.sync(r)
+		return
+	}
+	c.answer(r, err)
+}
+
+// maxDescriptors bounds a block status reply; the client asks again for the rest.
+const maxDescriptors = 4096
+
+// blockStatus answers with base:allocation.
+func (c *conn) blockStatus(r nbd.Request) {
+	limit := maxDescriptors
+	if r.Flags&nbd.CmdFlagReqOne != 0 {
+		limit = 1
+	}
+	var list []nbd.Descriptor
+	add := func(e blockdev.Extent, s blockdev.ExtentStatus) bool {
+		d := nbd.Descriptor{Length: uint32(e.Length)}
+		if s.Hole {
+			d.Flags |= nbd.StateHole
+		}
+		if s.Zero {
+			d.Flags |= nbd.StateZero
+		}
+		if last := len(list) - 1; last >= 0 && list[last].Flags == d.Flags {
+			list[last].Length += d.Length
+			return true
+		}
+		if len(list) == limit {
+			return false
+		}
+		list = append(list, d)
+		return true
+	}
+	var err error
+	if c.exp.extents == nil {
+		add(blockdev.Extent{Offset: int64(r.Offset), Length: int64(r.Length)}, blockdev.ExtentStatus{})
+	} else {
+		err = c.device(func() error { return c.exp.extents.Extents(int64(r.Offset), int64(r.Length), add) })
+	}
+	if err != nil {
+		c.answer(r, err)
+		return
+	}
+	x := c.srv.buffers.get(nbd.ChunkSize + 4 + 8*len(list))
+	x.b = nbd.AppendBlockStatus(x.b, nbd.ReplyFlagDone, r.Cookie, baseAllocationID, list)
+	c.out.send(x)
+}
