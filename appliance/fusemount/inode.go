@@ -76,6 +76,7 @@ func (v *volume) guest(node uint64) filesystem.Inode {
 
 // node is a file or directory of ours. It lives while the kernel knows it.
 type node struct {
+	guarded
 	number  uint64
 	parent  uint64
 	entry   Entry

@@ -55,7 +55,6 @@ type Mount struct {
 type files struct {
 	fuse.RawFileSystem // what is not supported
 	table              *table
-	tree               guarded
 	deadline           time.Duration
 	uid, gid           uint32
 	began              time.Time

@@ -18,7 +18,7 @@ func (f *files) lookupOurs(cancel <-chan struct{}, parent uint64, name string, o
 	if dir == nil || dir.entry.Directory == nil {
 		return fuse.ENOTDIR
 	}
-	e, err := guard(f, &f.tree, cancel, func(ctx context.Context) (Entry, error) {
+	e, err := guard(f, &dir.guarded, cancel, func(ctx context.Context) (Entry, error) {
 		return dir.entry.Directory.Lookup(ctx, name)
 	})
 	if err != nil {
@@ -42,7 +42,7 @@ func (f *files) enterEntry(cancel <-chan struct{}, parent uint64, e Entry, out *
 		attr fuse.Attr
 		out  fuse.EntryOut
 	}
-	r, err := guard(f, &f.tree, cancel, func(ctx context.Context) (result, error) {
+	r, err := guard(f, &n.guarded, cancel, func(ctx context.Context) (result, error) {
 		var r result
 		timeout, err := f.ourAttr(ctx, n, &r.attr)
 		r.out.SetAttrTimeout(timeout)
@@ -65,7 +65,7 @@ func (f *files) getattrOurs(cancel <-chan struct{}, number uint64, out *fuse.Att
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	r, err := guard(f, &f.tree, cancel, func(ctx context.Context) (fuse.AttrOut, error) {
+	r, err := guard(f, &n.guarded, cancel, func(ctx context.Context) (fuse.AttrOut, error) {
 		var r fuse.AttrOut
 		timeout, err := f.ourAttr(ctx, n, &r.Attr)
 		r.SetTimeout(timeout)
@@ -90,7 +90,7 @@ func (f *files) openOurs(cancel <-chan struct{}, number uint64, out *fuse.OpenOu
 		out.OpenFlags = fuse.FOPEN_KEEP_CACHE
 		return fuse.OK
 	case n.entry.Text != nil:
-		text, err := guard(f, &f.tree, cancel, n.entry.Text.Text)
+		text, err := guard(f, &n.guarded, cancel, n.entry.Text.Text)
 		if err != nil {
 			return status(err)
 		}
@@ -119,7 +119,7 @@ func (f *files) readOurs(cancel <-chan struct{}, in *fuse.ReadIn) (fuse.ReadResu
 	if length == 0 {
 		return fuse.ReadResultData(nil), fuse.OK
 	}
-	buf, err := guard(f, &f.tree, cancel, func(ctx context.Context) (*buffer, error) {
+	buf, err := guard(f, &n.guarded, cancel, func(ctx context.Context) (*buffer, error) {
 		b := getBuffer(int(length))
 		if err := image.ReadAt(ctx, b.p, int64(off)); err != nil {
 			b.Done()
@@ -142,7 +142,7 @@ func (f *files) lseekOurs(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.Ls
 		return fuse.ENOSYS
 	}
 	image := n.entry.Image
-	off, err := guard(f, &f.tree, cancel, func(ctx context.Context) (int64, error) {
+	off, err := guard(f, &n.guarded, cancel, func(ctx context.Context) (int64, error) {
 		return seek(in, image.Size(),
 			func(off int64) (int64, error) { return image.NextData(ctx, off) },
 			func(off int64) (int64, error) { return image.NextHole(ctx, off) })
@@ -178,7 +178,7 @@ func (f *files) opendirOurs(cancel <-chan struct{}, number uint64, out *fuse.Ope
 	if n == nil || n.entry.Directory == nil {
 		return fuse.ENOTDIR
 	}
-	list, err := guard(f, &f.tree, cancel, n.entry.Directory.List)
+	list, err := guard(f, &n.guarded, cancel, n.entry.Directory.List)
 	if err != nil {
 		st := status(err)
 		f.report(nil, st, "list "+n.entry.Name, err)
