@@ -69,18 +69,3 @@ func (c *console) output(text string, max int) {
 func (c *console) proved(format string, args ...any) {
 	fmt.Fprintln(c.out, "   "+c.paint(green, "✓ "+fmt.Sprintf(format, args...)))
 }
-
-// size is a number of bytes as a person reads it.
-func size(n int64) string {
-	switch {
-	case n >= 1<<30:
-		return fmt.Sprintf("%.2f GiB", float64(n)/(1<<30))
-	case n >= 10<<20:
-		return fmt.Sprintf("%d MiB", n>>20)
-	case n >= 1<<20:
-		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
-	case n >= 1<<10:
-		return fmt.Sprintf("%d KiB", n>>10)
-	}
-	return fmt.Sprintf("%d bytes", n)
-}

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/keelblock/keelblock/tools/rig"
 )
 
 // product builds the binary, once per test that needs it.
@@ -35,7 +37,7 @@ func needTools(t *testing.T, tools ...string) {
 // The tour on a small disk: all its comparisons hold, and the folder is gone.
 func TestTour(t *testing.T) {
 	needTools(t, append(needed, "nbdfuse", "fusermount3")...)
-	if !haveFUSE() {
+	if !rig.FUSE() {
 		t.Skip("/dev/fuse cannot be opened")
 	}
 	bin := product(t)
@@ -115,7 +117,7 @@ func TestInterruptedTourLeavesNothing(t *testing.T) {
 // folder, and looks at what it left there.
 func TestREADMESession(t *testing.T) {
 	needTools(t, "qemu-img", "mke2fs", "fusermount3", "make")
-	if !haveFUSE() {
+	if !rig.FUSE() {
 		t.Skip("/dev/fuse cannot be opened")
 	}
 	readme, err := os.ReadFile("../../README.md")
@@ -157,13 +159,5 @@ func TestREADMESession(t *testing.T) {
 	}
 	if got, err := os.ReadFile(filepath.Join(dir, "hostname")); err != nil || string(got) != string(want) {
 		t.Errorf("the file that came back holds %q (%v), want %q", got, err, want)
-	}
-}
-
-func TestSizeForPeople(t *testing.T) {
-	for n, want := range map[int64]string{0: "0 bytes", 4096: "4 KiB", 3 << 19: "1.5 MiB", 320 << 20: "320 MiB", 5 << 29: "2.50 GiB"} {
-		if got := size(n); got != want {
-			t.Errorf("size(%d) = %q, want %q", n, got, want)
-		}
 	}
 }

@@ -16,11 +16,10 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
-	"path/filepath"
-	"strings"
 	"syscall"
+
+	"github.com/keelblock/keelblock/tools/rig"
 )
 
 // errNoFUSE: the machine cannot mount, so the tour was shown only in part.
@@ -50,39 +49,18 @@ var needed = []string{"sfdisk", "mke2fs", "debugfs", "e2fsck", "nbdcopy", "nbdin
 
 // run makes the temporary folder, gives the tour and takes everything away again.
 func run(ctx context.Context, bin string, contentBytes int64, c *console) (err error) {
-	for _, tool := range needed {
-		if _, err := exec.LookPath(tool); err != nil {
-			return fmt.Errorf("%s is missing; make deps installs it", tool)
-		}
+	if err := rig.Need(needed...); err != nil {
+		return err
 	}
-	bin, err = filepath.Abs(bin)
+	r, err := rig.New(bin, "keelblock-demo-")
 	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(bin); err != nil {
-		return fmt.Errorf("%w; make builds it", err)
-	}
-	dir, err := os.MkdirTemp("", "keelblock-demo-")
-	if err != nil {
-		return err
-	}
-	t := &tour{ctx: ctx, c: c, bin: bin, dir: dir, data: filepath.Join(dir, "data"), contentBytes: contentBytes}
+	t := &tour{ctx: ctx, c: c, r: r, contentBytes: contentBytes}
 	defer func() {
 		if cleanErr := t.clean(); err == nil {
 			err = cleanErr
 		}
 	}()
 	return t.give()
-}
-
-// commandEnv is the environment of the commands: ours, with the binary's folder in
-// PATH and the data folder named, and no daemon of the user's own.
-func (t *tour) commandEnv() []string {
-	env := []string{"KEELBLOCK_DATA=" + t.data, "PATH=" + filepath.Dir(t.bin) + ":" + os.Getenv("PATH") + ":/usr/sbin:/sbin"}
-	for _, kv := range os.Environ() {
-		if !strings.HasPrefix(kv, "PATH=") && !strings.HasPrefix(kv, "KEELBLOCK_") {
-			env = append(env, kv)
-		}
-	}
-	return env
 }

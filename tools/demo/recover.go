@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/keelblock/keelblock/tools/rig"
 )
 
 // browse mounts all points and copies the files of the story out of both.
@@ -45,7 +47,7 @@ func (t *tour) browse() error {
 		return err
 	}
 	for name, want := range map[string]string{"report.before": goodReport, "report.after": badReport} {
-		got, err := os.ReadFile(filepath.Join(t.dir, name))
+		got, err := os.ReadFile(filepath.Join(t.r.Dir, name))
 		if err != nil {
 			return err
 		}
@@ -54,19 +56,19 @@ func (t *tour) browse() error {
 		}
 	}
 	c.proved("the first point has the good report, the second the bad one")
-	if _, err := os.Lstat(filepath.Join(t.dir, before, lostPath)); err != nil {
+	if _, err := os.Lstat(filepath.Join(t.r.Dir, before, lostPath)); err != nil {
 		return fmt.Errorf("deleted file in the first point: %w", err)
 	}
-	if _, err := os.Lstat(filepath.Join(t.dir, after, lostPath)); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Lstat(filepath.Join(t.r.Dir, after, lostPath)); !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("deleted file in the second point: %v, want none", err)
 	}
 	c.proved("the deleted file is in the first point, and gone from the second")
 
-	n, bytes, err := t.compareTree(filepath.Join(t.dir, before))
+	n, bytes, err := t.compareTree(filepath.Join(t.r.Dir, before))
 	if err != nil {
 		return err
 	}
-	c.proved("all %d files of the first point, %s, equal those that went in", n, size(bytes))
+	c.proved("all %d files of the first point, %s, equal those that went in", n, rig.Size(bytes))
 	if _, err := t.sh("keelblock umount points"); err != nil {
 		return err
 	}
@@ -124,7 +126,7 @@ func (t *tour) restore() error {
 	if _, err := t.sh("keelblock restore disk web@latest root0-restored"); err != nil {
 		return err
 	}
-	c.say("%s came back in %.1f s.", size(t.diskBytes), time.Since(start).Seconds())
+	c.say("%s came back in %.1f s.", rig.Size(t.diskBytes), time.Since(start).Seconds())
 	if _, err := t.sh("qemu-img compare -f raw -F raw " + uri("root0") + " " + uri("root0-restored")); err != nil {
 		return err
 	}
@@ -137,7 +139,7 @@ func (t *tour) restore() error {
 	if _, err := t.sh("cmp before.raw disk.img"); err != nil {
 		return err
 	}
-	if _, err := t.sh(fmt.Sprintf("e2fsck -fn 'before.raw?offset=%d' 2>&1", partitionOffset)); err != nil {
+	if _, err := t.sh(fmt.Sprintf("e2fsck -fn 'before.raw?offset=%d' 2>&1", rig.PartitionOffset)); err != nil {
 		return err
 	}
 	c.proved("it equals the image that was poured in, and e2fsck finds it clean")

@@ -1,50 +1,30 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"syscall"
 	"time"
+
+	"github.com/keelblock/keelblock/tools/rig"
 )
 
 // tour is one run.
 type tour struct {
 	ctx          context.Context
 	c            *console
-	bin          string
-	dir          string // everything lies below it
-	data         string // the daemon's folder
+	r            *rig.Rig
 	contentBytes int64
 
 	stage     string // the files that the disk gets
-	image     string // the disk as it was poured in
 	files     int
 	diskBytes int64
-	daemonPID int
 	mounted   string
-	points    []point
+	points    []rig.Point
 	lacksFUSE bool
-}
-
-// point is what the tour shows of backup --json.
-type point struct {
-	ID           string
-	FrozenAt     time.Time
-	Tracking     string
-	ReadBytes    int64
-	ChangedBytes int64
-	NewBytes     int64
-	StoredBytes  int64
-	FreezeMicros int64
-	took         time.Duration
 }
 
 // The story: a report is overwritten and a file deleted by mistake.
@@ -59,7 +39,7 @@ const (
 func (t *tour) give() error {
 	c := t.c
 	fmt.Fprintln(c.out, c.paint(bold, "Keelblock, a tour: a live disk is protected, and its files come back."))
-	c.say("Everything happens in %s and is taken away at the end.", t.dir)
+	c.say("Everything happens in %s and is taken away at the end.", t.r.Dir)
 	for _, step := range []func() error{t.makeImage, t.serve, t.fill, t.firstBackup, t.accident, t.secondBackup, t.browse, t.restore} {
 		if err := t.ctx.Err(); err != nil {
 			return errors.New("interrupted")
@@ -77,7 +57,7 @@ func (t *tour) give() error {
 func (t *tour) makeImage() error {
 	c := t.c
 	c.heading("A disk image with this machine's own files")
-	t.stage = filepath.Join(t.dir, "files")
+	t.stage = filepath.Join(t.r.Dir, "files")
 	for path, text := range map[string]string{reportPath: goodReport, lostPath: lostText} {
 		p := t.stage + path
 		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
@@ -87,27 +67,16 @@ func (t *tour) makeImage() error {
 			return err
 		}
 	}
-	files, bytes, err := gather(t.ctx, t.stage, t.contentBytes)
+	files, bytes, err := rig.Gather(t.ctx, t.stage, t.contentBytes)
 	if err != nil {
 		return err
 	}
 	t.files = files + 2
-	t.diskBytes = sizeFor(bytes)
-	t.image = filepath.Join(t.dir, "disk.img")
-	if err := os.WriteFile(t.image, nil, 0o600); err != nil {
+	t.diskBytes = rig.DiskSize(bytes)
+	if err := t.r.MakeDisk(t.ctx, "disk.img", "files", t.diskBytes); err != nil {
 		return err
 	}
-	if err := os.Truncate(t.image, t.diskBytes); err != nil {
-		return err
-	}
-	if _, err := t.sh("echo 'start=2048, type=linux, name=root' | sfdisk -q --label gpt disk.img"); err != nil {
-		return err
-	}
-	blocks := (t.diskBytes - partitionOffset - gptTailBytes) / 1024
-	if _, err := t.sh(fmt.Sprintf("mke2fs -q -F -t ext4 -L demo -d files -E offset=%d disk.img %dk", partitionOffset, blocks)); err != nil {
-		return err
-	}
-	c.say("A GPT with one ext4 partition: %d files, %s, on a disk of %s.", t.files, size(bytes), size(t.diskBytes))
+	c.say("A GPT with one ext4 partition: %d files, %s, on a disk of %s.", t.files, rig.Size(bytes), rig.Size(t.diskBytes))
 	return nil
 }
 
@@ -118,11 +87,6 @@ func (t *tour) serve() error {
 		return err
 	}
 	t.c.output(out, 3)
-	for _, word := range strings.Fields(out) {
-		if pid, ok := strings.CutPrefix(word, "pid="); ok {
-			t.daemonPID, _ = strconv.Atoi(pid) // stays 0: then only `keelblock stop` ends it
-		}
-	}
 	if _, err := t.sh(fmt.Sprintf("keelblock disk create root0 --size %dMiB", t.diskBytes>>20)); err != nil {
 		return err
 	}
@@ -162,21 +126,18 @@ func pick(text string, words ...string) string {
 	return strings.Join(out, "\n")
 }
 
-func (t *tour) backup() (point, error) {
+func (t *tour) backup() (rig.Point, error) {
 	start := time.Now()
 	out, err := t.sh("keelblock backup web --json")
 	if err != nil {
-		return point{}, err
+		return rig.Point{}, err
 	}
-	p := point{took: time.Since(start)}
-	if err := json.Unmarshal([]byte(out), &p); err != nil {
-		return point{}, fmt.Errorf("backup --json printed %q: %w", out, err)
-	}
-	if p.ID == "" || p.FrozenAt.IsZero() {
-		return point{}, fmt.Errorf("backup --json printed no id or time: %q", out)
+	p, err := rig.ParsePoint(out, time.Since(start))
+	if err != nil {
+		return p, err
 	}
 	t.points = append(t.points, p)
-	t.c.say("Recovery point %s: the disk stood still for %d µs, the copy took %.1f s.", p.ID[:12], p.FreezeMicros, p.took.Seconds())
+	t.c.say("Recovery point %s: the disk stood still for %d µs, the copy took %.1f s.", p.ID[:12], p.FreezeMicros, p.Took.Seconds())
 	return p, nil
 }
 
@@ -186,31 +147,31 @@ func (t *tour) firstBackup() error {
 	if err != nil {
 		return err
 	}
-	t.c.say("Read %s, new in the vault %s, stored after deduplication and compression %s.", size(p.ReadBytes), size(p.NewBytes), size(p.StoredBytes))
+	t.c.say("Read %s, new in the vault %s, stored after deduplication and compression %s.", rig.Size(p.ReadBytes), rig.Size(p.NewBytes), rig.Size(p.StoredBytes))
 	return nil
 }
 
 func (t *tour) accident() error {
 	t.c.heading("The accident: a report is overwritten, a file deleted, on the live disk")
-	if err := os.WriteFile(filepath.Join(t.dir, "bad-report"), []byte(badReport), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(t.r.Dir, "bad-report"), []byte(badReport), 0o644); err != nil {
 		return err
 	}
 	script := fmt.Sprintf("rm %s\nwrite bad-report %s\nrm %s\n", reportPath, reportPath, lostPath)
-	if err := os.WriteFile(filepath.Join(t.dir, "accident"), []byte(script), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(t.r.Dir, "accident"), []byte(script), 0o600); err != nil {
 		return err
 	}
-	if !haveFUSE() {
+	if !rig.FUSE() {
 		return t.accidentWithoutFUSE()
 	}
 	t.c.say("debugfs plays the guest: it edits the ext4 behind the NBD export.")
-	if err := os.Mkdir(filepath.Join(t.dir, "live"), 0o700); err != nil {
+	if err := os.Mkdir(filepath.Join(t.r.Dir, "live"), 0o700); err != nil {
 		return err
 	}
 	// nbdfuse shows the export as the file live/disk while debugfs runs. It is not a
 	// daemon: it ends with the unmount, which the trap makes certain.
 	_, err := t.sh("nbdfuse live/disk " + uri("root0") + " & trap 'fusermount3 -u live; wait' EXIT\n" +
 		"     for i in $(seq 100); do [ -e live/disk ] && break; sleep 0.1; done\n" +
-		fmt.Sprintf("     debugfs -w -f accident 'live/disk?offset=%d' 2>&1 && sync live/disk", partitionOffset))
+		fmt.Sprintf("     debugfs -w -f accident 'live/disk?offset=%d' 2>&1 && sync live/disk", rig.PartitionOffset))
 	return err
 }
 
@@ -221,19 +182,11 @@ func (t *tour) accidentWithoutFUSE() error {
 	if _, err := t.sh("cp --sparse=always disk.img changed.img"); err != nil {
 		return err
 	}
-	if _, err := t.sh(fmt.Sprintf("debugfs -w -f accident 'changed.img?offset=%d' 2>&1", partitionOffset)); err != nil {
+	if _, err := t.sh(fmt.Sprintf("debugfs -w -f accident 'changed.img?offset=%d' 2>&1", rig.PartitionOffset)); err != nil {
 		return err
 	}
 	_, err := t.sh("nbdcopy changed.img " + uri("root0"))
 	return err
-}
-
-func haveFUSE() bool {
-	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err != nil {
-		return false
-	}
-	return f.Close() == nil
 }
 
 func (t *tour) secondBackup() error {
@@ -243,15 +196,15 @@ func (t *tour) secondBackup() error {
 		return err
 	}
 	t.c.say("Changed %s of %s, read %s, new in the vault %s, stored %s (tracking: %s).",
-		size(p.ChangedBytes), size(t.diskBytes), size(p.ReadBytes), size(p.NewBytes), size(p.StoredBytes), p.Tracking)
+		rig.Size(p.ChangedBytes), rig.Size(t.diskBytes), rig.Size(p.ReadBytes), rig.Size(p.NewBytes), rig.Size(p.StoredBytes), p.Tracking)
 	first := t.points[0]
 	switch {
 	case p.Tracking != "enabled":
 		return fmt.Errorf("the second backup did not use the map: tracking is %q", p.Tracking)
 	case p.StoredBytes*10 > first.StoredBytes:
-		return fmt.Errorf("the second backup stored %s, the first %s: that is no increment", size(p.StoredBytes), size(first.StoredBytes))
+		return fmt.Errorf("the second backup stored %s, the first %s: that is no increment", rig.Size(p.StoredBytes), rig.Size(first.StoredBytes))
 	case !t.lacksFUSE && p.ReadBytes*10 > first.ReadBytes:
-		return fmt.Errorf("the second backup read %s, the first %s: that is no increment", size(p.ReadBytes), size(first.ReadBytes))
+		return fmt.Errorf("the second backup read %s, the first %s: that is no increment", rig.Size(p.ReadBytes), rig.Size(first.ReadBytes))
 	}
 	t.c.proved("%d times less was stored than for the first", first.StoredBytes/max(p.StoredBytes, 1))
 	out, err := t.sh("keelblock recovery-point list web")
@@ -293,58 +246,21 @@ func (t *tour) goodbye() error {
 	return nil
 }
 
-// sh shows a command and runs it by bash in the temporary folder. It returns what
-// the command printed on standard output; what it printed on standard error is
-// part of the error.
+// sh shows a command and runs it in the temporary folder.
 func (t *tour) sh(line string) (string, error) {
 	t.c.command(line)
-	return t.quietly(t.ctx, line)
+	return t.r.Shell(t.ctx, line)
 }
 
-func (t *tour) quietly(ctx context.Context, line string) (string, error) {
-	cmd := exec.CommandContext(ctx, "bash", "-c", "set -e -o pipefail; "+line)
-	cmd.Dir = t.dir
-	cmd.Env = t.commandEnv()
-	// The command and what it starts are ended together, gently, on an interrupt.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
-	cmd.WaitDelay = 20 * time.Second
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		first, _, _ := strings.Cut(line, "\n")
-		return stdout.String(), fmt.Errorf("%s: %w\n%s%s", first, err, stderr.String(), stdout.String())
-	}
-	return stdout.String(), nil
-}
-
-// clean unmounts, stops the daemon and removes the folder, in this order, and goes
-// on where something fails. It may be called twice.
+// clean unmounts, stops the daemon and removes the folder. It may be called twice.
 func (t *tour) clean() error {
-	if t.dir == "" {
-		return nil
-	}
-	// Not t.ctx: that may be the one that was interrupted.
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
-	defer cancel()
-	var errs []error
+	var err error
 	if t.mounted != "" {
-		if _, err := t.quietly(ctx, "keelblock umount "+t.mounted+" || fusermount3 -u "+t.mounted); err != nil {
-			errs = append(errs, err)
-		}
+		// Not t.ctx: that may be the one that was interrupted.
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		_, err = t.r.Shell(ctx, "keelblock umount "+t.mounted+" || fusermount3 -u "+t.mounted)
 		t.mounted = ""
 	}
-	if _, err := os.Stat(filepath.Join(t.data, "run", "api.sock")); err == nil {
-		if _, err := t.quietly(ctx, "keelblock stop"); err != nil {
-			errs = append(errs, err)
-			if t.daemonPID > 1 {
-				_ = syscall.Kill(t.daemonPID, syscall.SIGKILL) // it may be gone
-			}
-		}
-	}
-	if err := os.RemoveAll(t.dir); err != nil {
-		errs = append(errs, err)
-	}
-	t.dir = ""
-	return errors.Join(errs...)
+	return errors.Join(err, t.r.Close())
 }

@@ -17,9 +17,6 @@ type image struct {
 	sizeBytes            int64
 }
 
-// partitionOffset is where the guest's only partition begins.
-const partitionOffset = 1 << 20
-
 // recipe builds the guest in the folder that is its only argument. Its text names
 // the cached image, so that a change of it builds anew.
 const recipe = `set -eu -o pipefail

@@ -1,40 +1,29 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"strings"
-	"syscall"
 	"time"
+
+	"github.com/keelblock/keelblock/tools/rig"
 )
 
 // lab is one run.
 type lab struct {
 	ctx    context.Context
-	bin    string
-	dir    string
+	r      *rig.Rig
 	image  image
 	accel  string
 	began  time.Time
 	guests []*guest
 }
 
-// point is what the lab needs of backup --json.
+// point is a recovery point and what it must hold.
 type point struct {
-	ID           string
-	Tracking     string
-	ReadBytes    int64
-	ChangedBytes int64
-	StoredBytes  int64
-	FreezeMicros int64
-
+	rig.Point
 	atLeast int // entries that the guest had reported before the backup began
 }
 
@@ -54,7 +43,7 @@ func (l *lab) scenario() error {
 			return err
 		}
 	}
-	if _, err := l.command("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", l.image.disk, l.uri("vm0")); err != nil {
+	if _, err := l.command("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", l.image.disk, l.r.URI("vm0")); err != nil {
 		return err
 	}
 	l.say("the guest's root disk is on the export vm0")
@@ -108,7 +97,7 @@ func (l *lab) scenario() error {
 
 // boot starts a guest and waits until it writes.
 func (l *lab) boot(drive, wantCache string) (*guest, error) {
-	g, err := boot(l.ctx, l.image, l.accel, drive, l.dir)
+	g, err := boot(l.ctx, l.image, l.accel, drive, l.r.Dir)
 	if err != nil {
 		return nil, err
 	}
@@ -135,12 +124,9 @@ func (l *lab) entries(g *guest, n int) error {
 
 func (l *lab) backup(g *guest) (point, error) {
 	p := point{atLeast: g.newest()}
-	out, err := l.keelblock("backup", "vm", "--json")
-	if err != nil {
+	var err error
+	if p.Point, err = l.r.Backup(l.ctx, "vm"); err != nil {
 		return p, err
-	}
-	if err := json.Unmarshal([]byte(out), &p); err != nil || p.ID == "" {
-		return p, fmt.Errorf("backup --json printed %q (%v)", out, err)
 	}
 	l.say("point %.12s while the guest runs: at least %d entries, freeze %d µs, read %d KiB, changed %d KiB, stored %d KiB, tracking %s",
 		p.ID, p.atLeast, p.FreezeMicros, p.ReadBytes>>10, p.ChangedBytes>>10, p.StoredBytes>>10, p.Tracking)
@@ -204,11 +190,11 @@ func (l *lab) holds(g *guest, p point, fewerThan int) error {
 
 // check lets e2fsck judge the point: the journal replays, then all is clean.
 func (l *lab) check(p point) error {
-	raw := filepath.Join(l.dir, "judged.raw")
+	raw := filepath.Join(l.r.Dir, "judged.raw")
 	if _, err := l.keelblock("restore", "file", p.ID+":vm0", raw); err != nil {
 		return err
 	}
-	target := fmt.Sprintf("%s?offset=%d", raw, partitionOffset)
+	target := fmt.Sprintf("%s?offset=%d", raw, rig.PartitionOffset)
 	if out, err := l.command("e2fsck", "-fp", target); err != nil {
 		var exit *exec.ExitError
 		if !errors.As(err, &exit) || exit.ExitCode() != 1 { // 1: the journal was replayed
@@ -225,31 +211,13 @@ func (l *lab) check(p point) error {
 // drive is the -drive value for an export.
 func (l *lab) drive(export string) string {
 	return "if=virtio,format=raw,discard=unmap,file.driver=nbd,file.server.type=unix,file.server.path=" +
-		filepath.Join(l.dir, "data/run/nbd.sock") + ",file.export=" + export
+		l.r.Socket() + ",file.export=" + export
 }
 
-func (l *lab) uri(export string) string {
-	return "nbd+unix:///" + export + "?socket=" + filepath.Join(l.dir, "data/run/nbd.sock")
-}
-
-func (l *lab) keelblock(args ...string) (string, error) { return l.command(l.bin, args...) }
+func (l *lab) keelblock(args ...string) (string, error) { return l.r.Keelblock(l.ctx, args...) }
 
 func (l *lab) command(name string, args ...string) (string, error) {
-	return l.commandIn(l.ctx, name, args...)
-}
-
-func (l *lab) commandIn(ctx context.Context, name string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "KEELBLOCK_") }),
-		"KEELBLOCK_DATA="+filepath.Join(l.dir, "data"))
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 20 * time.Second
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		return stdout.String(), fmt.Errorf("%s %s: %w\n%s%s", filepath.Base(name), strings.Join(args, " "), err, stderr.String(), stdout.String())
-	}
-	return stdout.String(), nil
+	return l.r.Command(l.ctx, name, args...)
 }
 
 // clean ends guests and daemon and removes the folder.
@@ -257,13 +225,5 @@ func (l *lab) clean() error {
 	for _, g := range l.guests {
 		g.cutPower()
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	var errs []error
-	if _, err := os.Stat(filepath.Join(l.dir, "data/run/api.sock")); err == nil {
-		if _, err := l.commandIn(ctx, l.bin, "stop"); err != nil {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(append(errs, os.RemoveAll(l.dir))...)
+	return l.r.Close()
 }

@@ -20,9 +20,10 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/keelblock/keelblock/tools/rig"
 )
 
 func main() {
@@ -40,10 +41,6 @@ func main() {
 }
 
 func run(ctx context.Context, bin, accel string, limit time.Duration) (err error) {
-	bin, err = filepath.Abs(bin)
-	if err != nil {
-		return err
-	}
 	img, err := guestImage(ctx)
 	if err != nil {
 		return fmt.Errorf("build the guest: %w", err)
@@ -55,11 +52,11 @@ func run(ctx context.Context, bin, accel string, limit time.Duration) (err error
 			return err
 		}
 	}
-	dir, err := os.MkdirTemp("", "keelblock-vm-")
+	r, err := rig.New(bin, "keelblock-vm-")
 	if err != nil {
 		return err
 	}
-	l := &lab{ctx: ctx, bin: bin, dir: dir, image: img, accel: accel, began: time.Now()}
+	l := &lab{ctx: ctx, r: r, image: img, accel: accel, began: time.Now()}
 	defer func() {
 		if cleanErr := l.clean(); err == nil {
 			err = cleanErr

@@ -1,4 +1,4 @@
-package main
+package rig
 
 import (
 	"context"
@@ -10,19 +10,34 @@ import (
 	"path/filepath"
 )
 
-// The disk: a GPT with one ext4 partition that begins at 1 MiB.
-const (
-	partitionOffset = 1 << 20
-	gptTailBytes    = 1 << 20
-)
+// PartitionOffset is where the only partition of MakeDisk begins, in bytes.
+const PartitionOffset = 1 << 20
+
+// gptTailBytes leaves room for the second header of a GPT.
+const gptTailBytes = 1 << 20
+
+// MakeDisk makes the sparse image file: a GPT with one ext4 partition that holds the
+// files below stage. Both are paths below Dir. Nobody has to be root for it.
+func (r *Rig) MakeDisk(ctx context.Context, image, stage string, sizeBytes int64) error {
+	if _, err := r.Command(ctx, "truncate", "-s", fmt.Sprint(sizeBytes), image); err != nil {
+		return err
+	}
+	if _, err := r.Shell(ctx, "echo 'start=2048, type=linux, name=root' | sfdisk -q --label gpt "+image); err != nil {
+		return err
+	}
+	blocks := (sizeBytes - PartitionOffset - gptTailBytes) / 1024
+	_, err := r.Command(ctx, "mke2fs", "-q", "-F", "-t", "ext4", "-L", "demo", "-d", stage,
+		"-E", fmt.Sprintf("offset=%d", PartitionOffset), image, fmt.Sprintf("%dk", blocks))
+	return err
+}
 
 // sources are where a machine keeps files that anyone may read, small folders
 // first, so that the disk looks like one.
 var sources = []string{"/etc", "/usr/share/doc", "/usr/bin", "/usr/lib/python3", "/usr/share", "/usr/lib", "/usr/local", "/opt", "/usr"}
 
-// gather copies this machine's own files below stage until they are wantBytes or
+// Gather copies this machine's own files below stage until they are wantBytes or
 // a little more. It reports files and bytes.
-func gather(ctx context.Context, stage string, wantBytes int64) (files int, bytes int64, err error) {
+func Gather(ctx context.Context, stage string, wantBytes int64) (files int, bytes int64, err error) {
 	full := errors.New("enough")
 	for _, source := range sources {
 		err := filepath.WalkDir(source, func(path string, d fs.DirEntry, err error) error {
@@ -65,7 +80,7 @@ func gather(ctx context.Context, stage string, wantBytes int64) (files int, byte
 			return files, bytes, err
 		}
 	}
-	return files, bytes, fmt.Errorf("this machine has only %s of readable files, want %s", size(bytes), size(wantBytes))
+	return files, bytes, fmt.Errorf("this machine has only %s of readable files, want %s", Size(bytes), Size(wantBytes))
 }
 
 // maxFileBytes keeps one huge file from being all there is.
@@ -106,8 +121,24 @@ func copyFile(from, to string) (int64, error) {
 	return n, os.Chtimes(to, info.ModTime(), info.ModTime())
 }
 
-// sizeFor is a disk with room to spare, a multiple of 64 MiB.
-func sizeFor(contentBytes int64) int64 {
+// DiskSize is the size of a disk with room to spare for the content, a multiple of
+// 64 MiB.
+func DiskSize(contentBytes int64) int64 {
 	const step = 64 << 20
 	return (contentBytes*5/2 + 128<<20 + step - 1) / step * step
+}
+
+// Size is a number of bytes as a person reads it.
+func Size(n int64) string {
+	switch {
+	case n >= 1<<30:
+		return fmt.Sprintf("%.2f GiB", float64(n)/(1<<30))
+	case n >= 10<<20:
+		return fmt.Sprintf("%d MiB", n>>20)
+	case n >= 1<<20:
+		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	case n >= 1<<10:
+		return fmt.Sprintf("%d KiB", n>>10)
+	}
+	return fmt.Sprintf("%d bytes", n)
 }
