@@ -77,7 +77,7 @@ func (w *window) at(off, n int64) ([]byte, error) {
 	}
 	if off < w.off || off+n > w.off+int64(len(w.buf)) {
 		if w.buf == nil {
-			w.buf = make([]byte, scanBufferSize)
+			w.buf = make([]byte, min(scanBufferSize, w.size))
 		}
 		w.buf = w.buf[:min(scanBufferSize, w.size-off)]
 		w.off = off
