@@ -194,7 +194,7 @@ func (m *Manifest) validate() error {
 		return invalid("sequence 0")
 	case m.FrozenAt.Unix() <= 0 || m.FrozenAt.Year() > 2261:
 		return invalid("freeze time %v", m.FrozenAt)
-	case m.FreezeMicros < 0 || m.ChangedBytes < 0:
+	case m.FrozenMonotonic < 0 || m.FreezeMicros < 0 || m.ChangedBytes < 0:
 		return invalid("negative count")
 	case consistencyCode(m.Consistency) == 0:
 		return invalid("consistency %q", m.Consistency)
