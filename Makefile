@@ -113,7 +113,7 @@ test-crash: try-deps build ## kills and power cuts, ROUNDS= of them, from SEED= 
 
 .PHONY: test-fs
 test-fs: try-deps build ## the file-system readers against the kernel's view, large images
-	KEELBLOCK_TEST_LARGE=1 $(GO) test -count=1 -timeout 60m ./blockdev/filesystem/... ./blockdev/volume/... ./appliance/fusemount/...
+	KEELBLOCK_TEST_FS=full $(GO) test -count=1 -timeout 60m ./blockdev/filesystem/... ./blockdev/volume/... ./appliance/fusemount/...
 
 .PHONY: test-vm
 test-vm: build ## a Debian guest lives on our disk, is backed up, and boots from the point (root; up to 15 min)
@@ -133,8 +133,12 @@ demands-list: ## the same without running the tests
 bench: try-deps build ## all rows against peers, side by side; see tools/compare
 	$(GO) run -buildvcs=false ./tools/compare -bin $(CURDIR)/$(BIN)
 
-.PHONY: bench-nbd bench-backup bench-restore
-bench-nbd bench-backup bench-restore: bench-%: try-deps build ## one group of rows: bench-nbd, bench-backup, bench-restore
+.PHONY: bench-results
+bench-results: try-deps build ## the same, and write tools/compare/RESULTS.md
+	$(GO) run -buildvcs=false ./tools/compare -bin $(CURDIR)/$(BIN) -results tools/compare/RESULTS.md
+
+.PHONY: bench-nbd bench-backup bench-restore bench-mount
+bench-nbd bench-backup bench-restore bench-mount: bench-%: try-deps build ## one group of rows: nbd, backup, restore, mount
 	$(GO) run -buildvcs=false ./tools/compare -bin $(CURDIR)/$(BIN) -only $*
 
 .PHONY: bench-go

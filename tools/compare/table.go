@@ -1,0 +1,147 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+)
+
+// row is one comparison.
+type row struct {
+	name       string
+	ours, peer string // with their units
+	ratio      float64
+	goal       float64 // 0: the row informs only
+	command    string  // what was measured, in a few words
+}
+
+func (r row) goalText() string {
+	if r.goal == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.2f", r.goal)
+}
+
+func (r row) verdict() string {
+	switch {
+	case r.goal == 0:
+		return "-"
+	case r.ratio >= r.goal:
+		return "ok"
+	}
+	return "missed"
+}
+
+// table prints rows as they come and remembers them.
+type table struct {
+	out  io.Writer
+	rows []row
+}
+
+func newTable(out io.Writer) *table {
+	t := &table{out: out}
+	fmt.Fprintf(out, "%-28s %14s %14s %7s %6s  %s\n", "row", "ours", "peer", "ratio", "goal", "ok|missed")
+	return t
+}
+
+func (t *table) add(r row) {
+	t.rows = append(t.rows, r)
+	fmt.Fprintf(t.out, "%-28s %14s %14s %7.2f %6s  %s\n", r.name, r.ours, r.peer, r.ratio, r.goalText(), r.verdict())
+}
+
+// writeMarkdown writes the rows with what a reader needs to judge them.
+func (t *table) writeMarkdown(ctx context.Context, path string) error {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "# Results\n\nWritten by `make bench-results` on %s. Nothing here is edited by hand.\n\n", time.Now().UTC().Format("2006-01-02 15:04 UTC"))
+	fmt.Fprintf(&b, "Machine: %s, %d cores, %s, kernel %s.\n\n", cpuModel(), runtime.NumCPU(), memory(), firstLine(ctx, "uname", "-r"))
+	b.WriteString("Versions:")
+	for i, v := range []string{
+		firstLine(ctx, "nbdkit", "--version"), firstLine(ctx, "restic", "version"), firstLine(ctx, "cp", "--version"),
+		firstLine(ctx, "qemu-img", "--version"), "keelblock " + firstLine(ctx, "git", "describe", "--tags", "--always", "--dirty"),
+		"built with " + runtime.Version(),
+	} {
+		if i > 0 {
+			b.WriteByte(';')
+		}
+		b.WriteString(" " + v)
+	}
+	b.WriteString(".\n\nA ratio above 1 means that ours is better, whatever the unit. Each side ran in turn; the ratio is the median of the\nrounds' ratios, and the figures beside it are the medians of each side.\n\n")
+	b.WriteString("| row | ours | peer | ratio | goal | | what was compared |\n|---|---|---|---|---|---|---|\n")
+	for _, r := range t.rows {
+		fmt.Fprintf(&b, "| %s | %s | %s | %.2f | %s | %s | %s |\n", r.name, r.ours, r.peer, r.ratio, r.goalText(), r.verdict(), r.command)
+	}
+	return os.WriteFile(path, b.Bytes(), 0o644)
+}
+
+func firstLine(ctx context.Context, name string, args ...string) string {
+	out, err := exec.CommandContext(ctx, name, args...).Output()
+	if err != nil {
+		return name + " (version unknown)"
+	}
+	line, _, _ := strings.Cut(string(out), "\n")
+	return line
+}
+
+func cpuModel() string {
+	text, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return "unknown processor"
+	}
+	for line := range strings.Lines(string(text)) {
+		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+			return strings.TrimSpace(value)
+		}
+	}
+	return "unknown processor"
+}
+
+func memory() string {
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return "unknown memory"
+	}
+	var kib int64
+	if _, err := fmt.Sscanf(string(text), "MemTotal: %d kB", &kib); err != nil {
+		return "unknown memory"
+	}
+	return fmt.Sprintf("%d GiB of memory", (kib+1<<19)>>20)
+}
+
+// median of at least one value.
+func median(values []float64) float64 {
+	v := slices.Clone(values)
+	slices.Sort(v)
+	if len(v)%2 == 1 {
+		return v[len(v)/2]
+	}
+	return (v[len(v)/2-1] + v[len(v)/2]) / 2
+}
+
+// pairs are rounds of ours and peer in one unit.
+type pairs struct{ ours, peer []float64 }
+
+func (p *pairs) add(ours, peer float64) {
+	p.ours = append(p.ours, ours)
+	p.peer = append(p.peer, peer)
+}
+
+// faster is the median of the rounds' ratios for figures where more is better;
+// smaller where less is.
+func (p *pairs) faster() float64 { return p.ratio(func(o, q float64) float64 { return o / q }) }
+
+func (p *pairs) smaller() float64 { return p.ratio(func(o, q float64) float64 { return q / o }) }
+
+func (p *pairs) ratio(of func(ours, peer float64) float64) float64 {
+	ratios := make([]float64, len(p.ours))
+	for i := range p.ours {
+		ratios[i] = of(p.ours[i], p.peer[i])
+	}
+	return median(ratios)
+}

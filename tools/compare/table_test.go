@@ -1,0 +1,68 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestVerdictFollowsTheGoal(t *testing.T) {
+	for _, tt := range []struct {
+		ratio, goal float64
+		want        string
+	}{{0.9, 0.9, "ok"}, {0.89, 0.9, "missed"}, {7, 0, "-"}} {
+		if got := (row{ratio: tt.ratio, goal: tt.goal}).verdict(); got != tt.want {
+			t.Errorf("ratio %v, goal %v: %s, want %s", tt.ratio, tt.goal, got, tt.want)
+		}
+	}
+}
+
+// The ratio of a row is the median of the rounds' ratios, so one bad round does
+// not count, and it is above 1 when ours is better in either direction.
+func TestRatioIsTheMedianOfRounds(t *testing.T) {
+	p := pairs{}
+	p.add(100, 50)
+	p.add(100, 1000)
+	p.add(90, 60)
+	if got := p.faster(); got != 1.5 {
+		t.Errorf("faster: %v, want 1.5", got)
+	}
+	p = pairs{}
+	p.add(2, 8)
+	p.add(4, 8)
+	if got := p.smaller(); got != 3 {
+		t.Errorf("smaller: %v, want 3", got)
+	}
+}
+
+func TestRowsOfNBDSlicesAreRead(t *testing.T) {
+	rows := parseRows("row ours peer ratio goal ok|missed\n# remark\nread-4k-qd32 120000/s 110000/s 1.09 1.00 ok\nwrite-4k-qd1 9 10 0.90 0.95 missed\nsyscalls 1.6 7.2 4.50 - -\n")
+	if len(rows) != 3 {
+		t.Fatalf("%d rows, want 3: %v", len(rows), rows)
+	}
+	if r := rows[0]; r.name != "read-4k-qd32" || r.ours != "120000/s" || r.ratio != 1.09 || r.goal != 1 || r.verdict() != "ok" {
+		t.Errorf("first row %+v", r)
+	}
+	if rows[1].verdict() != "missed" || rows[2].verdict() != "-" {
+		t.Errorf("verdicts %s, %s; want missed, -", rows[1].verdict(), rows[2].verdict())
+	}
+}
+
+func TestMarkdownHoldsEveryRow(t *testing.T) {
+	var out strings.Builder
+	tab := newTable(&out)
+	tab.add(row{"restore-file-cp", "500MB/s", "1000MB/s", 0.5, 0.8, "restore against cp"})
+	path := filepath.Join(t.TempDir(), "RESULTS.md")
+	if err := tab.writeMarkdown(t.Context(), path); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "| restore-file-cp | 500MB/s | 1000MB/s | 0.50 | 0.80 | missed | restore against cp |"
+	if !strings.Contains(string(text), want) {
+		t.Errorf("no line %q in\n%s", want, text)
+	}
+}
