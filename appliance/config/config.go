@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -55,6 +56,8 @@ type Config struct {
 	LogFormat string `toml:"log-format"`
 	// NotifySocket is the socket of systemd's notification protocol, or "".
 	NotifySocket string `toml:"-"`
+	// LogWriter gets the log. nil: standard error.
+	LogWriter io.Writer `toml:"-"`
 	// Version is what status reports as the version of the binary.
 	Version string `toml:"-"`
 }
@@ -97,6 +100,9 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.LogFormat == "" {
 		c.LogFormat = "text"
+	}
+	if c.LogWriter == nil {
+		c.LogWriter = os.Stderr
 	}
 	if c.Version == "" {
 		c.Version = "devel"

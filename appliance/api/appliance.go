@@ -1,0 +1,135 @@
+package api
+
+import (
+	"context"
+	"fmt"
+
+	"connectrpc.com/connect"
+
+	"github.com/keelblock/keelblock/appliance"
+	kb "github.com/keelblock/keelblock/appliance/api/keelblockv1"
+	"github.com/keelblock/keelblock/appliance/disks"
+	"github.com/keelblock/keelblock/appliance/vault"
+)
+
+type applianceService struct{ service }
+
+// Status is one look at everything. It never waits: what is not open yet is missing.
+func (s applianceService) Status(ctx context.Context, _ *connect.Request[kb.StatusRequest]) (*connect.Response[kb.StatusResponse], error) {
+	out := &kb.StatusResponse{Version: s.Info.Version, Pid: int64(s.Info.PID), StartedAt: timestamp(s.Info.StartedAt),
+		DataDir: s.Info.DataDir, ApiUri: s.Info.APIURI, NbdUris: s.Info.NBDURIs, SiteName: s.Info.SiteName,
+		Disks: s.allDisks(), Vault: s.vaultStatus()}
+	h := s.openVault()
+	if list, err := s.Machines.List(); err == nil {
+		for _, m := range list {
+			out.Machines = append(out.Machines, s.machine(m))
+			if h == nil {
+				continue
+			}
+			if p := h.Points.Newest(m.ID); p != nil {
+				out.LastPoints = append(out.LastPoints, s.point(ctx, h, p))
+			}
+		}
+	}
+	for _, r := range s.Jobs.List() {
+		if !r.State.Ended() {
+			out.RunningJobs = append(out.RunningJobs, jobMessage(r))
+		}
+	}
+	for _, a := range s.alerts(out.Disks, out.Vault) {
+		out.Alerts = append(out.Alerts, &kb.Alert{Severity: a.Severity, ObjectName: a.Object, Text: a.Text, Since: timestamp(a.Since)})
+	}
+	return connect.NewResponse(out), nil
+}
+
+// alerts are the daemon's own and what disks and vault show.
+func (s service) alerts(all []*kb.Disk, v *kb.VaultStatusResponse) []Alert {
+	out := s.Parts.Alerts()
+	if v.State == string(vault.Closed) {
+		out = append(out, Alert{Severity: "critical", Object: v.Name, Text: v.Reason})
+	}
+	if v.CorruptBlocks > 0 {
+		out = append(out, Alert{Severity: "critical", Object: v.Name,
+			Text: fmt.Sprintf("%d reads met damaged blocks; run keelblock recovery-point verify --all", v.CorruptBlocks)})
+	}
+	if err := s.Disks.Damage(); err != nil {
+		out = append(out, Alert{Severity: "critical", Object: "disks.json", Text: err.Error()})
+	}
+	for _, d := range all {
+		switch disks.State(d.State) {
+		case disks.Offline:
+			out = append(out, Alert{Severity: "critical", Object: d.Name, Text: "disk is offline: " + d.Reason})
+		case disks.Suspect:
+			out = append(out, Alert{Severity: "warning", Object: d.Name, Text: "the next backup compares the whole disk: " + d.Reason})
+		}
+	}
+	return out
+}
+
+// Stop begins the end of the daemon and returns.
+func (s applianceService) Stop(context.Context, *connect.Request[kb.StopRequest]) (*connect.Response[kb.StopResponse], error) {
+	s.Parts.Stop()
+	return connect.NewResponse(&kb.StopResponse{Pid: int64(s.Info.PID)}), nil
+}
+
+// VaultStatus says what the vault holds, or why it is closed.
+func (s applianceService) VaultStatus(context.Context, *connect.Request[kb.VaultStatusRequest]) (*connect.Response[kb.VaultStatusResponse], error) {
+	return connect.NewResponse(s.vaultStatus()), nil
+}
+
+func (s service) vaultStatus() *kb.VaultStatusResponse {
+	state, reason := s.Vault.State()
+	out := &kb.VaultStatusResponse{Name: vault.DefaultName, State: string(state)}
+	if reason != nil {
+		out.Reason = reason.Error()
+	}
+	if space, err := vault.SpaceOf(s.Info.DataDir); err == nil {
+		out.FreeBytes = space.Free
+	}
+	h := s.openVault()
+	if h == nil {
+		return out
+	}
+	st := h.Store.Stats()
+	out.Packs, out.PackBytes, out.Blocks, out.CorruptBlocks = st.Packs, st.PackBytes, st.Blocks, st.CorruptBlocks
+	out.BlockSizeBytes = int64(h.Store.BlockSize())
+	newest := map[string]int64{} // machine → size of its newest point's disks
+	for _, p := range h.Points.List("", true) {
+		if p.Deleted {
+			out.DeletedPoints++
+			continue
+		}
+		out.Points++
+		size := int64(0)
+		for _, d := range p.Manifest.Disks {
+			size += d.Root.SizeBytes
+		}
+		newest[p.Manifest.MachineID.String()] = size
+	}
+	for _, size := range newest {
+		out.ProtectedBytes += size
+	}
+	return out
+}
+
+// Doctor checks the machine that the appliance runs on.
+func (s applianceService) Doctor(ctx context.Context, _ *connect.Request[kb.DoctorRequest]) (*connect.Response[kb.DoctorResponse], error) {
+	out := &kb.DoctorResponse{}
+	for _, f := range s.Parts.Doctor.Check(ctx) {
+		out.Findings = append(out.Findings, &kb.Finding{Check: f.Check, Result: string(f.Result), Text: f.Text})
+	}
+	return connect.NewResponse(out), nil
+}
+
+// RebuildIndex starts a job that makes the index of a closed vault anew.
+func (s applianceService) RebuildIndex(context.Context, *connect.Request[kb.RebuildIndexRequest]) (*connect.Response[kb.Job], error) {
+	if state, _ := s.Vault.State(); state != vault.Closed {
+		return nil, &appliance.Error{Op: "rebuild the index of vault " + vault.DefaultName, Kind: appliance.ErrInUse,
+			Text: "the vault is " + string(state) + " and needs no rebuild", Hint: "see keelblock vault status"}
+	}
+	t, err := s.Jobs.Start("RebuildIndex", vault.DefaultName, s.Rebuild)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(jobMessage(t.Record())), nil
+}

@@ -1,0 +1,276 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/keelblock/keelblock/appliance"
+	kb "github.com/keelblock/keelblock/appliance/api/keelblockv1"
+	"github.com/keelblock/keelblock/appliance/job"
+	"github.com/keelblock/keelblock/appliance/readers"
+	"github.com/keelblock/keelblock/appliance/restore"
+	"github.com/keelblock/keelblock/appliance/vault"
+	"github.com/keelblock/keelblock/blockdev"
+	"github.com/keelblock/keelblock/dedupe/hashtree"
+	"github.com/keelblock/keelblock/dedupe/recoverypoint"
+	"github.com/keelblock/keelblock/dedupe/verify"
+)
+
+type pointsService struct{ service }
+
+// List returns the points of a machine, or all, oldest first.
+func (s pointsService) List(ctx context.Context, r *connect.Request[kb.ListPointsRequest]) (*connect.Response[kb.ListPointsResponse], error) {
+	h, err := s.Vault.Use(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list := h.Points.List(r.Msg.Machine, r.Msg.Deleted)
+	if r.Msg.Machine != "" && len(list) == 0 && len(h.Points.List(r.Msg.Machine, true)) == 0 {
+		if _, err := s.Machines.Get(r.Msg.Machine); err != nil {
+			return nil, err
+		}
+	}
+	out := &kb.ListPointsResponse{}
+	for _, p := range list {
+		out.Points = append(out.Points, s.point(ctx, h, p))
+	}
+	return connect.NewResponse(out), nil
+}
+
+// Get resolves any spelling of a point and says what it names.
+func (s pointsService) Get(ctx context.Context, r *connect.Request[kb.GetPointRequest]) (*connect.Response[kb.GetPointResponse], error) {
+	h, p, rest, err := s.Vault.Find(ctx, r.Msg.Selector)
+	if err != nil {
+		return nil, err
+	}
+	out := &kb.GetPointResponse{Point: s.point(ctx, h, p), Disk: rest}
+	def, err := recoverypoint.LoadContent(ctx, h.Store, p.Manifest.Definition)
+	if err != nil {
+		return nil, fmt.Errorf("definition of recovery point %s: %w", p.ID, err)
+	}
+	out.Point.Definition = string(def)
+	return connect.NewResponse(out), nil
+}
+
+// Delete deletes a point softly, or for good.
+func (s pointsService) Delete(ctx context.Context, r *connect.Request[kb.DeletePointRequest]) (*connect.Response[kb.RecoveryPoint], error) {
+	h, p, _, err := s.Vault.Find(ctx, r.Msg.Point)
+	if err != nil {
+		return nil, err
+	}
+	before := s.point(ctx, h, p)
+	if p, err = s.Vault.Delete(ctx, r.Msg.Point, r.Msg.Purge, actor(ctx), time.Now()); err != nil {
+		return nil, err
+	}
+	before.State = "deleted"
+	before.DeletedAt, before.DeletedUntil = timestamp(p.DeletedAt), timestamp(p.DeletedUntil)
+	return connect.NewResponse(before), nil
+}
+
+// Undelete brings a soft-deleted point back.
+func (s pointsService) Undelete(ctx context.Context, r *connect.Request[kb.UndeletePointRequest]) (*connect.Response[kb.RecoveryPoint], error) {
+	p, err := s.Vault.Undelete(ctx, r.Msg.Point, actor(ctx), time.Now())
+	if err != nil {
+		return nil, err
+	}
+	h, err := s.Vault.Use(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(s.point(ctx, h, p)), nil
+}
+
+// Diff lists what differs between two points, disk by disk, from their trees. A disk
+// that only one of them holds differs wherever it has data.
+func (s pointsService) Diff(ctx context.Context, r *connect.Request[kb.DiffPointsRequest]) (*connect.Response[kb.DiffPointsResponse], error) {
+	h, from, fromDisk, err := s.Vault.Find(ctx, r.Msg.From)
+	if err != nil {
+		return nil, err
+	}
+	_, to, toDisk, err := s.Vault.Find(ctx, r.Msg.To)
+	if err != nil {
+		return nil, err
+	}
+	op := fmt.Sprintf("compare recovery points %s and %s", from.ID, to.ID)
+	only := r.Msg.Disk
+	for _, rest := range []string{fromDisk, toDisk} {
+		if only == "" {
+			only = rest
+		} else if rest != "" && rest != only {
+			return nil, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: fmt.Sprintf("disks %q and %q are named; compare one disk", only, rest)}
+		}
+	}
+	out := &kb.DiffPointsResponse{}
+	for _, name := range unionOfDisks(from.Manifest, to.Manifest) {
+		if only != "" && name != only {
+			continue
+		}
+		extents, err := diffDisk(ctx, op, h, rootOf(from.Manifest, to.Manifest, name), rootOf(to.Manifest, from.Manifest, name))
+		if err != nil {
+			return nil, fmt.Errorf("%s: disk %q: %w", op, name, err)
+		}
+		out.Disks = append(out.Disks, &kb.DiskDiff{Disk: name, Extents: extents})
+	}
+	if only != "" && len(out.Disks) == 0 {
+		return nil, &appliance.Error{Op: op, Kind: appliance.ErrNotFound, Text: fmt.Sprintf("neither has a disk %q", only)}
+	}
+	return connect.NewResponse(out), nil
+}
+
+func diffDisk(ctx context.Context, op string, h *vault.Handle, a, b hashtree.Root) ([]*kb.Extent, error) {
+	set := recoverypoint.NewChangeSet()
+	if err := hashtree.Diff(ctx, h.Store, a, b, func(e blockdev.Extent) bool { set.Add(e); return true }); err != nil {
+		return nil, err
+	}
+	return extentsOf(op, set, max(a.SizeBytes, b.SizeBytes))
+}
+
+// rootOf is the tree of a disk of m; when m does not have it, an empty tree of the
+// size that it has in other.
+func rootOf(m, other *recoverypoint.Manifest, name string) hashtree.Root {
+	if d := m.Disk(name); d != nil {
+		return d.Root
+	}
+	r := other.Disk(name).Root
+	return hashtree.Root{SizeBytes: r.SizeBytes, BlockSize: r.BlockSize, Depth: r.Depth}
+}
+
+func unionOfDisks(a, b *recoverypoint.Manifest) []string {
+	var out []string
+	for _, d := range a.Disks {
+		out = append(out, d.Name)
+	}
+	for _, d := range b.Disks {
+		if a.Disk(d.Name) == nil {
+			out = append(out, d.Name)
+		}
+	}
+	return out
+}
+
+// Verify starts a job that reads everything of a point, or of all points.
+func (s pointsService) Verify(ctx context.Context, r *connect.Request[kb.VerifyRequest]) (*connect.Response[kb.Job], error) {
+	h, err := s.Vault.Use(ctx)
+	if err != nil {
+		return nil, err
+	}
+	points, object := h.Points.List("", true), "all"
+	if r.Msg.Point != "" {
+		_, p, _, err := s.Vault.Find(ctx, r.Msg.Point)
+		if err != nil {
+			return nil, err
+		}
+		points, object = []*recoverypoint.Point{p}, p.ID.String()
+	}
+	t, err := s.Jobs.Start("Verify", object, func(ctx context.Context, t *job.Task) error {
+		return s.verify(ctx, t, h, points)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(jobMessage(t.Record())), nil
+}
+
+// verify reads points one after the other. Damage fails the job, after all of them.
+func (s pointsService) verify(ctx context.Context, t *job.Task, h *vault.Handle, points []*recoverypoint.Point) error {
+	var bad, damaged int64
+	var first error
+	for i, p := range points {
+		t.Detail(fmt.Sprintf("point %d of %d", i+1, len(points)))
+		unpin := s.Vault.Pin(p.ID, "a verification")
+		end, last := t.Begin("Verify"), int64(0)
+		rep, err := verify.Point(ctx, h.Store, p.Manifest, func(done int64) { t.AddDone(done - last); last = done })
+		unpin()
+		if err != nil {
+			end(err)
+			return fmt.Errorf("verify recovery point %s: %w", p.ID, err)
+		}
+		end(rep.Err())
+		if rep.OK() {
+			t.Result(fmt.Sprintf("%s ok %d blocks %d nodes %d bytes", p.ID, rep.Blocks, rep.Nodes, rep.Bytes))
+			continue
+		}
+		damaged++
+		bad += rep.BadCount
+		if first == nil {
+			first = rep.Err()
+		}
+		for _, b := range rep.Bad {
+			t.Result(fmt.Sprintf("%s damaged %s", p.ID, b))
+		}
+	}
+	for _, pr := range h.Points.Problems() {
+		if len(points) > 1 || len(points) == 1 && points[0].ID == pr.ID {
+			damaged++
+			t.Result(fmt.Sprintf("%s damaged %v", pr.ID, pr.Err))
+			if first == nil {
+				first = pr.Err
+			}
+		}
+	}
+	if first != nil {
+		return fmt.Errorf("verify: %d of %d recovery points are damaged, %d blocks and nodes: %w", damaged, len(points), bad, first)
+	}
+	return nil
+}
+
+// RestoreDisk starts a restore to a new disk.
+func (s pointsService) RestoreDisk(ctx context.Context, r *connect.Request[kb.RestoreDiskRequest]) (*connect.Response[kb.Job], error) {
+	t, err := s.Restore.Start(ctx, restore.Request{Point: r.Msg.Point, Disk: r.Msg.Disk, Name: r.Msg.Name})
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(jobMessage(t.Record())), nil
+}
+
+// OpenReader serves a disk of a point on points.sock for the user who calls.
+func (s pointsService) OpenReader(ctx context.Context, r *connect.Request[kb.OpenReaderRequest]) (*connect.Response[kb.OpenReaderResponse], error) {
+	rd, err := s.Readers.Open(ctx, r.Msg.Point, r.Msg.Disk, peerOf(ctx).UID, time.Duration(r.Msg.TtlSeconds)*time.Second)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&kb.OpenReaderResponse{ExportName: rd.Name, Socket: s.Info.PointsPath,
+		PointId: rd.Point.ID.String(), Disk: rd.Disk.Name, SizeBytes: rd.Disk.Root.SizeBytes}), nil
+}
+
+// CloseReader ends a reader of the user who calls.
+func (s pointsService) CloseReader(ctx context.Context, r *connect.Request[kb.CloseReaderRequest]) (*connect.Response[kb.CloseReaderResponse], error) {
+	if err := s.Readers.Close(ctx, r.Msg.ExportName, peerOf(ctx).UID); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&kb.CloseReaderResponse{}), nil
+}
+
+// Export serves a disk of a point on nbd.sock until Unexport or a stop of the daemon.
+func (s pointsService) Export(ctx context.Context, r *connect.Request[kb.ExportRequest]) (*connect.Response[kb.ExportResponse], error) {
+	rd, err := s.Readers.Export(ctx, r.Msg.Point, r.Msg.Disk, r.Msg.Name)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(s.export(rd)), nil
+}
+
+// Unexport takes a named export back.
+func (s pointsService) Unexport(ctx context.Context, r *connect.Request[kb.UnexportRequest]) (*connect.Response[kb.UnexportResponse], error) {
+	if err := s.Readers.Unexport(ctx, r.Msg.Name); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&kb.UnexportResponse{}), nil
+}
+
+// ListExports returns the named exports, by name.
+func (s pointsService) ListExports(context.Context, *connect.Request[kb.ListExportsRequest]) (*connect.Response[kb.ListExportsResponse], error) {
+	out := &kb.ListExportsResponse{}
+	for _, rd := range s.Readers.Exports() {
+		out.Exports = append(out.Exports, s.export(rd))
+	}
+	return connect.NewResponse(out), nil
+}
+
+func (s service) export(rd *readers.Reader) *kb.ExportResponse {
+	return &kb.ExportResponse{Name: rd.Name, Uri: s.nbdURI(rd.Name), PointId: rd.Point.ID.String(), Disk: rd.Disk.Name,
+		SizeBytes: rd.Disk.Root.SizeBytes}
+}

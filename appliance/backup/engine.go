@@ -1,0 +1,181 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/keelblock/keelblock/appliance"
+	"github.com/keelblock/keelblock/appliance/disks"
+	"github.com/keelblock/keelblock/appliance/job"
+	"github.com/keelblock/keelblock/appliance/machine"
+	"github.com/keelblock/keelblock/appliance/vault"
+	"github.com/keelblock/keelblock/blockdev/cbt"
+	"github.com/keelblock/keelblock/blockdev/snapshot"
+	"github.com/keelblock/keelblock/dedupe/recoverypoint"
+)
+
+// Kind is the kind of a backup's job.
+const Kind = "Backup"
+
+// MaxNote bounds the text of a request's note, in bytes.
+const MaxNote = 4096
+
+// Request asks for one point.
+type Request struct {
+	Machine string
+	// Consistency asked for; "": the best there is, without complaint.
+	Consistency string
+	// Note is any text, kept with the point.
+	Note string
+}
+
+// Options of an Engine. All but Workers and Logger are required.
+type Options struct {
+	Disks    *disks.Registry
+	Machines *machine.Set
+	Vault    *vault.Vault
+	Jobs     *job.Manager
+	Clock    *cbt.Clock
+	// Workers bounds the goroutines of one backup; at least 1.
+	Workers int
+	Logger  *slog.Logger
+}
+
+// Engine makes points.
+type Engine struct {
+	o     Options
+	slots *snapshot.Coordinator
+
+	mu      sync.Mutex
+	waiting map[Request]*job.Task // jobs that have not frozen yet
+}
+
+// New returns an Engine.
+func New(o Options) *Engine {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	o.Workers = max(o.Workers, 1)
+	return &Engine{o: o, slots: snapshot.New(o.Clock), waiting: map[Request]*job.Task{}}
+}
+
+// Start begins a backup, or joins one that answers the request.
+func (e *Engine) Start(ctx context.Context, r Request) (*job.Task, error) {
+	op := fmt.Sprintf("back up machine %q", r.Machine)
+	switch recoverypoint.Consistency(r.Consistency) {
+	case "", recoverypoint.Application, recoverypoint.Filesystem, recoverypoint.Crash:
+	default:
+		return nil, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: fmt.Sprintf("consistency %q is not known", r.Consistency),
+			Hint: "give application, filesystem or crash"}
+	}
+	if len(r.Note) > MaxNote {
+		return nil, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: fmt.Sprintf("a note of %d bytes; at most %d", len(r.Note), MaxNote)}
+	}
+	h, err := e.o.Vault.Use(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", op, err)
+	}
+	m, release, err := e.o.Machines.Hold(r.Machine)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if _, err := e.members(op, m); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if t := e.waiting[r]; t != nil {
+		return t, nil
+	}
+	t, err := e.o.Jobs.Start(Kind, r.Machine, func(ctx context.Context, t *job.Task) error {
+		defer e.frozen(r, t)
+		if err := e.run(ctx, t, h, r); err != nil {
+			return fmt.Errorf("%s: %w", op, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	e.waiting[r] = t
+	return t, nil
+}
+
+// frozen says that t answers no further requests.
+func (e *Engine) frozen(r Request, t *job.Task) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.waiting[r] == t {
+		delete(e.waiting, r)
+	}
+}
+
+// members are the disks of a machine that a point holds, and those it leaves out.
+type members struct {
+	disks    []*disks.Disk
+	excluded []recoverypoint.ExcludedDisk
+}
+
+// members looks the disks up. A disk that is offline is an error: a point without it
+// would not be what was asked for.
+func (e *Engine) members(op string, m machine.Machine) (*members, error) {
+	out := &members{}
+	for _, name := range m.Disks {
+		d, err := e.o.Disks.Get(name)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", op, err)
+		}
+		why := ""
+		switch {
+		case d.Entry().Role == disks.Temporary:
+			why = "temporary disk"
+		case m.Excludes(name):
+			why = "excluded by the operator"
+		}
+		if why != "" {
+			id, err := recoverypoint.ParseID(d.Entry().ID)
+			if err != nil {
+				return nil, fmt.Errorf("%s: disk %q: %w", op, name, err)
+			}
+			out.excluded = append(out.excluded, recoverypoint.ExcludedDisk{ID: id, Name: name, SizeBytes: d.Entry().SizeBytes, Reason: why})
+			continue
+		}
+		if d.Tracker() == nil {
+			_, reason := d.State()
+			return nil, &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: fmt.Sprintf("disk %q is offline: %s", name, reason),
+				Hint: fmt.Sprintf("bring it back and restart, or keelblock machine edit %s --exclude %s", m.Name, name)}
+		}
+		out.disks = append(out.disks, d)
+	}
+	if len(out.disks) == 0 {
+		return nil, &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: "it has no disk to protect",
+			Hint: fmt.Sprintf("keelblock machine edit %s --add-disk DISK", m.Name)}
+	}
+	return out, nil
+}
+
+// hold keeps the machine and its disks from being deleted while a job runs.
+func (e *Engine) hold(op, name string) (m machine.Machine, mem *members, release func(), err error) {
+	m, releaseMachine, err := e.o.Machines.Hold(name)
+	if err != nil {
+		return m, nil, nil, err
+	}
+	_, releaseDisks, err := e.o.Disks.Hold(m.Disks...)
+	if err != nil {
+		releaseMachine()
+		return m, nil, nil, err
+	}
+	release = func() { releaseDisks(); releaseMachine() }
+	if mem, err = e.members(op, m); err != nil {
+		release()
+		return m, nil, nil, err
+	}
+	return m, mem, release, nil
+}
+
+// errAgain: the attempt found a base that cannot be used; the next one compares.
+var errAgain = errors.New("the base is not usable")

@@ -1,0 +1,369 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/keelblock/keelblock/appliance"
+	"github.com/keelblock/keelblock/appliance/job"
+	"github.com/keelblock/keelblock/appliance/machine"
+	"github.com/keelblock/keelblock/appliance/vault"
+	"github.com/keelblock/keelblock/blockdev"
+	"github.com/keelblock/keelblock/blockdev/cbt"
+	"github.com/keelblock/keelblock/blockdev/snapshot"
+	"github.com/keelblock/keelblock/dedupe"
+	"github.com/keelblock/keelblock/dedupe/hashtree"
+	"github.com/keelblock/keelblock/dedupe/ingest"
+	"github.com/keelblock/keelblock/dedupe/recoverypoint"
+)
+
+// maxAttempts: as the map says; compared, when a block of the base does not verify;
+// in full, when its tree does not verify either.
+const maxAttempts = 3
+
+// run is a whole job.
+func (e *Engine) run(ctx context.Context, t *job.Task, h *vault.Handle, r Request) error {
+	m, mem, release, err := e.hold(fmt.Sprintf("back up machine %q", r.Machine), r.Machine)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := checkSpace(h); err != nil {
+		return err
+	}
+	var trackers []*cbt.Tracker
+	for _, d := range mem.disks {
+		trackers = append(trackers, d.Tracker())
+	}
+	t.Detail("waiting for the disks' slots")
+	endWait := t.Begin("Wait")
+	slots, err := e.slots.Acquire(ctx, trackers)
+	endWait(err)
+	if err != nil {
+		return err
+	}
+	defer slots.Release()
+	planner := newPlanner(h, m.ID)
+	for attempt := 1; ; attempt++ {
+		a := &attemptState{e: e, t: t, h: h, req: r, machine: m, members: mem, slots: slots}
+		err := a.run(ctx, planner)
+		if errors.Is(err, errAgain) && attempt < maxAttempts {
+			e.o.Logger.Warn("backup begins again and compares", "machine", m.Name, "job", t.ID(), "error", err)
+			continue
+		}
+		return err
+	}
+}
+
+// checkSpace fails early, with the numbers, when the vault would take nothing.
+func checkSpace(h *vault.Handle) error {
+	s, err := vault.SpaceOf(h.Dir)
+	if err != nil {
+		return err
+	}
+	if s.Free <= h.ReserveBytes {
+		return &appliance.Error{Kind: appliance.ErrNoSpace,
+			Text: fmt.Sprintf("vault %s has %d bytes free and keeps %d of them in reserve", vault.DefaultName, s.Free, h.ReserveBytes),
+			Hint: "free space on its file system, or delete recovery points"}
+	}
+	return nil
+}
+
+// attemptState is one attempt to make the point.
+type attemptState struct {
+	e       *Engine
+	t       *job.Task
+	h       *vault.Handle
+	req     Request
+	machine machine.Machine
+	members *members
+	slots   *snapshot.Slots
+
+	plans []plan
+	batch dedupe.Batch
+
+	mu    sync.Mutex
+	roots []hashtree.Root            // by plan; of what was read before the freeze, then final
+	sets  []*recoverypoint.ChangeSet // by plan; what differs from the plan's base
+	cost  recoverypoint.Accounting
+}
+
+func (a *attemptState) run(ctx context.Context, planner *planner) (err error) {
+	for _, d := range a.members.disks {
+		p, err := planner.plan(d)
+		if err != nil {
+			return fmt.Errorf("disk %q: %w", d.Name(), err)
+		}
+		a.plans = append(a.plans, p)
+		a.roots = append(a.roots, hashtree.Root{})
+		a.sets = append(a.sets, recoverypoint.NewChangeSet())
+	}
+	defer func() { err = a.blame(planner, err) }()
+	if a.batch, err = a.h.Store.Begin(ctx); err != nil {
+		return err
+	}
+	defer a.batch.Abort() // harmless after the commit
+	if err := a.readWhole(ctx); err != nil {
+		return err
+	}
+	cut, err := a.cut(ctx)
+	if err != nil {
+		return err
+	}
+	defer cut.Abort() // harmless after the commit
+	end := a.t.Begin("TransferToVault")
+	p, err := a.transfer(ctx, cut)
+	end(err)
+	if err != nil {
+		return errors.Join(err, cut.Err())
+	}
+	if err := cut.Commit(); err != nil {
+		a.e.o.Logger.Warn("the point is good; the next backup reads more than it must", "recovery_point", p.ID, "error", err)
+	}
+	a.t.Result(p.ID.String())
+	return nil
+}
+
+// blame turns an unusable base into errAgain and remembers the disk.
+func (a *attemptState) blame(planner *planner, err error) error {
+	var be *diskError
+	var base *ingest.BaseError
+	if err == nil || !errors.As(err, &be) || !errors.As(err, &base) {
+		return err
+	}
+	d := a.plans[be.plan].disk
+	planner.distrusted[d.Entry().ID]++
+	d.Tracker().Distrust(fmt.Sprintf("the base does not verify at %d: %v", base.Offset, base.Err))
+	return fmt.Errorf("%w: %w", errAgain, err)
+}
+
+// diskError says which disk of the attempt failed.
+type diskError struct {
+	plan int
+	name string
+	err  error
+}
+
+func (e *diskError) Error() string { return fmt.Sprintf("disk %q: %v", e.name, e.err) }
+func (e *diskError) Unwrap() error { return e.err }
+
+// each calls fn for the disks in parallel.
+func (a *attemptState) each(ctx context.Context, want func(plan) bool, fn func(ctx context.Context, i int) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for i, p := range a.plans {
+		if !want(p) {
+			continue
+		}
+		g.Go(func() error {
+			if err := fn(ctx, i); err != nil {
+				return &diskError{plan: i, name: p.disk.Name(), err: err}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+func (a *attemptState) options() ingest.Options {
+	return ingest.Options{Workers: max(a.e.o.Workers/len(a.plans), 1)}
+}
+
+// readWhole reads the disks without a trusted map into unpublished trees, while
+// the guest writes.
+func (a *attemptState) readWhole(ctx context.Context) error {
+	whole := func(p plan) bool { return p.tracking != recoverypoint.TrackingEnabled }
+	var trackers []*cbt.Tracker
+	for _, p := range a.plans {
+		if whole(p) {
+			trackers = append(trackers, p.disk.Tracker())
+			a.t.AddTotal(p.disk.AllocatedBytes())
+			a.e.o.Logger.Info("disk is read in full", "machine", a.machine.Name, "disk", p.disk.Name(), "tracking", p.tracking, "reason", p.reason)
+		}
+	}
+	if len(trackers) == 0 {
+		return nil
+	}
+	a.t.Detail("reading disks in full")
+	end := a.t.Begin("ReadDisks")
+	err := a.e.o.Clock.Baseline(trackers)
+	if err == nil {
+		err = a.each(ctx, whole, a.readDisk)
+	}
+	end(err)
+	return err
+}
+
+// readDisk ingests one live disk. Holes are told, not read.
+func (a *attemptState) readDisk(ctx context.Context, i int) error {
+	p := a.plans[i]
+	o := a.options()
+	o.Trim = p.tracking == recoverypoint.TrackingChecksumCompare
+	pass, err := ingest.NewPass(a.h.Store, a.batch, p.base, p.disk.Entry().SizeBytes, o)
+	if err != nil {
+		return err
+	}
+	defer pass.Abort()
+	if err := readDevice(ctx, p.disk.Tracker(), pass, a.t.AddDone); err != nil {
+		return err
+	}
+	return a.finish(ctx, i, pass)
+}
+
+// readChunk is how much of a live disk is read at once.
+const readChunk = 1 << 20
+
+// readDevice feeds all of dev to a pass in ascending order.
+func readDevice(ctx context.Context, dev *cbt.Tracker, pass *ingest.Pass, done func(int64)) error {
+	buf := make([]byte, readChunk)
+	var failed error
+	feed := func(x blockdev.Extent, s blockdev.ExtentStatus) bool {
+		if s.Zero {
+			failed = pass.Zero(ctx, x.Offset, x.Length)
+			return failed == nil
+		}
+		for x.Length > 0 && failed == nil {
+			p := buf[:min(x.Length, readChunk-x.Offset%readChunk)]
+			if _, failed = dev.ReadAt(p, x.Offset); failed == nil {
+				failed = pass.Write(ctx, x.Offset, p)
+			}
+			done(int64(len(p)))
+			x.Offset += int64(len(p))
+			x.Length -= int64(len(p))
+			if failed == nil {
+				failed = ctx.Err()
+			}
+		}
+		return failed == nil
+	}
+	err := grainExtents(dev, feed)
+	return errors.Join(failed, err)
+}
+
+// grainExtents yields the extents of dev with bounds on whole grains: a grain that is
+// a hole only in part counts as data.
+func grainExtents(dev *cbt.Tracker, yield func(blockdev.Extent, blockdev.ExtentStatus) bool) error {
+	size := dev.Size()
+	var data blockdev.Extent // seen, not yet yielded
+	stopped := false
+	emit := func(x blockdev.Extent, s blockdev.ExtentStatus) bool {
+		if x.Length > 0 && !yield(x, s) {
+			stopped = true
+		}
+		return !stopped
+	}
+	at := int64(0) // everything before is in data or yielded
+	err := dev.Extents(0, size, func(x blockdev.Extent, s blockdev.ExtentStatus) bool {
+		if !s.Zero {
+			return true
+		}
+		from := (x.Offset + blockdev.GrainSize - 1) / blockdev.GrainSize * blockdev.GrainSize
+		to := x.End()
+		if to < size {
+			to -= to % blockdev.GrainSize
+		}
+		if to <= from {
+			return true
+		}
+		data = blockdev.Extent{Offset: at, Length: from - at}
+		at = to
+		return emit(data, blockdev.ExtentStatus{}) &&
+			emit(blockdev.Extent{Offset: from, Length: to - from}, blockdev.ExtentStatus{Hole: s.Hole, Zero: true})
+	})
+	if err == nil && !stopped {
+		emit(blockdev.Extent{Offset: at, Length: size - at}, blockdev.ExtentStatus{})
+	}
+	return err
+}
+
+// cut freezes all disks at one instant. From here the job answers no new requests.
+func (a *attemptState) cut(ctx context.Context) (*snapshot.Cut, error) {
+	a.e.frozen(a.req, a.t)
+	a.t.Detail("freezing")
+	endFreeze := a.t.Begin("Freeze") // nothing in the guest to freeze yet
+	endFreeze(nil)
+	end := a.t.Begin("TakeSnapshot")
+	cut, err := a.slots.Cut(ctx)
+	end(err)
+	return cut, err
+}
+
+// transfer captures the frozen disks, and publishes the point.
+func (a *attemptState) transfer(ctx context.Context, cut *snapshot.Cut) (*recoverypoint.Point, error) {
+	a.t.Detail("storing what changed")
+	for i := range a.plans {
+		a.t.AddTotal(cut.Disks[i].ChangedBytes())
+	}
+	err := a.each(ctx, func(plan) bool { return true }, func(ctx context.Context, i int) error {
+		return a.capture(ctx, i, cut.Disks[i])
+	})
+	if err != nil {
+		return nil, err
+	}
+	m, acc, err := a.manifest(ctx, cut)
+	if err != nil {
+		return nil, err
+	}
+	id, err := m.ID()
+	if err != nil {
+		return nil, err
+	}
+	candidates := make([]cbt.PointID, len(a.plans))
+	for i := range candidates {
+		candidates[i] = cbt.PointID(id)
+	}
+	if err := cut.Prepare(candidates); err != nil {
+		return nil, err
+	}
+	a.t.Detail("publishing")
+	points, err := a.h.Points.Publish(ctx, a.batch, []*recoverypoint.Manifest{m}, []recoverypoint.Accounting{acc}, a.h.Site.Key)
+	if err != nil {
+		return nil, err
+	}
+	return points[0], nil
+}
+
+// capture ingests the changes of one frozen disk over its base.
+func (a *attemptState) capture(ctx context.Context, i int, s *snapshot.Snapshot) error {
+	p := a.plans[i]
+	base := a.roots[i]
+	if p.tracking == recoverypoint.TrackingEnabled {
+		base = p.base
+	}
+	pass, err := ingest.NewPass(a.h.Store, a.batch, base, s.Size(), a.options())
+	if err != nil {
+		return err
+	}
+	defer pass.Abort()
+	err = s.Capture(ctx, func(off int64, data []byte) error {
+		a.t.AddDone(int64(len(data)))
+		return pass.Write(ctx, off, data)
+	})
+	if err != nil {
+		return err
+	}
+	return a.finish(ctx, i, pass)
+}
+
+// finish takes the tree of a pass, what it cost, and which grains it changed.
+func (a *attemptState) finish(ctx context.Context, i int, pass *ingest.Pass) error {
+	root, s, err := pass.Finish(ctx)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.roots[i] = root
+	a.cost.ReadBytes += s.ReadBytes
+	a.cost.NewBytes += s.NewBytes
+	a.cost.StoredBytes += s.StoredBytes
+	a.sets[i].Or(pass.Changes())
+	return nil
+}
+
+// since is how long ago t was, never negative.
+func since(t time.Time) time.Duration { return max(time.Since(t), 0) }

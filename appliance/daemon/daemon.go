@@ -1,0 +1,300 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/keelblock/keelblock/appliance"
+	"github.com/keelblock/keelblock/appliance/api"
+	"github.com/keelblock/keelblock/appliance/backup"
+	"github.com/keelblock/keelblock/appliance/catalog"
+	"github.com/keelblock/keelblock/appliance/config"
+	"github.com/keelblock/keelblock/appliance/disks"
+	"github.com/keelblock/keelblock/appliance/doctor"
+	"github.com/keelblock/keelblock/appliance/job"
+	"github.com/keelblock/keelblock/appliance/machine"
+	"github.com/keelblock/keelblock/appliance/readers"
+	"github.com/keelblock/keelblock/appliance/restore"
+	"github.com/keelblock/keelblock/appliance/vault"
+	"github.com/keelblock/keelblock/blockdev/cbt"
+	"github.com/keelblock/keelblock/blockdev/nbd/server"
+)
+
+// readyTimeout is how long Ready waits for catalog and vault.
+const readyTimeout = 10 * time.Second
+
+// Ready is what a client needs to know.
+type Ready struct {
+	PID int
+	API string   // unix:PATH
+	NBD []string // unix:PATH, tcp:HOST:PORT …
+}
+
+// daemon is a running appliance.
+type daemon struct {
+	cfg config.Config
+	log *slog.Logger
+
+	diskReserve, vaultReserve int64
+	ballast                   vault.Ballast
+	marker                    *vault.Marker
+
+	nbd      *server.Server
+	clock    *cbt.Clock
+	disks    *disks.Registry
+	machines *machine.Set
+	site     *vault.Site
+	siteErr  error
+	vault    *vault.Vault
+	jobs     *job.Manager
+	readers  *readers.Set
+
+	listeners []listener
+	http      *http.Server
+
+	opened   chan struct{} // catalog and vault are open, or refused
+	openOnce sync.Once
+	stop     context.CancelFunc
+
+	mu      sync.Mutex
+	catalog *catalog.DB // nil while closed
+	alerts  map[string]api.Alert
+}
+
+// Run runs an appliance until ctx ends or a client stops it. ready is called once,
+// when clients can connect. An error of Run means that the appliance did not start,
+// or that its stop was not clean.
+func Run(ctx context.Context, cfg config.Config, ready func(Ready)) (err error) {
+	cfg = cfg.WithDefaults()
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	d := &daemon{cfg: cfg, log: logger(cfg), opened: make(chan struct{}), alerts: map[string]api.Alert{}}
+	unlock, err := lock(cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	ctx, d.stop = context.WithCancel(ctx)
+	defer d.stop()
+	if err := d.openDisks(); err != nil {
+		return err
+	}
+	if err := d.listen(); err != nil {
+		return errors.Join(err, d.closeListeners(), d.disks.Close())
+	}
+	d.compose()
+	return d.serve(ctx, ready)
+}
+
+func logger(cfg config.Config) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
+		level = slog.LevelInfo
+	}
+	o := &slog.HandlerOptions{Level: level}
+	if cfg.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(cfg.LogWriter, o))
+	}
+	return slog.New(slog.NewTextHandler(cfg.LogWriter, o))
+}
+
+// openDisks opens the disks and makes their exports known.
+func (d *daemon) openDisks() error {
+	c := d.cfg
+	space, err := vault.SpaceOf(c.DataDir)
+	if err != nil {
+		return err
+	}
+	or := func(given, fallback int64) int64 {
+		if given != 0 {
+			return given
+		}
+		return fallback
+	}
+	d.diskReserve, d.vaultReserve = or(c.DiskReserveBytes, space.DiskReserve()), or(c.VaultReserveBytes, space.VaultReserve())
+	d.ballast = vault.Ballast{Path: filepath.Join(c.DataDir, "ballast"), Bytes: or(c.BallastBytes, space.BallastSize())}
+	d.marker = vault.NewMarker(filepath.Join(c.DataDir, "vault.opening"))
+	maps, err := disks.MapDirectory(c.MapDir, c.DataDir)
+	if err != nil {
+		return err
+	}
+	d.cfg.MapDir = maps
+	if dropped, err := d.ballast.Drop(d.vaultReserve); err != nil {
+		d.log.Error("the ballast cannot be dropped", "error", err)
+	} else if dropped {
+		d.log.Warn("the file system is nearly full: the ballast is dropped", "bytes", d.ballast.Bytes)
+	}
+	d.clock = cbt.NewClock()
+	d.nbd = server.New(server.Options{Logger: d.log})
+	d.disks, err = disks.Open(disks.Options{Dir: c.DisksDir(), SpillDir: c.SpillDir(), MapDir: maps, SpillBytes: c.SpillBytes,
+		ReserveBytes: d.diskReserve, Clock: d.clock, Server: d.nbd, Logger: d.log})
+	return err
+}
+
+// compose joins the parts. Nothing here can fail or blocks.
+func (d *daemon) compose() {
+	workers := d.cfg.Workers
+	if workers == 0 {
+		workers = runtime.GOMAXPROCS(0)
+	}
+	name := d.cfg.SiteName
+	if name == "" {
+		name = config.HostName()
+	}
+	if d.site, d.siteErr = vault.LoadSite(d.cfg.DataDir, name); d.siteErr != nil {
+		d.site = &vault.Site{Name: name}
+	}
+	d.vault = vault.New(vault.Options{Dir: d.cfg.VaultDir(), Site: d.site, ReserveBytes: d.vaultReserve,
+		CacheBytes: d.cfg.CacheBytes, Logger: d.log})
+	d.machines = machine.NewSet(d.disks, disks.NewID)
+	d.jobs = job.New(job.Options{Code: api.CodeName, Logger: d.log})
+	d.readers = readers.New(readers.Options{Vault: d.vault, Disks: d.disks, Logger: d.log})
+	handler := api.Handler(api.Parts{
+		Info: api.Info{Version: d.cfg.Version, PID: os.Getpid(), StartedAt: time.Now(), DataDir: d.cfg.DataDir,
+			SiteName: d.site.Name, APIURI: "unix:" + d.cfg.APISocket(), NBDURIs: d.uris(kindNBD),
+			NBDSocket: d.cfg.NBDSocket(), PointsPath: d.cfg.PointsSocket()},
+		Disks: d.disks, Machines: d.machines, Vault: d.vault, Jobs: d.jobs, Readers: d.readers,
+		Backup: backup.New(backup.Options{Disks: d.disks, Machines: d.machines, Vault: d.vault, Jobs: d.jobs,
+			Clock: d.clock, Workers: workers, Logger: d.log}),
+		Restore: restore.New(restore.Options{Disks: d.disks, Vault: d.vault, Jobs: d.jobs, DiskDir: d.cfg.DisksDir(),
+			DiskReserveBytes: d.diskReserve, Workers: workers, Logger: d.log}),
+		Doctor: &doctor.Doctor{DataDir: d.cfg.DataDir, MapDir: d.cfg.MapDir, DiskReserveBytes: d.diskReserve,
+			VaultReserveBytes: d.vaultReserve},
+		Opened: d.opened, Stop: d.stop, Rebuild: d.rebuild, Alerts: d.listAlerts, Logger: d.log,
+	})
+	var p http.Protocols
+	p.SetHTTP1(true)
+	p.SetUnencryptedHTTP2(true)
+	d.http = &http.Server{Handler: handler, Protocols: &p, ConnContext: api.ConnContext,
+		ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn)}
+}
+
+// serve runs until ctx ends, then drains.
+func (d *daemon) serve(ctx context.Context, ready func(Ready)) error {
+	// Servers and readers outlive ctx: stopping ends them in order.
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	sweep, endSweep := context.WithCancel(work)
+	defer endSweep()
+	var g, readersGroup errgroup.Group
+	for _, l := range d.listeners {
+		g.Go(func() error { return d.serveListener(work, l) })
+	}
+	readersGroup.Go(func() error { return d.readers.Run(sweep) })
+	opening := make(chan struct{})
+	g.Go(func() error {
+		defer close(opening)
+		d.openStores(ctx)
+		return nil
+	})
+	select {
+	case <-d.opened:
+	case <-time.After(readyTimeout):
+	case <-ctx.Done():
+	}
+	if ctx.Err() == nil {
+		d.log.Info("ready", "data", d.cfg.DataDir, "site", d.site.Name)
+		d.notify("READY=1")
+		ready(Ready{PID: os.Getpid(), API: "unix:" + d.cfg.APISocket(), NBD: d.uris(kindNBD)})
+	}
+	<-ctx.Done()
+	d.log.Info("stopping")
+	d.notify("STOPPING=1")
+	<-opening
+	err := d.drain(endSweep, &readersGroup)
+	cancel()
+	err = errors.Join(err, g.Wait())
+	d.log.Info("stopped", "clean", err == nil)
+	return err
+}
+
+// step bounds one step of a stop.
+func (d *daemon) step() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), time.Duration(d.cfg.DrainSeconds)*time.Second)
+}
+
+// drain ends everything in order. A step that fails does not keep the next from being
+// taken.
+func (d *daemon) drain(endSweep func(), readersGroup *errgroup.Group) error {
+	var errs []error
+	bounded := func(fn func(context.Context) error) {
+		ctx, cancel := d.step()
+		defer cancel()
+		errs = append(errs, fn(ctx))
+	}
+	bounded(d.jobs.Drain)
+	endSweep()
+	errs = append(errs, readersGroup.Wait())
+	bounded(func(ctx context.Context) error {
+		if err := d.http.Shutdown(ctx); err != nil {
+			return errors.Join(fmt.Errorf("stop the API: %w", err), d.http.Close())
+		}
+		return nil
+	})
+	bounded(d.readers.Server().Shutdown)
+	bounded(d.nbd.Shutdown)
+	errs = append(errs, d.disks.Close(), d.vault.Close(), d.closeCatalog(), d.closeListeners())
+	return errors.Join(errs...)
+}
+
+func (d *daemon) closeCatalog() error {
+	d.machines.Close(&appliance.Error{Kind: appliance.ErrUnavailable, Text: "the daemon is stopping"})
+	d.jobs.Detach()
+	d.mu.Lock()
+	db := d.catalog
+	d.catalog = nil
+	d.mu.Unlock()
+	if db == nil {
+		return nil
+	}
+	return db.Close()
+}
+
+// alert sets or, with text "", clears an alert about an object.
+func (d *daemon) alert(object, text string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if text == "" {
+		delete(d.alerts, object)
+		return
+	}
+	d.alerts[object] = api.Alert{Severity: "critical", Object: object, Text: text, Since: time.Now()}
+	d.log.Error("alert", "object", object, "error", text)
+}
+
+func (d *daemon) listAlerts() []api.Alert {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	out := make([]api.Alert, 0, len(d.alerts))
+	for _, a := range d.alerts {
+		out = append(out, a)
+	}
+	return out
+}
+
+// notify tells systemd, if it asked.
+func (d *daemon) notify(state string) {
+	if d.cfg.NotifySocket == "" {
+		return
+	}
+	c, err := net.Dial("unixgram", d.cfg.NotifySocket)
+	if err == nil {
+		_, err = c.Write([]byte(state))
+		err = errors.Join(err, c.Close())
+	}
+	if err != nil {
+		d.log.Warn("systemd is not told", "state", state, "error", err)
+	}
+}

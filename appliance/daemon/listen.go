@@ -1,0 +1,171 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/keelblock/keelblock/appliance"
+	"github.com/keelblock/keelblock/appliance/config"
+	"github.com/keelblock/keelblock/blockdev/nbd/server"
+)
+
+// maxSocketPath is sizeof(sockaddr_un.sun_path) less the ending zero.
+const maxSocketPath = 107
+
+type listenerKind int
+
+const (
+	kindNBD listenerKind = iota
+	kindPoints
+	kindAPI
+)
+
+// listener is one address that clients connect to.
+type listener struct {
+	kind listenerKind
+	uri  string
+	net.Listener
+}
+
+// lock makes the data directory and takes it for this process.
+func lock(dir string) (unlock func() error, err error) {
+	op := "open data directory " + dir
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return nil, fmt.Errorf("%s: %w", op, err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", op, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		defer f.Close() // nothing was written
+		if err != unix.EWOULDBLOCK {
+			return nil, fmt.Errorf("%s: lock: %w", op, err)
+		}
+		who := make([]byte, 16)
+		n, _ := f.ReadAt(who, 0) // an empty file is a daemon that begins just now
+		return nil, &appliance.Error{Op: op, Kind: appliance.ErrInUse,
+			Text: strings.TrimSpace("another keelblock daemon uses it, pid " + strings.TrimSpace(string(who[:n]))),
+			Hint: "end it with keelblock stop, or give another --data"}
+	}
+	err = f.Truncate(0)
+	if err == nil {
+		_, err = fmt.Fprintf(f, "%d\n", os.Getpid())
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", op, err), f.Close())
+	}
+	return f.Close, nil
+}
+
+// listen opens all sockets. Those left by a daemon that died are replaced: the lock
+// shows that nobody serves them.
+func (d *daemon) listen() error {
+	if err := os.MkdirAll(d.cfg.RunDir(), 0o750); err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	for _, s := range []struct {
+		kind listenerKind
+		path string
+	}{{kindNBD, d.cfg.NBDSocket()}, {kindPoints, d.cfg.PointsSocket()}, {kindAPI, d.cfg.APISocket()}} {
+		l, err := listenUnix(s.path)
+		if err != nil {
+			return err
+		}
+		d.listeners = append(d.listeners, listener{s.kind, "unix:" + s.path, l})
+	}
+	for _, a := range d.cfg.NBDListen {
+		network, address, err := config.SplitListen(a)
+		if err != nil {
+			return err
+		}
+		var l net.Listener
+		if network == "unix" {
+			l, err = listenUnix(address)
+		} else {
+			l, err = net.Listen(network, address)
+		}
+		if err != nil {
+			return &appliance.Error{Op: "listen on " + a, Kind: appliance.ErrInUse, Err: err, Hint: "choose another --nbd-listen"}
+		}
+		d.listeners = append(d.listeners, listener{kindNBD, network + ":" + l.Addr().String(), l})
+	}
+	return nil
+}
+
+func listenUnix(path string) (net.Listener, error) {
+	op := "listen on " + path
+	if len(path) > maxSocketPath {
+		return nil, &appliance.Error{Op: op, Kind: appliance.ErrInvalid,
+			Text: fmt.Sprintf("the path has %d bytes, a socket's at most %d", len(path), maxSocketPath), Hint: "use a shorter --data"}
+	}
+	st, err := os.Lstat(path)
+	switch {
+	case err == nil && st.Mode().Type() != fs.ModeSocket:
+		return nil, &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: "something else than a socket is there"}
+	case err == nil:
+		err = os.Remove(path)
+	case errors.Is(err, fs.ErrNotExist):
+		err = nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", op, err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", op, err)
+	}
+	if err := os.Chmod(path, 0o660); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", op, err), l.Close())
+	}
+	return l, nil
+}
+
+// uris of the listeners of a kind.
+func (d *daemon) uris(kind listenerKind) []string {
+	var out []string
+	for _, l := range d.listeners {
+		if l.kind == kind {
+			out = append(out, l.uri)
+		}
+	}
+	return out
+}
+
+// serveListener serves one address until its server is shut down. Losing an address is
+// an alert and no reason to stop serving the others.
+func (d *daemon) serveListener(ctx context.Context, l listener) error {
+	var err error
+	switch l.kind {
+	case kindNBD:
+		err = d.nbd.Serve(ctx, l.Listener)
+	case kindPoints:
+		err = d.readers.Server().Serve(ctx, l.Listener)
+	case kindAPI:
+		err = d.http.Serve(l.Listener)
+	}
+	if err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, server.ErrServerClosed) && ctx.Err() == nil {
+		d.alert(l.uri, fmt.Sprintf("clients cannot connect to %s any more: %v; restart the daemon", l.uri, err))
+	}
+	return nil
+}
+
+// closeListeners closes what is still open; a Go listener removes its socket.
+func (d *daemon) closeListeners() error {
+	var errs []error
+	for _, l := range d.listeners {
+		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,159 @@
+package vault
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/keelblock/keelblock/appliance"
+	"github.com/keelblock/keelblock/dedupe"
+	"github.com/keelblock/keelblock/dedupe/recoverypoint"
+)
+
+// Find resolves a selector to a point and what stands behind it, a disk or path.
+func (v *Vault) Find(ctx context.Context, selector string) (*Handle, *recoverypoint.Point, string, error) {
+	h, err := v.Use(ctx)
+	if err != nil {
+		return nil, nil, "", err
+	}
+	p, rest, err := h.Points.Resolve(selector)
+	if err != nil {
+		e := &appliance.Error{Op: "find recovery point", Err: err}
+		switch {
+		case errors.Is(err, recoverypoint.ErrNotFound):
+			e.Kind, e.Hint = appliance.ErrNotFound, "see keelblock recovery-point list"
+		case errors.Is(err, recoverypoint.ErrAmbiguous):
+			e.Kind, e.Hint = appliance.ErrInvalid, "give more of the id, or of the time"
+		case errors.Is(err, recoverypoint.ErrBadSelector):
+			e.Kind, e.Hint = appliance.ErrInvalid, "see keelblock help"
+		}
+		if e.Kind != nil {
+			e.Text, e.Err = err.Error(), nil
+		}
+		return nil, nil, "", e
+	}
+	return h, p, rest, nil
+}
+
+// FindDisk resolves a selector and the disk of the point: the one given, else the
+// one behind the selector, else the only one.
+func (v *Vault) FindDisk(ctx context.Context, selector, disk string) (*Handle, *recoverypoint.Point, *recoverypoint.Disk, error) {
+	h, p, rest, err := v.Find(ctx, selector)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	op := fmt.Sprintf("find disk of recovery point %s", p.ID)
+	if disk == "" {
+		disk = rest
+	}
+	if disk != "" {
+		if d := p.Manifest.Disk(disk); d != nil {
+			return h, p, d, nil
+		}
+		return nil, nil, nil, &appliance.Error{Op: op, Kind: appliance.ErrNotFound,
+			Text: fmt.Sprintf("it has no disk %q", disk), Hint: "it has " + diskNames(p.Manifest)}
+	}
+	switch len(p.Manifest.Disks) {
+	case 0:
+		return nil, nil, nil, &appliance.Error{Op: op, Kind: appliance.ErrNotFound, Text: "it has no disks"}
+	case 1:
+		return h, p, &p.Manifest.Disks[0], nil
+	}
+	return nil, nil, nil, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: "it has several disks",
+		Hint: "add :DISK, one of " + diskNames(p.Manifest)}
+}
+
+func diskNames(m *recoverypoint.Manifest) string {
+	var names []string
+	for _, d := range m.Disks {
+		names = append(names, d.Name)
+	}
+	return strings.Join(names, ", ")
+}
+
+// Pin keeps a point from being purged until release is called. who is what the
+// refusal says: "export web-copy".
+func (v *Vault) Pin(id dedupe.Digest, who string) (release func()) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.pins[id] == nil {
+		v.pins[id] = map[string]int{}
+	}
+	v.pins[id][who]++
+	done := false
+	return func() {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		if done {
+			return
+		}
+		done = true
+		if v.pins[id][who]--; v.pins[id][who] == 0 {
+			delete(v.pins[id], who)
+		}
+		if len(v.pins[id]) == 0 {
+			delete(v.pins, id)
+		}
+	}
+}
+
+// pinnedBy lists who uses a point now.
+func (v *Vault) pinnedBy(id dedupe.Digest) []string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var who []string
+	for w := range v.pins[id] {
+		who = append(who, w)
+	}
+	slices.Sort(who)
+	return who
+}
+
+// Delete deletes a point: softly, so that Undelete brings it back within
+// SoftDelete, or for good with purge. A point in use is not purged.
+func (v *Vault) Delete(ctx context.Context, selector string, purge bool, actor string, now time.Time) (*recoverypoint.Point, error) {
+	h, p, rest, err := v.Find(ctx, selector)
+	if err != nil {
+		return nil, err
+	}
+	op := fmt.Sprintf("delete recovery point %s", p.ID)
+	if rest != "" {
+		return nil, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: fmt.Sprintf("a point is deleted as a whole, not %q of it", rest)}
+	}
+	e, kind := recoverypoint.Event{At: now.UTC(), Until: now.UTC().Add(SoftDelete), Actor: actor}, recoverypoint.NoteDelete
+	if purge {
+		e.Until, kind = time.Time{}, recoverypoint.NotePurge
+		if who := v.pinnedBy(p.ID); len(who) > 0 {
+			return nil, &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: "it is used by " + strings.Join(who, ", "),
+				Hint: "end that first, or delete it without --purge"}
+		}
+	}
+	return note(ctx, h, op, p.ID, kind, e)
+}
+
+// Undelete brings a soft-deleted point back.
+func (v *Vault) Undelete(ctx context.Context, selector, actor string, now time.Time) (*recoverypoint.Point, error) {
+	h, p, _, err := v.Find(ctx, selector)
+	if err != nil {
+		return nil, err
+	}
+	return note(ctx, h, fmt.Sprintf("undelete recovery point %s", p.ID), p.ID, recoverypoint.NoteUndelete,
+		recoverypoint.Event{At: now.UTC(), Actor: actor})
+}
+
+func note(ctx context.Context, h *Handle, op string, id dedupe.Digest, kind uint16, e recoverypoint.Event) (*recoverypoint.Point, error) {
+	p, err := h.Points.Note(ctx, id, kind, e)
+	switch {
+	case err == nil:
+		return p, nil
+	case errors.Is(err, recoverypoint.ErrHeld):
+		return nil, &appliance.Error{Op: op, Kind: appliance.ErrRefused, Text: "it is under a hold",
+			Hint: "keelblock recovery-point release"}
+	case errors.Is(err, recoverypoint.ErrNotFound):
+		return nil, appliance.NotFound(op, "recovery-point", id.String())
+	}
+	return nil, fmt.Errorf("%s: %w", op, err)
+}
