@@ -10,7 +10,8 @@ import (
 	"github.com/keelblock/keelblock/blockdev/filesystem/fstest"
 )
 
-// variants is how many damaged images each test tries.
+// variants is how many damaged images each test tries, of all images together in a
+// short run and of each in a full one.
 const variants = 2000
 
 // usedBlocks are the offsets of the 1 KiB blocks that are not all zero: damage
@@ -61,7 +62,10 @@ func TestDamagedImagesAreSurvived(t *testing.T) {
 		p := smallImage(t, s.name)
 		used := usedBlocks(p)
 		rnd := rand.New(rand.NewPCG(1, 2))
-		opened := 0
+		opened, variants := 0, variants/len(smallImages)
+		if full() {
+			variants *= len(smallImages)
+		}
 		for range variants {
 			undo := damage(rnd, p, used)
 			if fs, err := open(p); err == nil {
