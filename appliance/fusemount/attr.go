@@ -78,3 +78,9 @@ func (f *files) ourAttr(ctx context.Context, n *node, out *fuse.Attr) (time.Dura
 		return 0, err
 	}
 }
+
+func setStatxTime(out *fuse.SxTime, t time.Time) {
+	if !t.IsZero() {
+		out.Sec, out.Nsec = uint64(t.Unix()), uint32(t.Nanosecond())
+	}
+}

@@ -34,6 +34,14 @@ func (f *files) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.At
 	return f.getattrOurs(cancel, in.NodeId, out)
 }
 
+// Statx is statx(2) where it asks for the time of birth.
+func (f *files) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse.Status {
+	if v := f.table.volume(in.NodeId); v != nil {
+		return f.statxGuest(v, cancel, in.NodeId, out)
+	}
+	return f.statxOurs(cancel, in.NodeId, out)
+}
+
 // Access is asked for only where the kernel does not check permissions: in the mount
 // of one ordinary user, who may read everything.
 func (f *files) Access(_ <-chan struct{}, in *fuse.AccessIn) fuse.Status {

@@ -287,3 +287,27 @@ func (f *files) statfsGuest(v *volume, cancel <-chan struct{}, out *fuse.StatfsO
 		Frsize: uint32(info.BlockSize), NameLen: uint32(info.MaxNameLen)}
 	return fuse.OK
 }
+
+func (f *files) statxGuest(v *volume, cancel <-chan struct{}, number uint64, out *fuse.StatxOut) fuse.Status {
+	a, err := inVolume(f, v, cancel, func(fs filesystem.FS) (filesystem.Attr, error) {
+		return fs.Getattr(v.guest(number))
+	})
+	if err != nil {
+		return f.fail(v, "attributes", number, err)
+	}
+	out.SetTimeout(immutableTimeout)
+	s := &out.Statx
+	s.Mask = unix.STATX_BASIC_STATS
+	s.Nlink, s.Uid, s.Gid = a.Nlink, a.UID, a.GID
+	s.Mode = uint16(a.Type)<<12 | a.Perm&07777
+	s.Ino, s.Size, s.Blocks = number, uint64(a.Size), uint64(a.Blocks)
+	s.RdevMajor, s.RdevMinor = a.RdevMajor, a.RdevMinor
+	setStatxTime(&s.Atime, a.Atime)
+	setStatxTime(&s.Mtime, a.Mtime)
+	setStatxTime(&s.Ctime, a.Ctime)
+	if !a.Birth.IsZero() {
+		setStatxTime(&s.Btime, a.Birth)
+		s.Mask |= unix.STATX_BTIME
+	}
+	return fuse.OK
+}

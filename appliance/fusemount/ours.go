@@ -80,6 +80,20 @@ func (f *files) getattrOurs(cancel <-chan struct{}, number uint64, out *fuse.Att
 	return fuse.OK
 }
 
+// statxOurs is getattrOurs in the words of statx: what is ours has no time of birth.
+func (f *files) statxOurs(cancel <-chan struct{}, number uint64, out *fuse.StatxOut) fuse.Status {
+	var a fuse.AttrOut
+	if st := f.getattrOurs(cancel, number, &a); st != fuse.OK {
+		return st
+	}
+	out.AttrValid, out.AttrValidNsec = a.AttrValid, a.AttrValidNsec
+	out.Statx = fuse.Statx{Mask: unix.STATX_BASIC_STATS, Blksize: a.Blksize, Nlink: a.Nlink, Uid: a.Uid, Gid: a.Gid,
+		Mode: uint16(a.Mode), Ino: a.Ino, Size: a.Size, Blocks: a.Blocks,
+		Atime: fuse.SxTime{Sec: a.Atime, Nsec: a.Atimensec}, Mtime: fuse.SxTime{Sec: a.Mtime, Nsec: a.Mtimensec},
+		Ctime: fuse.SxTime{Sec: a.Ctime, Nsec: a.Ctimensec}}
+	return fuse.OK
+}
+
 // openOurs opens an image, or a text as it is now.
 func (f *files) openOurs(cancel <-chan struct{}, number uint64, out *fuse.OpenOut) fuse.Status {
 	n := f.table.node(number)
