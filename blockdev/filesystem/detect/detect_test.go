@@ -1,0 +1,80 @@
+package detect_test
+
+import (
+	"bytes"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/keelblock/keelblock/blockdev/filesystem"
+	"github.com/keelblock/keelblock/blockdev/filesystem/detect"
+	"github.com/keelblock/keelblock/blockdev/filesystem/fstest"
+)
+
+func TestSignaturesAreNamed(t *testing.T) {
+	const size = 1 << 20
+	for want, set := range map[string]func(p []byte){
+		"xfs":                     func(p []byte) { copy(p, "XFSB") },
+		"ntfs":                    func(p []byte) { copy(p[3:], "NTFS    ") },
+		"exfat":                   func(p []byte) { copy(p[3:], "EXFAT   ") },
+		"vfat":                    func(p []byte) { copy(p[82:], "FAT32   ") },
+		"btrfs":                   func(p []byte) { copy(p[0x10040:], "_BHRfS_M") },
+		"LUKS":                    func(p []byte) { copy(p, "LUKS\xba\xbe\x00\x02") },
+		"LVM2":                    func(p []byte) { copy(p[512:], "LABELONE"); copy(p[512+24:], "LVM2 001") },
+		"swap":                    func(p []byte) { copy(p[4086:], "SWAPSPACE2") },
+		"md RAID":                 func(p []byte) { copy(p[4096:], "\xfc\x4e\x2b\xa9") },
+		"a member of an md RAID":  func(p []byte) { copy(p[size-64<<10:], "\xfc\x4e\x2b\xa9") },
+		"a member of an md RAID:": func(p []byte) { p[0] = 1; copy(p[size-8<<10:], "\xfc\x4e\x2b\xa9") },
+		"blank":                   func(p []byte) {},
+		"LUKS,":                   func(p []byte) { copy(p, "LUKS\xba\xbe\x00\x01"); copy(p[1080:], "\x53\xef") },
+	} {
+		p := make([]byte, size)
+		set(p)
+		_, err := detect.Open(bytes.NewReader(p), size)
+		if !errors.Is(err, filesystem.ErrUnknown) || !strings.Contains(err.Error(), strings.Trim(want, ":,")) {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+	if _, err := detect.Open(bytes.NewReader([]byte{1, 2, 3}), 3); !errors.Is(err, filesystem.ErrUnknown) {
+		t.Errorf("3 bytes: %v", err)
+	}
+}
+
+func TestRealToolsAreNamed(t *testing.T) {
+	for want, mkfs := range map[string][]string{
+		"xfs":   {"mkfs.xfs", "-q", "-f"},
+		"swap":  {"mkswap", "-q"},
+		"btrfs": {"mkfs.btrfs", "-q", "-f"},
+		"vfat":  {"mkfs.vfat"},
+		"ntfs":  {"mkntfs", "-q", "-F"},
+		"exfat": {"mkfs.exfat"},
+	} {
+		t.Run(want, func(t *testing.T) {
+			f, size := fstest.Open(t, fstest.Image(t, 512<<20, mkfs...))
+			_, err := detect.Open(f, size)
+			if !errors.Is(err, filesystem.ErrUnknown) || !strings.Contains(err.Error(), want) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+}
+
+func TestExtIsOpened(t *testing.T) {
+	f, size := fstest.Open(t, fstest.Image(t, 16<<20, "mkfs.ext4", "-q", "-F"))
+	fs, err := detect.Open(f, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fs.Info().Format; got != "ext4" {
+		t.Errorf("format %q", got)
+	}
+}
+
+// A damaged ext file system says what is damaged, not that it is unknown.
+func TestDamagedExtIsCorrupt(t *testing.T) {
+	p := make([]byte, 1<<20)
+	copy(p[1080:], "\x53\xef")
+	if _, err := detect.Open(bytes.NewReader(p), int64(len(p))); !errors.Is(err, filesystem.ErrCorrupt) {
+		t.Errorf("%v", err)
+	}
+}
