@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -17,6 +18,8 @@ import (
 )
 
 const grain = blockdev.GrainSize
+
+var seedFlag = flag.Uint64("seed", 0, "seed of the model test; 0 is a new one")
 
 // change is one range to give to a Pass: data, or a hole.
 type change struct {
@@ -105,8 +108,11 @@ func fill(rng *rand.Rand, p []byte) {
 // reads back with a byte slice. A pass over the changes must give the same root as a
 // pass over the whole disk.
 func TestModel(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := *seedFlag
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	t.Logf("-seed %d", seed)
 	for _, blockSize := range []int{16 << 10, 64 << 10, 1 << 20} {
 		for name, open := range stores {
 			t.Run(fmt.Sprintf("%s %d", name, blockSize), func(t *testing.T) { testModel(t, open(t, blockSize), seed) })

@@ -159,8 +159,8 @@ func (p *Pass) process(j *job, other []byte) error {
 	}
 	for g := range grains {
 		from := g * blockdev.GrainSize
-		now := j.buf[from : from+blockdev.GrainSize]
-		if known && string(now) == string(other[from:from+blockdev.GrainSize]) || !known && allZero(now) {
+		now := j.buf[from:min(int64(from+blockdev.GrainSize), p.size-at)]
+		if known && string(now) == string(other[from:from+len(now)]) || !known && allZero(now) {
 			j.differ[g/64] &^= 1 << (g % 64)
 		}
 	}
