@@ -1,0 +1,151 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/keelblock/keelblock/appliance/config"
+	"github.com/keelblock/keelblock/appliance/daemon"
+)
+
+// serveFlags are the flags of serve. Their names are the keys of the TOML file.
+type serveFlags struct {
+	file                                string
+	nbdListen                           []string
+	mapDir, site, logLevel, logFormat   string
+	spill, diskReserve, vaultReserve    sizeValue
+	ballast, cache                      sizeValue
+	workers, drainSeconds, readyDescrip int
+	detach                              bool
+}
+
+func (a *app) serveCommand() *cobra.Command {
+	var s serveFlags
+	cmd := &cobra.Command{
+		Use:   "serve [-d]",
+		Short: "run the appliance; prints one line when clients can connect",
+		Long: `Runs the appliance: serves the disks over NBD, and the control API. When clients can
+connect it prints one line, once:
+
+  ready pid=N api=unix:… nbd=unix:… [nbd=tcp:…]
+
+With -d it returns then, and the daemon's log is DIR/run/serve.log. SIGTERM, SIGINT and
+keelblock stop drain connections, flush the disks and end it. SIGHUP changes nothing.
+
+Under systemd it tells readiness (Type=notify). Every flag is also a key of the TOML file
+given with --config; sizes there are bytes. Flags win over the file.`,
+		Example: "  keelblock serve -d --data /srv/keelblock\n  keelblock serve --nbd-listen tcp:127.0.0.1:10809",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if s.detach {
+				return a.serveDetached(cmd, &s)
+			}
+			cfg, err := a.serveConfig(cmd, &s)
+			if err != nil {
+				return err
+			}
+			return a.serve(cmd.Context(), cfg, s.readyDescrip)
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVarP(&s.detach, "detach", "d", false, "return when clients can connect, and leave the daemon running")
+	f.StringVar(&s.file, "config", "", "TOML file with a key for every flag")
+	f.StringArrayVar(&s.nbdListen, "nbd-listen", nil, "serve NBD at this address too: tcp:HOST:PORT; may be repeated")
+	f.StringVar(&s.mapDir, "map-dir", "", "folder of the change maps, best on tmpfs (default: chosen)")
+	f.StringVar(&s.site, "site-name", "", "name of this appliance, kept from the first start on (default: the host's)")
+	f.Var(&s.spill, "spill-size", "bound of the spill file of each disk (default: a tenth of the disk, at least 1GiB)")
+	f.Var(&s.diskReserve, "disk-reserve", "free space below which disks get no new storage (default: chosen)")
+	f.Var(&s.vaultReserve, "vault-reserve", "free space below which the vault takes no new data (default: chosen)")
+	f.Var(&s.ballast, "ballast", "space that is given up first when the file system is full (default: chosen)")
+	f.Var(&s.cache, "cache", "bound of the cache that all readers share (default: 128MiB)")
+	f.IntVar(&s.workers, "workers", 0, "goroutines of one backup or restore (default: one per core)")
+	f.IntVar(&s.drainSeconds, "drain-seconds", 0, "bound of each step of a stop (default: 10)")
+	f.StringVar(&s.logLevel, "log-level", "", "debug, info, warn or error (default: info)")
+	f.StringVar(&s.logFormat, "log-format", "", "text or json (default: text)")
+	f.IntVar(&s.readyDescrip, "ready-fd", 0, "")
+	_ = f.MarkHidden("ready-fd")
+	_ = cmd.MarkFlagFilename("config", "toml")
+	_ = cmd.MarkFlagDirname("map-dir")
+	_ = cmd.RegisterFlagCompletionFunc("log-level", cobra.FixedCompletions([]string{"debug", "info", "warn", "error"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("log-format", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+// serveConfig is the file, then the environment, then what the flags say.
+func (a *app) serveConfig(cmd *cobra.Command, s *serveFlags) (config.Config, error) {
+	cfg, err := config.Load(s.file)
+	if err != nil {
+		return cfg, usageError{err}
+	}
+	if d := a.Getenv("KEELBLOCK_DATA"); cfg.DataDir == "" && d != "" {
+		cfg.DataDir = d
+	}
+	set := map[string]func(){
+		"data":          func() { cfg.DataDir = a.data },
+		"nbd-listen":    func() { cfg.NBDListen = s.nbdListen },
+		"map-dir":       func() { cfg.MapDir = s.mapDir },
+		"site-name":     func() { cfg.SiteName = s.site },
+		"spill-size":    func() { cfg.SpillBytes = int64(s.spill) },
+		"disk-reserve":  func() { cfg.DiskReserveBytes = int64(s.diskReserve) },
+		"vault-reserve": func() { cfg.VaultReserveBytes = int64(s.vaultReserve) },
+		"ballast":       func() { cfg.BallastBytes = int64(s.ballast) },
+		"cache":         func() { cfg.CacheBytes = int64(s.cache) },
+		"workers":       func() { cfg.Workers = s.workers },
+		"drain-seconds": func() { cfg.DrainSeconds = s.drainSeconds },
+		"log-level":     func() { cfg.LogLevel = s.logLevel },
+		"log-format":    func() { cfg.LogFormat = s.logFormat },
+	}
+	for name, apply := range set {
+		if cmd.Flags().Changed(name) {
+			apply()
+		}
+	}
+	cfg.Version = a.Version
+	cfg = cfg.WithDefaults()
+	if err := cfg.Validate(); err != nil {
+		return cfg, usageError{err}
+	}
+	if n := len(cfg.PointsSocket()); n > 107 {
+		return cfg, usageError{fmt.Errorf("the folder %q is too long a path: the sockets in it would have %d bytes and the system allows 107", cfg.DataDir, n)}
+	}
+	return cfg, nil
+}
+
+// serve runs the daemon in this process. With readyFD it is the child of serve -d.
+func (a *app) serve(ctx context.Context, cfg config.Config, readyFD int) error {
+	cfg.NotifySocket = a.Getenv("NOTIFY_SOCKET")
+	// A hangup would end the process without draining. There is nothing to reload.
+	signal.Ignore(unix.SIGHUP)
+	detached := readyFD > 0
+	err := daemon.Run(ctx, cfg, func(r daemon.Ready) {
+		out := a.Out
+		if detached {
+			pipe := os.NewFile(uintptr(readyFD), "ready")
+			defer pipe.Close()
+			out = pipe
+		}
+		line := *a
+		line.Out = out
+		_ = line.print(readyShape{r.PID, r.API, list(r.NBD)}, func(w io.Writer) { fmt.Fprintln(w, readyLine(r)) })
+	})
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		err = nil
+	}
+	return err
+}
+
+func readyLine(r daemon.Ready) string {
+	parts := []string{fmt.Sprintf("ready pid=%d", r.PID), "api=" + r.API}
+	for _, n := range r.NBD {
+		parts = append(parts, "nbd="+n)
+	}
+	return strings.Join(parts, " ")
+}

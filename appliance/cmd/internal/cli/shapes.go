@@ -1,0 +1,250 @@
+package cli
+
+import (
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	kb "github.com/keelblock/keelblock/appliance/api/keelblockv1"
+)
+
+// The objects of --json. Names, types and the presence of every field are a contract;
+// a list is an array, an absent time is null.
+
+type diskShape struct {
+	Name           string   `json:"name"`
+	SizeBytes      int64    `json:"sizeBytes"`
+	AllocatedBytes int64    `json:"allocatedBytes"`
+	Role           string   `json:"role"`
+	MachineName    string   `json:"machineName"`
+	State          string   `json:"state"`
+	URI            string   `json:"uri"`
+	ReadOnly       bool     `json:"readOnly"`
+	DirtyBitmaps   []string `json:"dirtyBitmaps"`
+}
+
+func toDisk(d *kb.Disk) diskShape {
+	return diskShape{Name: d.GetName(), SizeBytes: d.GetSizeBytes(), AllocatedBytes: d.GetAllocatedBytes(),
+		Role: d.GetRole(), MachineName: d.GetMachineName(), State: d.GetState(), URI: d.GetUri(),
+		ReadOnly: d.GetReadOnly(), DirtyBitmaps: list(d.GetDirtyBitmaps())}
+}
+
+type machineShape struct {
+	Name        string      `json:"name"`
+	Disks       []diskShape `json:"disks"`
+	SiteName    string      `json:"siteName"`
+	Role        string      `json:"role"`
+	Generation  int64       `json:"generation"`
+	LastPointID string      `json:"lastPointId"`
+}
+
+func toMachine(m *kb.Machine) machineShape {
+	return machineShape{Name: m.GetName(), Disks: mapped(m.GetDisks(), toDisk), SiteName: m.GetSiteName(),
+		Role: m.GetRole(), Generation: m.GetGeneration(), LastPointID: m.GetLastPointId()}
+}
+
+type pointDiskShape struct {
+	Name       string `json:"name"`
+	SizeBytes  int64  `json:"sizeBytes"`
+	RootDigest string `json:"rootDigest"`
+}
+
+func toPointDisk(d *kb.PointDisk) pointDiskShape {
+	return pointDiskShape{Name: d.GetName(), SizeBytes: d.GetSizeBytes(), RootDigest: d.GetRootDigest()}
+}
+
+type pointShape struct {
+	ID           string           `json:"id"`
+	MachineName  string           `json:"machineName"`
+	CutID        string           `json:"cutId"`
+	Generation   int64            `json:"generation"`
+	Sequence     int64            `json:"sequence"`
+	FrozenAt     *string          `json:"frozenAt"`
+	Consistency  string           `json:"consistency"`
+	Reason       string           `json:"reason"`
+	Tracking     string           `json:"tracking"`
+	Disks        []pointDiskShape `json:"disks"`
+	ReadBytes    int64            `json:"readBytes"`
+	ChangedBytes int64            `json:"changedBytes"`
+	NewBytes     int64            `json:"newBytes"`
+	StoredBytes  int64            `json:"storedBytes"`
+	UniqueBytes  int64            `json:"uniqueBytes"`
+	FreezeMicros int64            `json:"freezeMicros"`
+	State        string           `json:"state"`
+}
+
+func toPoint(p *kb.RecoveryPoint) pointShape {
+	return pointShape{ID: p.GetId(), MachineName: p.GetMachineName(), CutID: p.GetCutId(),
+		Generation: p.GetGeneration(), Sequence: p.GetSequence(), FrozenAt: stamp(p.GetFrozenAt()),
+		Consistency: p.GetConsistency(), Reason: p.GetReason(), Tracking: p.GetTracking(),
+		Disks: mapped(p.GetDisks(), toPointDisk), ReadBytes: p.GetReadBytes(), ChangedBytes: p.GetChangedBytes(),
+		NewBytes: p.GetNewBytes(), StoredBytes: p.GetStoredBytes(), UniqueBytes: p.GetUniqueBytes(),
+		FreezeMicros: p.GetFreezeMicros(), State: p.GetState()}
+}
+
+type jobShape struct {
+	JobID      string  `json:"jobId"`
+	Kind       string  `json:"kind"`
+	ObjectName string  `json:"objectName"`
+	State      string  `json:"state"`
+	DoneBytes  int64   `json:"doneBytes"`
+	TotalBytes int64   `json:"totalBytes"`
+	StartedAt  *string `json:"startedAt"`
+	EndedAt    *string `json:"endedAt"`
+	Error      string  `json:"error"`
+}
+
+func toJob(j *kb.Job) jobShape {
+	return jobShape{JobID: j.GetJobId(), Kind: j.GetKind(), ObjectName: j.GetObjectName(), State: j.GetState(),
+		DoneBytes: j.GetDoneBytes(), TotalBytes: j.GetTotalBytes(), StartedAt: stamp(j.GetStartedAt()),
+		EndedAt: stamp(j.GetEndedAt()), Error: j.GetError()}
+}
+
+type extentShape struct {
+	Offset int64 `json:"offset"`
+	Length int64 `json:"length"`
+}
+
+func toExtent(e *kb.Extent) extentShape {
+	return extentShape{Offset: e.GetOffset(), Length: e.GetLength()}
+}
+
+type diskDiffShape struct {
+	DiskName string        `json:"diskName"`
+	Extents  []extentShape `json:"extents"`
+}
+
+func toDiskDiff(d *kb.DiskDiff) diskDiffShape {
+	return diskDiffShape{DiskName: d.GetDisk(), Extents: mapped(d.GetExtents(), toExtent)}
+}
+
+type exportShape struct {
+	Name      string `json:"name"`
+	URI       string `json:"uri"`
+	PointID   string `json:"pointId"`
+	DiskName  string `json:"diskName"`
+	SizeBytes int64  `json:"sizeBytes"`
+	ReadOnly  bool   `json:"readOnly"`
+}
+
+type fileShape struct {
+	File         string `json:"file"`
+	Format       string `json:"format"`
+	PointID      string `json:"pointId"`
+	DiskName     string `json:"diskName"`
+	SizeBytes    int64  `json:"sizeBytes"`
+	WrittenBytes int64  `json:"writtenBytes"`
+}
+
+type alertShape struct {
+	Severity   string  `json:"severity"`
+	ObjectName string  `json:"objectName"`
+	Text       string  `json:"text"`
+	Since      *string `json:"since"`
+}
+
+func toAlert(a *kb.Alert) alertShape {
+	return alertShape{Severity: a.GetSeverity(), ObjectName: a.GetObjectName(), Text: a.GetText(), Since: stamp(a.GetSince())}
+}
+
+type vaultShape struct {
+	Name           string `json:"name"`
+	State          string `json:"state"`
+	Reason         string `json:"reason"`
+	Points         int64  `json:"points"`
+	DeletedPoints  int64  `json:"deletedPoints"`
+	Packs          int64  `json:"packs"`
+	PackBytes      int64  `json:"packBytes"`
+	Blocks         int64  `json:"blocks"`
+	BlockSizeBytes int64  `json:"blockSizeBytes"`
+	ProtectedBytes int64  `json:"protectedBytes"`
+	FreeBytes      int64  `json:"freeBytes"`
+	CorruptBlocks  int64  `json:"corruptBlocks"`
+}
+
+func toVault(v *kb.VaultStatusResponse) vaultShape {
+	return vaultShape{Name: v.GetName(), State: v.GetState(), Reason: v.GetReason(), Points: v.GetPoints(),
+		DeletedPoints: v.GetDeletedPoints(), Packs: v.GetPacks(), PackBytes: v.GetPackBytes(), Blocks: v.GetBlocks(),
+		BlockSizeBytes: v.GetBlockSizeBytes(), ProtectedBytes: v.GetProtectedBytes(), FreeBytes: v.GetFreeBytes(),
+		CorruptBlocks: v.GetCorruptBlocks()}
+}
+
+type statusShape struct {
+	Version     string         `json:"version"`
+	PID         int64          `json:"pid"`
+	StartedAt   *string        `json:"startedAt"`
+	DataDir     string         `json:"dataDir"`
+	API         string         `json:"api"`
+	NBD         []string       `json:"nbd"`
+	SiteName    string         `json:"siteName"`
+	Disks       []diskShape    `json:"disks"`
+	Machines    []machineShape `json:"machines"`
+	LastPoints  []pointShape   `json:"lastPoints"`
+	RunningJobs []jobShape     `json:"runningJobs"`
+	Alerts      []alertShape   `json:"alerts"`
+	Vault       vaultShape     `json:"vault"`
+}
+
+func toStatus(s *kb.StatusResponse) statusShape {
+	return statusShape{Version: s.GetVersion(), PID: s.GetPid(), StartedAt: stamp(s.GetStartedAt()), DataDir: s.GetDataDir(),
+		API: s.GetApiUri(), NBD: list(s.GetNbdUris()), SiteName: s.GetSiteName(), Disks: mapped(s.GetDisks(), toDisk),
+		Machines: mapped(s.GetMachines(), toMachine), LastPoints: mapped(s.GetLastPoints(), toPoint),
+		RunningJobs: mapped(s.GetRunningJobs(), toJob), Alerts: mapped(s.GetAlerts(), toAlert), Vault: toVault(s.GetVault())}
+}
+
+type findingShape struct {
+	Check  string `json:"check"`
+	Result string `json:"result"`
+	Text   string `json:"text"`
+}
+
+func toFinding(f *kb.Finding) findingShape {
+	return findingShape{Check: f.GetCheck(), Result: f.GetResult(), Text: f.GetText()}
+}
+
+type versionShape struct {
+	Version   string `json:"version"`
+	GoVersion string `json:"goVersion"`
+	Platform  string `json:"platform"`
+}
+
+type readyShape struct {
+	PID int      `json:"pid"`
+	API string   `json:"api"`
+	NBD []string `json:"nbd"`
+}
+
+type nameShape struct {
+	Name string `json:"name"`
+}
+
+type directoryShape struct {
+	Directory string `json:"directory"`
+	PID       int    `json:"pid"`
+}
+
+// list is s, never null.
+func list[T any](s []T) []T {
+	if s == nil {
+		return []T{}
+	}
+	return s
+}
+
+// mapped turns each element, and is never null.
+func mapped[A, B any](in []A, f func(A) B) []B {
+	out := make([]B, len(in))
+	for i, a := range in {
+		out[i] = f(a)
+	}
+	return out
+}
+
+// stamp is a time in RFC 3339, UTC, or nil.
+func stamp(t *timestamppb.Timestamp) *string {
+	if t == nil || t.AsTime().IsZero() || t.GetSeconds() == 0 && t.GetNanos() == 0 {
+		return nil
+	}
+	s := t.AsTime().UTC().Format(time.RFC3339Nano)
+	return &s
+}
