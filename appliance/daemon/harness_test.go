@@ -204,6 +204,8 @@ type guest struct {
 	dev  *client.Client
 	want []byte
 	rng  *rand.Rand
+	// doubt are ranges whose write was not acknowledged.
+	doubt [][2]int64
 }
 
 func newGuest(t *testing.T, cfg config.Config, disk string, seed uint64) *guest {
@@ -222,6 +224,18 @@ func (g *guest) write(t *testing.T, off, n int64) {
 	if _, err := g.dev.WriteAt(p, off); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// settle takes what the disk holds in the ranges in doubt for what it must hold: the
+// old bytes, the new ones or a mix are all right, but from now on they are fixed.
+func (g *guest) settle(t *testing.T) {
+	t.Helper()
+	for _, r := range g.doubt {
+		if _, err := g.dev.ReadAt(g.want[r[0]:r[0]+r[1]], r[0]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.doubt = nil
 }
 
 func (g *guest) disconnect(t *testing.T) {
@@ -283,4 +297,14 @@ func noLeftovers(t *testing.T, cfg config.Config) {
 			t.Errorf("left: %v", m)
 		}
 	}
+}
+
+// runOnce runs a daemon that is expected to refuse.
+func runOnce(t *testing.T, cfg config.Config) error {
+	t.Helper()
+	cfg.LogWriter = &bytes.Buffer{}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	err := daemon.Run(ctx, cfg, func(daemon.Ready) { t.Error("it is ready"); cancel() })
+	return err
 }
