@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -61,11 +62,20 @@ func (s *running) uri(name string) string {
 	return fmt.Sprintf("nbd+unix:///%s?socket=%s", url.PathEscape(name), url.QueryEscape(s.socket))
 }
 
+// add adds an export and removes it before its Device, made before this call, is
+// closed.
 func (s *running) add(t testing.TB, x server.Export) {
 	t.Helper()
 	if err := s.Add(x); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := s.Remove(ctx, x.Name); err != nil && !errors.Is(err, server.ErrNotFound) {
+			t.Errorf("Remove: %v", err)
+		}
+	})
 }
 
 func (s *running) dial(t testing.TB, name string) *client.Client {
