@@ -34,7 +34,7 @@ func main() {
 	rounds := flag.Int("rounds", 3, "how often each side runs")
 	results := flag.String("results", "", "write the rows to this Markdown file")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
 	if err := run(ctx, *bin, *only, *content<<20, *rounds, *results); err != nil {
 		fmt.Fprintln(os.Stderr, "compare:", err)

@@ -30,7 +30,8 @@ func main() {
 	mebibytes := flag.Int64("content", 320, "how many MiB of this machine's files the disk gets")
 	flag.Parse()
 
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	// SIGPIPE, too: the tour cleans up when its output is piped into head.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	err := run(ctx, *bin, *mebibytes<<20, newConsole(os.Stdout))
 	stop()
 	switch {

@@ -137,7 +137,11 @@ func (t *tour) backup() (rig.Point, error) {
 		return p, err
 	}
 	t.points = append(t.points, p)
-	t.c.say("Recovery point %s: the disk stood still for %d µs, the copy took %.1f s.", p.ID[:12], p.FreezeMicros, p.Took.Seconds())
+	still := fmt.Sprintf("%d µs", p.FreezeMicros)
+	if p.FreezeMicros == 0 {
+		still = "less than a microsecond"
+	}
+	t.c.say("Recovery point %s: the disk stood still for %s, the copy took %.1f s.", p.ID[:12], still, p.Took.Seconds())
 	return p, nil
 }
 

@@ -31,7 +31,7 @@ func main() {
 	accel := flag.String("accel", "", "kvm or tcg; empty: kvm where it works")
 	limit := flag.Duration("limit", 15*time.Minute, "the longest run, without building the guest")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
 	if err := run(ctx, *bin, *accel, *limit); err != nil {
 		fmt.Fprintln(os.Stderr, "vmlab:", err)
