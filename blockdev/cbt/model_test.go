@@ -1,0 +1,296 @@
+package cbt
+
+// The exhaustive model: every interleaving of the freeze protocol's steps, for few
+// blocks, writers and freezes, with a kill at every state. Each step below is one
+// access to shared memory (or one call to the disk) of apply, register, preserve,
+// Freeze, Capture and end, under the same names. A write to the disk is two steps, the
+// first of which leaves the block torn.
+//
+// What is checked:
+//
+//	V1  in every state, as a kill may happen in it: a block that differs from the
+//	    committed point (from either, while both may be taken) is listed in a map
+//	V4  the committed point is the disk at the instant of the cut, with the writes
+//	    of older epochs that landed later, and without any younger one
+//	V5  a group's cut that holds a write holds what was acknowledged before it
+//
+// A protocol with a bug seeded into it must be found out; otherwise the model proves
+// nothing.
+
+type seededBug int
+
+const (
+	noBug seededBug = iota
+	bugBitAfterData
+	bugNoRecheck
+	bugNotMerged
+	bugMergeBeforeDrain
+	bugLoserDoesNotWait
+	bugPendingTrustedInTransition
+	bugClearBeforeCommit
+	bugClearBeforeHeader
+	bugClaimBeforeRead
+	bugCopyAfterData
+	bugNoWaitForPreservers
+	bugAbortedCutCommits
+	bugRecoveryForgetsFrozen
+	bugPreserveUnderSharedLock
+	bugEpochBeforeWords
+	bugDiskAfterDisk
+)
+
+// modelDisk is the shared memory of one disk.
+type modelDisk struct {
+	cut, live, phase   uint8 // the word
+	inflight, bits     [2]uint8
+	claimed, preserved uint8
+	preserving         uint8
+	shared, exclusive  uint8 // the stripe lock; all blocks of a disk lie in one stripe
+	owner              uint8 // 1 + the snapshotter that holds the slot
+	committing         bool  // the vault has the candidate, the header not yet
+}
+
+type modelWriter struct {
+	pc, block, value       uint8
+	wcut, wlive, wphase, e uint8 // what it loaded
+	m                      uint8
+	exclusive, late        bool
+}
+
+type modelCut struct {
+	pc, at, left, epoch0, epoch1, read uint8
+	aborted, merge                     bool
+}
+
+type modelState struct {
+	epoch, cutLock                   uint8
+	disk                             [2]modelDisk
+	data, base, candidate, spill     [2]uint8 // by block
+	want, got                        [2]uint8 // ghost: the cut's content; what was captured
+	writer                           [2]modelWriter
+	cut                              [2]modelCut
+	writes                           [2]uint8
+	value, kills, spillFails, eA, eB uint8
+}
+
+// model is one configuration.
+type model struct {
+	bug      seededBug
+	perDisk  int      // blocks of a disk: 2 (one disk) or 1 (two disks)
+	writes   [2]uint8 // writes of each writer
+	masks    [2]uint8 // disks of each snapshotter, as bits
+	freezes  [2]uint8 // freezes of each
+	kills    uint8
+	fails    uint8 // spill writes that may fail
+	sequence bool  // writer 0 writes block 0, then block 1
+
+	emit func(s modelState, step string)
+	fail string
+}
+
+func (m *model) initial() modelState {
+	s := modelState{epoch: 1, data: [2]uint8{1, 1}, base: [2]uint8{1, 1}, value: 2, writes: m.writes, kills: m.kills, spillFails: m.fails}
+	for i := range s.cut {
+		s.cut[i].left = m.freezes[i]
+	}
+	return s
+}
+
+func (m *model) diskOf(block uint8) int { return int(block) / m.perDisk }
+
+func (d *modelDisk) frozen() uint8 { return d.bits[1-d.live] }
+
+func (d *modelDisk) wordIs(w *modelWriter) bool {
+	return d.cut == w.wcut && d.live == w.wlive && d.phase == w.wphase
+}
+
+const torn = 0x80
+
+const (
+	wIdle uint8 = iota
+	wLoadWord
+	wLoadEpoch
+	wEnter
+	wCheckWord
+	wCheckEpoch
+	wSetBit
+	wDecide
+	wLockExclusive
+	wGuard
+	wGuardCheck
+	wClaim
+	wCopy
+	wData
+	wDataEnd
+	wLeave
+)
+
+// stepWriter emits what writer i may do next.
+func (m *model) stepWriter(s modelState, i int) {
+	w := &s.writer[i]
+	if w.pc == wIdle {
+		m.startWrite(s, i)
+		return
+	}
+	d := &s.disk[m.diskOf(w.block)]
+	bit := uint8(1) << w.block
+	isLive := func() bool { return w.m == w.wlive }
+	pending := func() bool { return d.bits[1-w.wlive]&^d.claimed&bit != 0 }
+	switch w.pc {
+	case wLoadWord:
+		w.wcut, w.wlive, w.wphase, w.pc = d.cut, d.live, d.phase, wLoadEpoch
+	case wLoadEpoch:
+		w.e, w.pc = s.epoch, wEnter
+		w.m = w.wlive
+		if w.e < w.wcut {
+			w.m = 1 - w.wlive
+		}
+	case wEnter:
+		d.inflight[w.m]++
+		w.pc = wCheckWord
+		if m.bug == bugNoRecheck {
+			w.pc = wSetBit
+		}
+	case wCheckWord:
+		w.pc = wCheckEpoch
+		if !d.wordIs(w) {
+			d.inflight[w.m]--
+			w.pc = wLoadWord
+		}
+	case wCheckEpoch:
+		w.pc = wSetBit
+		if s.epoch != w.e {
+			d.inflight[w.m]--
+			w.pc = wLoadWord
+		} else if m.sequence && i == 0 {
+			if w.block == 0 {
+				s.eA = w.e
+			} else {
+				s.eB = w.e
+			}
+		}
+	case wSetBit:
+		if m.bug != bugBitAfterData {
+			d.bits[w.m] |= bit
+		}
+		w.pc = wDecide
+	case wDecide:
+		transition := w.wphase == 1
+		if m.bug == bugPendingTrustedInTransition {
+			transition = false
+		}
+		need := isLive() && (transition || w.wphase != 0 && pending())
+		switch {
+		case !need:
+			w.pc = wData
+		case w.exclusive || m.bug == bugPreserveUnderSharedLock:
+			w.pc = wGuard
+		default:
+			d.inflight[w.m]--
+			d.shared--
+			w.pc = wLockExclusive
+		}
+	case wLockExclusive:
+		if d.shared != 0 || d.exclusive != 0 {
+			return
+		}
+		d.exclusive, w.exclusive, w.pc = 1, true, wLoadWord
+	case wGuard:
+		d.preserving++
+		w.pc = wGuardCheck
+	case wGuardCheck:
+		w.pc = wClaim
+		if !d.wordIs(w) {
+			d.preserving--
+			d.inflight[w.m]--
+			w.pc = wLoadWord
+		}
+	case wClaim:
+		if d.owner == 0 || s.cut[d.owner-1].aborted || !pending() {
+			d.preserving--
+			w.pc = wData
+			break
+		}
+		d.claimed |= bit
+		w.pc = wCopy
+		if m.bug == bugCopyAfterData {
+			w.pc, w.late = wData, true
+		}
+	case wCopy:
+		if s.spillFails > 0 && d.owner > 0 {
+			f := s
+			f.spillFails--
+			fw, fd := &f.writer[i], &f.disk[m.diskOf(w.block)]
+			f.cut[fd.owner-1].aborted = true
+			fd.preserving--
+			fw.pc = wData
+			m.emit(f, "copy fails")
+		}
+		s.spill[w.block] = s.data[w.block]
+		d.preserved |= bit
+		d.preserving--
+		w.pc = wData
+		if m.bug == bugCopyAfterData {
+			w.pc = wLeave
+		}
+	case wData:
+		s.data[w.block] = w.value | torn
+		w.pc = wDataEnd
+	case wDataEnd:
+		m.land(&s, w)
+		w.pc = wLeave
+		if w.late && m.bug == bugCopyAfterData {
+			w.late, w.pc = false, wCopy
+		}
+		if m.bug == bugBitAfterData {
+			d.bits[w.m] |= bit
+		}
+	case wLeave:
+		d.inflight[w.m]--
+		if w.exclusive {
+			d.exclusive = 0
+		} else {
+			d.shared--
+		}
+		*w = modelWriter{}
+	}
+	m.emit(s, "writer")
+}
+
+func (m *model) startWrite(s modelState, i int) {
+	if s.writes[i] == 0 {
+		return
+	}
+	for b := range uint8(2) {
+		if m.sequence && i == 0 && b != m.writes[0]-s.writes[0] {
+			continue
+		}
+		n := s
+		d := &n.disk[m.diskOf(b)]
+		if d.exclusive != 0 {
+			continue
+		}
+		d.shared++
+		n.writes[i]--
+		n.writer[i] = modelWriter{pc: wLoadWord, block: b, value: n.value}
+		m.emit(n, "writer starts")
+	}
+}
+
+// land ends the write to the disk. A write of an older epoch is part of the open cut.
+func (m *model) land(s *modelState, w *modelWriter) {
+	s.data[w.block] = w.value
+	d := m.diskOf(w.block)
+	if o := s.disk[d].owner; o > 0 {
+		if c := &s.cut[o-1]; c.pc > sEpoch && w.e < c.cutEpoch(d) {
+			s.want[w.block] = w.value
+		}
+	}
+}
+
+func (c *modelCut) cutEpoch(d int) uint8 {
+	if d == 0 {
+		return c.epoch0
+	}
+	return c.epoch1
+}

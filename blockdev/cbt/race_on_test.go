@@ -1,0 +1,6 @@
+//go:build race
+
+package cbt
+
+// raceEnabled: the race detector is on.
+const raceEnabled = true
