@@ -23,9 +23,12 @@ type Reader interface {
 
 // Point is a recovery point as it is listed.
 type Point struct {
-	ID          string
-	Machine     string
-	FrozenAt    time.Time
+	ID       string
+	Machine  string
+	FrozenAt time.Time
+	// Name is the time with as many digits as tell it from the machine's other
+	// points, as the daemon spells it.
+	Name        string
 	Consistency string
 	Note        string
 	Disks       []Disk

@@ -63,7 +63,6 @@ type diskKey struct{ point, name string }
 // machine is a machine with the points that it has now.
 type machine struct {
 	points []Point
-	names  []string
 }
 
 // New makes a tree. It opens nothing yet.
@@ -127,7 +126,7 @@ func (t *Tree) list(ctx context.Context) (map[string]*machine, error) {
 	}
 	for _, m := range machines {
 		slices.SortStableFunc(m.points, func(a, b Point) int { return a.FrozenAt.Compare(b.FrozenAt) })
-		m.names = pointNames(m.points)
+		unique(m.points)
 	}
 	t.machines, t.listed = machines, began
 	return machines, nil
@@ -200,7 +199,7 @@ func (d machineDir) Lookup(ctx context.Context, name string) (fusemount.Entry, e
 	if name == Latest {
 		return d.latest(m), nil
 	}
-	p, ok := findPoint(m.points, m.names, name)
+	p, ok := findPoint(m.points, name)
 	if !ok {
 		return fusemount.Entry{}, filesystem.ErrNotExist
 	}
@@ -214,8 +213,8 @@ func (d machineDir) List(ctx context.Context) ([]fusemount.Entry, error) {
 		return nil, err
 	}
 	var out []fusemount.Entry
-	for i, p := range m.points {
-		out = append(out, d.entry(m.names[i], p))
+	for _, p := range m.points {
+		out = append(out, d.entry(p.Name, p))
 	}
 	return append(out, d.latest(m)), nil
 }

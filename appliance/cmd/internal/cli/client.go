@@ -46,7 +46,10 @@ func (a *app) client() (*client, error) {
 	base := address
 	switch {
 	case strings.HasPrefix(address, "unix:"):
-		path := strings.TrimPrefix(address, "unix:")
+		path, err := filepath.Abs(strings.TrimPrefix(address, "unix:"))
+		if err != nil {
+			return nil, err
+		}
 		if len(path) > 107 {
 			return nil, usageError{fmt.Errorf("the path of the socket %q is %d bytes long and the system allows 107; choose a shorter --data", path, len(path))}
 		}

@@ -34,6 +34,7 @@ func detached(ctx context.Context, args []string, log *os.File) (text []byte, pi
 	}
 	defer r.Close()
 	cmd := exec.Command(self, args...)
+	cmd.Args[0] = "keelblock"
 	cmd.Stderr = log
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -108,7 +108,7 @@ func (a *app) diskShow() *cobra.Command {
 			return a.print(toDisk(d), func(w io.Writer) {
 				describe(w, pair{"name", d.GetName()}, pair{"size", fmt.Sprintf("%s (%d bytes)", human(d.GetSizeBytes()), d.GetSizeBytes())},
 					pair{"allocated", human(d.GetAllocatedBytes())}, pair{"role", d.GetRole()}, pair{"machine", d.GetMachineName()},
-					pair{"state", d.GetState()}, pair{"address", d.GetUri()}, pair{"backing", d.GetBacking()},
+					pair{"state", d.GetState()}, pair{"reason", d.GetReason()}, pair{"address", d.GetUri()}, pair{"backing", d.GetBacking()},
 					pair{"connections", fmt.Sprint(d.GetConnections())},
 					pair{"next backup", nextBackup(d)}, pair{"changed since", d.GetLastPointId()})
 			})

@@ -52,7 +52,11 @@ stays in the foreground until the mount ends, or with -d returns when it works.`
 			if detach {
 				return a.mountDetached(cmd.Context(), dir)
 			}
-			return a.mount(cmd.Context(), dir, machine, point, others || os.Geteuid() == 0, verbose, ready)
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			return a.mount(cmd.Context(), c, dir, machine, point, others || os.Geteuid() == 0, verbose, ready)
 		},
 		ValidArgsFunction: a.completing(false, nil),
 	}
@@ -86,14 +90,15 @@ func (a *app) mountPoint(dir string) (string, error) {
 
 // mount serves the mount in this process until it ends. With readyFD it is the child
 // of mount -d.
-func (a *app) mount(ctx context.Context, dir, machine, selector string, others, verbose bool, readyFD int) error {
+func (a *app) mount(ctx context.Context, c *client, dir, machine, selector string, others, verbose bool, readyFD int) error {
+	if readyFD > 0 { // a detached mount must not keep a folder busy
+		if err := os.Chdir("/"); err != nil {
+			return err
+		}
+	}
 	debug.SetMemoryLimit(mountMemory)
 	// A crash must not leave the guest's files in a core dump.
 	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
-	c, err := a.client()
-	if err != nil {
-		return err
-	}
 	o := filerestore.Options{Machine: machine, Logger: slog.New(slog.DiscardHandler)}
 	if verbose {
 		o.Logger = slog.New(slog.NewTextHandler(a.Err, nil))
@@ -219,7 +224,7 @@ func (s pointSource) Points(ctx context.Context) ([]filerestore.Point, error) {
 		return nil, err
 	}
 	return mapped(r.Msg.GetPoints(), func(p *kb.RecoveryPoint) filerestore.Point {
-		return filerestore.Point{ID: p.GetId(), Machine: p.GetMachineName(), FrozenAt: p.GetFrozenAt().AsTime(),
+		return filerestore.Point{ID: p.GetId(), Machine: p.GetMachineName(), FrozenAt: p.GetFrozenAt().AsTime(), Name: p.GetTimeName(),
 			Consistency: p.GetConsistency(), Note: p.GetNote(),
 			Disks: mapped(p.GetDisks(), func(d *kb.PointDisk) filerestore.Disk {
 				return filerestore.Disk{Name: d.GetName(), SizeBytes: d.GetSizeBytes()}

@@ -113,14 +113,23 @@ func (a *app) pointShow() *cobra.Command {
 	}
 }
 
+// pointName is the name of a point by its time, or "".
+func pointName(p *kb.RecoveryPoint) string {
+	if p.GetTimeName() == "" {
+		return ""
+	}
+	return p.GetMachineName() + "@" + p.GetTimeName()
+}
+
 func describePoint(w io.Writer, p *kb.RecoveryPoint) {
 	label := p.GetConsistency()
 	if r := p.GetReason(); r != "" {
 		label += " (" + r + ")"
 	}
-	describe(w, pair{"id", p.GetId()}, pair{"machine", p.GetMachineName()}, pair{"sequence", fmt.Sprint(p.GetSequence())},
+	describe(w, pair{"id", p.GetId()}, pair{"machine", p.GetMachineName()}, pair{"name", pointName(p)}, pair{"sequence", fmt.Sprint(p.GetSequence())},
 		pair{"frozen at", at(p.GetFrozenAt())}, pair{"freeze took", fmt.Sprintf("%d µs", p.GetFreezeMicros())},
-		pair{"consistency", label}, pair{"tracking", p.GetTracking()}, pair{"state", p.GetState()}, pair{"note", p.GetNote()},
+		pair{"consistency", label}, pair{"tracking", p.GetTracking()}, pair{"state", p.GetState()},
+		pair{"can be undeleted until", at(p.GetDeletedUntil())}, pair{"note", p.GetNote()},
 		pair{"read", human(p.GetReadBytes())}, pair{"changed", human(p.GetChangedBytes())},
 		pair{"new after dedupe", human(p.GetNewBytes())}, pair{"stored", human(p.GetStoredBytes())},
 		pair{"held by it alone", human(p.GetUniqueBytes())}, pair{"cut", p.GetCutId()},

@@ -125,6 +125,11 @@ func (a *app) serve(ctx context.Context, cfg config.Config, readyFD int) error {
 	// A hangup would end the process without draining. There is nothing to reload.
 	signal.Ignore(unix.SIGHUP)
 	detached := readyFD > 0
+	if detached { // it must not keep a folder busy
+		if err := os.Chdir("/"); err != nil {
+			return err
+		}
+	}
 	err := daemon.Run(ctx, cfg, func(r daemon.Ready) {
 		out := a.Out
 		if detached {

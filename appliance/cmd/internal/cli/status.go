@@ -59,8 +59,12 @@ func (a *app) statusScreen(w io.Writer, s *kb.StatusResponse, now time.Time) {
 
 	rows = nil
 	for _, d := range s.GetDisks() {
+		next := nextBackup(d)
+		if d.GetReason() != "" {
+			next = d.GetReason()
+		}
 		rows = append(rows, []string{"  " + d.GetName(), human(d.GetSizeBytes()), human(d.GetAllocatedBytes()), d.GetState(),
-			fmt.Sprint(d.GetConnections()), nextBackup(d)})
+			fmt.Sprint(d.GetConnections()), next})
 	}
 	section(w, "disks", []string{"  NAME", "SIZE", "ALLOCATED", "STATE", "CLIENTS", "NEXT BACKUP"}, rows)
 

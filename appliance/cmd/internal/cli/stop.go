@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -29,12 +30,15 @@ func (a *app) stopCommand() *cobra.Command {
 				return err
 			}
 			pid := int(s.Msg.GetPid())
+			if !strings.HasPrefix(c.address, "unix:") {
+				return a.stopRemote(ctx, c, pid)
+			}
 			end, err := openProcess(pid)
 			if err != nil {
 				return fmt.Errorf("watch process %d: %w", pid, err)
 			}
 			defer end.close()
-			if _, err := c.appliance.Stop(ctx, connect.NewRequest(&kb.StopRequest{})); err != nil && !gone(err) {
+			if _, err := c.appliance.Stop(ctx, connect.NewRequest(&kb.StopRequest{})); err != nil && !end.over() {
 				return err
 			}
 			if err := end.wait(ctx); err != nil {
@@ -45,6 +49,25 @@ func (a *app) stopCommand() *cobra.Command {
 	}
 	cmd.Flags().DurationVar(&timeout, "timeout", 2*time.Minute, "how long to wait for the end")
 	return cmd
+}
+
+// stopRemote stops a daemon on another machine, whose end shows by its silence.
+func (a *app) stopRemote(ctx context.Context, c *client, pid int) error {
+	if _, err := c.appliance.Stop(ctx, connect.NewRequest(&kb.StopRequest{})); err != nil {
+		return err
+	}
+	for {
+		if _, err := c.appliance.Status(ctx, connect.NewRequest(&kb.StatusRequest{})); err != nil {
+			if ctx.Err() != nil {
+				return fmt.Errorf("the daemon at %s still answers: %w", c.address, ctx.Err())
+			}
+			return a.print(readyShape{PID: pid, API: c.address, NBD: []string{}}, nil)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
 }
 
 // process is a process of somebody else, watched until it ends. A descriptor is used
@@ -64,6 +87,13 @@ func (p process) close() {
 	if p.fd >= 0 {
 		_ = unix.Close(p.fd)
 	}
+}
+
+// over says whether the process has ended, giving it a moment.
+func (p process) over() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	return p.wait(ctx) == nil
 }
 
 func (p process) wait(ctx context.Context) error {

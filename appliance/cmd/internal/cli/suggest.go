@@ -92,8 +92,13 @@ func (c *client) selectors(ctx context.Context, deleted bool) []string {
 		}
 	}
 	for _, p := range points {
+		if name := pointName(p); name != "" {
+			out = append(out, name)
+		}
+	}
+	for _, p := range points {
 		id := p.GetId()
-		out = append(out, id[:min(12, len(id))]+"\t"+p.GetMachineName()+" "+at(p.GetFrozenAt()))
+		out = append(out, id[:min(12, len(id))]+"\t"+p.GetMachineName()+" "+p.GetTimeName())
 	}
 	return out
 }

@@ -112,8 +112,11 @@ func (a *app) pointTable(w io.Writer, points []*kb.RecoveryPoint) {
 			size += d.GetSizeBytes()
 		}
 		state := p.GetState()
-		if state == "available" {
+		switch {
+		case state == "available":
 			state = ""
+		case p.GetDeletedUntil() != nil:
+			state += ",until=" + at(p.GetDeletedUntil())
 		}
 		row := []string{a.shortID(p.GetId()), p.GetMachineName(), at(p.GetFrozenAt()), p.GetConsistency(),
 			human(size), human(p.GetChangedBytes()), human(p.GetStoredBytes()), human(p.GetUniqueBytes()), state}

@@ -34,5 +34,32 @@ func (a *app) vaultCommand() *cobra.Command {
 			})
 		},
 	})
+	cmd.AddCommand(a.vaultRebuild())
+	return cmd
+}
+
+func (a *app) vaultRebuild() *cobra.Command {
+	var noWait bool
+	cmd := &cobra.Command{
+		Use: "rebuild-index", Short: "make the index of a closed vault anew from its packs, and open it", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			r, err := c.appliance.RebuildIndex(cmd.Context(), connect.NewRequest(&kb.RebuildIndexRequest{}))
+			if err != nil {
+				return err
+			}
+			return a.finish(cmd.Context(), c, r.Msg, noWait, func(j *kb.Job) error {
+				return a.print(toJob(j), func(w io.Writer) {
+					for _, line := range j.GetResult() {
+						fmt.Fprintln(w, line)
+					}
+				})
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&noWait, "no-wait", false, "print the job's id and return at once")
 	return cmd
 }
