@@ -30,7 +30,7 @@ var (
 type Error struct {
 	Op   string // operation and object: `delete disk "web0"`
 	Kind error  // one of the sentinels
-	Text string // what is wrong, in words; "" prints Kind
+	Text string // what is wrong, in words; "" prints Err, else Kind
 	Hint string // the next step, or ""
 	Err  error  // the cause, or nil
 }
@@ -38,7 +38,7 @@ type Error struct {
 // Error joins the parts in the order in which a person needs them.
 func (e *Error) Error() string {
 	text := e.Text
-	if text == "" && e.Kind != nil {
+	if text == "" && e.Kind != nil && e.Err == nil {
 		text = e.Kind.Error()
 	}
 	if e.Err != nil {
