@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -17,6 +19,8 @@ import (
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/hashtree"
 )
+
+var update = flag.Bool("update", false, "rewrite the golden file")
 
 // nodeStore is nodes in memory, and counts.
 type nodeStore struct {
@@ -574,4 +578,26 @@ func FuzzNode(f *testing.F) {
 			t.Fatal("children differ")
 		}
 	})
+}
+
+// TestGolden: ids of version 1. Every vault and every site counts on them: they never
+// change.
+func TestGolden(t *testing.T) {
+	s := newNodeStore()
+	r := write(t, s, content{0: 1, 127: 2, 128: 3, 20000: 4}, 20001*testBlock-512)
+	got := fmt.Sprintf("top %v\nroot %v\nbytes %x\nempty %v\n", r.Top, r.Digest(), r.AppendTo(nil),
+		hashtree.Root{SizeBytes: 1 << 30, BlockSize: 64 << 10, Depth: 2}.Digest())
+	path := "testdata/root-v1.txt"
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), got); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
 }

@@ -128,16 +128,16 @@ func TestManifestRefuses(t *testing.T) {
 		}
 	}
 	for name, change := range map[string]func(p []byte) []byte{
-		"version 2":       func(p []byte) []byte { p[4] = 2; return p },
-		"unknown flag":    func(p []byte) []byte { p[7] = 0x80; return p },
-		"reserved byte":   func(p []byte) []byte { p[255] = 1; return p },
-		"reserved word":   func(p []byte) []byte { p[12] = 1; return p },
-		"trailing byte":   func(p []byte) []byte { return append(p, 0) },
-		"sequence 0":      func(p []byte) []byte { clear(p[128:136]); return p },
-		"consistency 4":   func(p []byte) []byte { p[216] = 4; return p },
-		"tracking 0":      func(p []byte) []byte { p[217] = 0; return p },
-		"freeze in 1900":  func(p []byte) []byte { p[175] = 0xff; return p },
-		"monotonic < 0":   func(p []byte) []byte { p[183] = 0xff; return p },
+		"version 2":      func(p []byte) []byte { p[4] = 2; return p },
+		"unknown flag":   func(p []byte) []byte { p[7] = 0x80; return p },
+		"reserved byte":  func(p []byte) []byte { p[255] = 1; return p },
+		"reserved word":  func(p []byte) []byte { p[12] = 1; return p },
+		"trailing byte":  func(p []byte) []byte { return append(p, 0) },
+		"sequence 0":     func(p []byte) []byte { clear(p[128:136]); return p },
+		"consistency 4":  func(p []byte) []byte { p[216] = 4; return p },
+		"tracking 0":     func(p []byte) []byte { p[217] = 0; return p },
+		"freeze in 1900": func(p []byte) []byte { p[175] = 0xff; return p },
+		"monotonic < 0":  func(p []byte) []byte { p[183] = 0xff; return p },
 		"critical extension": func(p []byte) []byte {
 			at := len(p) - 4 - 5 - 6 // CRC, data, header
 			p[at+1] |= 0x80

@@ -1,0 +1,124 @@
+package recoverypoint_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/keelblock/keelblock/dedupe"
+	"github.com/keelblock/keelblock/dedupe/blockstore"
+	"github.com/keelblock/keelblock/dedupe/hashtree"
+	"github.com/keelblock/keelblock/dedupe/ingest"
+	"github.com/keelblock/keelblock/dedupe/recoverypoint"
+)
+
+// reached is everything that a point reaches, by going through it: the slow and
+// plain way to count what Unique counts.
+func reached(t *testing.T, s dedupe.Store, p *recoverypoint.Point) map[dedupe.Digest]bool {
+	t.Helper()
+	out := map[dedupe.Digest]bool{p.ID: true}
+	for _, d := range p.Manifest.Disks {
+		err := hashtree.Visit(t.Context(), hashtree.Direct(s), d.Root, 0, d.Root.SizeBytes, func(e hashtree.Entry) (bool, error) {
+			out[e.Digest] = true
+			return true, e.Err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range d.ChangeSet.Blocks {
+			out[c] = true
+		}
+	}
+	for _, c := range p.Manifest.Definition.Blocks {
+		out[c] = true
+	}
+	return out
+}
+
+// TestUnique compares with a plain count over all points: increments, a second
+// machine with the same data elsewhere on its disk, a deleted and a purged point.
+func TestUnique(t *testing.T) {
+	dir := t.TempDir()
+	if err := blockstore.Create(dir, blockstore.Options{BlockSize: 16 << 10}); err != nil {
+		t.Fatal(err)
+	}
+	s, err := blockstore.Open(dir, blockstore.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	x := openIndex(t, s)
+	disk := sparseDisk(12 << 20)
+	var root hashtree.Root
+	backup := func(machine byte, sequence uint64, base hashtree.Root, disk []byte, off, n int) (*recoverypoint.Point, hashtree.Root) {
+		b := batchOf(t, s)
+		p, err := ingest.NewPass(s, b, base, int64(len(disk)), ingest.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Write(t.Context(), int64(off), disk[off:off+n]); err != nil {
+			t.Fatal(err)
+		}
+		root, _, err := p.Finish(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := point("web", machine, sequence, day.Add(time.Duration(sequence)*time.Hour), recoverypoint.Crash)
+		m.Disks = []recoverypoint.Disk{{ID: id(machine), Name: "web0", Root: root, Tracking: recoverypoint.TrackingFull}}
+		if m.Disks[0].ChangeSet, err = recoverypoint.EncodeChangeSet(t.Context(), b, s.BlockSize(), p.Changes()); err != nil {
+			t.Fatal(err)
+		}
+		if m.Definition, err = recoverypoint.PutContent(t.Context(), b, s.BlockSize(), []byte("the same in all points")); err != nil {
+			t.Fatal(err)
+		}
+		ps, err := x.Publish(t.Context(), b, []*recoverypoint.Manifest{m}, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ps[0], root
+	}
+	check := func(what string) {
+		t.Helper()
+		list := x.List("", true)
+		count := make(map[dedupe.Digest]int)
+		for _, p := range list {
+			for d := range reached(t, s, p) {
+				count[d]++
+			}
+		}
+		for i, p := range list {
+			want := int64(0)
+			for d := range reached(t, s, p) {
+				if count[d] == 1 {
+					_, _, n, err := s.Locate(d)
+					if err != nil {
+						t.Fatal(err)
+					}
+					want += n
+				}
+			}
+			u, err := x.Unique(t.Context(), p.ID)
+			if err != nil || !u.Exact || u.Bytes != want {
+				t.Errorf("%s: point %d: %+v, %v; want %d", what, i, u, err, want)
+			}
+		}
+	}
+	first, root := backup(1, 1, root, disk, 0, len(disk))
+	check("one point")
+	copy(disk[3<<20:], randomBytes(20, 1<<20))
+	_, root = backup(1, 2, root, disk, 3<<20, 1<<20)
+	copy(disk[3<<20:], randomBytes(21, 1<<19))
+	third, _ := backup(1, 3, root, disk, 3<<20, 1<<20)
+	check("three points")
+	other := make([]byte, 6<<20)
+	copy(other[2<<20:], disk[3<<20:5<<20])
+	backup(2, 1, hashtree.Root{}, other, 0, len(other))
+	check("another machine with the same data elsewhere")
+	if _, err := x.Delete(t.Context(), third.ID, day); err != nil {
+		t.Fatal(err)
+	}
+	check("one deleted")
+	if _, err := x.Purge(t.Context(), first.ID, day); err != nil {
+		t.Fatal(err)
+	}
+	check("one purged")
+}
