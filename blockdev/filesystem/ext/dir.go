@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/keelblock/keelblock/blockdev/filesystem"
 )
@@ -177,7 +178,8 @@ func (f *FS) dirBlock(in *inode, b uint64) ([]byte, error) {
 			}
 			break // whoever needs it will meet it
 		}
-		f.cache.put(cacheKey{class: classDir, a: uint64(in.num), b: b + uint64(i)}, block, bs)
+		// A copy, so that one block in the cache does not keep the whole chunk.
+		f.cache.put(cacheKey{class: classDir, a: uint64(in.num), b: b + uint64(i)}, slices.Clone(block), bs)
 	}
 	return p[:bs:bs], nil
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"sync/atomic"
 
 	"github.com/keelblock/keelblock/blockdev/filesystem"
 )
@@ -17,6 +18,9 @@ type FS struct {
 	super *superblock
 	cache *cache
 	info  filesystem.Info
+	// hints are directories without a hash tree, by their inode modulo the length,
+	// in which a name was found: inode << 32 | logical block.
+	hints [64]atomic.Uint64
 }
 
 var _ filesystem.FS = (*FS)(nil)

@@ -53,10 +53,28 @@ func (f *FS) lookup(in *inode, name []byte) (uint32, error) {
 			return n, err
 		}
 	}
-	for b := range uint64(in.size) >> f.super.blockBits {
+	return f.lookupLinear(in, name)
+}
+
+// lookupLinear reads the directory in a circle from where the last search in it
+// ended (as ext4's i_dir_start_lookup): looking up all names in their order is then
+// linear and not quadratic.
+func (f *FS) lookupLinear(in *inode, name []byte) (uint32, error) {
+	blocks := uint64(in.size) >> f.super.blockBits
+	hint := &f.hints[in.num%uint32(len(f.hints))]
+	start := uint64(0)
+	if h := hint.Load(); uint32(h>>32) == in.num && h&(1<<32-1) < blocks {
+		start = h & (1<<32 - 1)
+	}
+	for i := range blocks {
+		b := (start + i) % blocks
 		n, err := f.lookupBlock(in, b, name)
-		if n != 0 || err != nil {
-			return n, err
+		if err != nil {
+			return 0, err
+		}
+		if n != 0 {
+			hint.Store(uint64(in.num)<<32 | b)
+			return n, nil
 		}
 	}
 	return 0, filesystem.ErrNotExist
@@ -101,8 +119,12 @@ type treeSearch struct {
 	in    *inode
 	name  []byte
 	hash  uint32
-	steps uint64 // blocks that may still be read: in a good tree, none twice
+	steps uint64 // blocks that may still be read
 }
+
+// maxTreeSteps bounds a search on a large hostile directory. In a good tree no block
+// is read twice, and more than a few only when many names have the same hash.
+const maxTreeSteps = 1 << 16
 
 func (f *FS) lookupHashed(in *inode, name []byte) (uint32, error) {
 	root, err := f.dirBlock(in, 0)
@@ -122,7 +144,7 @@ func (f *FS) lookupHashed(in *inode, name []byte) (uint32, error) {
 	if !ok {
 		return 0, errNoHash
 	}
-	t := treeSearch{f: f, in: in, name: name, hash: hash, steps: uint64(in.size) >> f.super.blockBits}
+	t := treeSearch{f: f, in: in, name: name, hash: hash, steps: min(uint64(in.size)>>f.super.blockBits, maxTreeSteps)}
 	n, err := t.node(root, rootOffset, levels)
 	if err == nil && n == 0 {
 		err = filesystem.ErrNotExist

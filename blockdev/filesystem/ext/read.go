@@ -7,10 +7,14 @@ import (
 	"github.com/keelblock/keelblock/blockdev/filesystem"
 )
 
-// maxSteps bounds how many runs NextData and NextHole look at. Where more would be
+// maxSteps bounds how many runs NextData and NextHole look at, and with them, in an
+// indirect map, how many pointers: maxSteps << pointersPerStep. Where more would be
 // needed they say "data", which is always allowed: a caller then reads zeros, or
 // asks again further on.
-const maxSteps = 1 << 16
+const (
+	maxSteps        = 1 << 16
+	pointersPerStep = 8
+)
 
 // regular is fileInode for a regular file that can be read.
 func (f *FS) regular(n filesystem.Inode) (*inode, error) {
@@ -117,13 +121,16 @@ func (f *FS) seek(op string, ino filesystem.Inode, off int64, wantData bool) (in
 	}
 	bits := f.super.blockBits
 	at := off
-	for range maxSteps {
+	for steps := uint64(0); steps < maxSteps; steps++ {
 		r, err := f.mapBlock(in, uint64(at)>>bits)
 		if err != nil {
 			return 0, fmt.Errorf("%s: %w", op, err)
 		}
 		if (r.kind == runData) == wantData {
 			return at, nil
+		}
+		if !in.has(flagExtents) {
+			steps += min(r.blocks, 1<<(bits-2)) >> pointersPerStep
 		}
 		at = int64(uint64(at)>>bits+r.blocks) << bits
 		if at >= in.size {
