@@ -13,6 +13,100 @@ import (
 	"github.com/keelblock/keelblock/blockdev"
 )
 
+// How disks are frozen
+//
+// A freeze divides the writes of all its disks into those before and those after an
+// instant, while nobody stops writing. The writes before are the snapshot; what they
+// changed since the last commit is in one map, the frozen one, and what comes after
+// goes into the other, the live one. Nothing is copied at the instant. A grain of the
+// frozen map that the backup has not read yet is pending, and whoever wants to
+// overwrite it copies the old content to the spill first.
+//
+// # The naive way, and its race
+//
+// Give every write an epoch, let the freeze add one, let a write set its bit in the
+// map of its epoch and look at the epoch again before it writes. It passes any stress
+// test and is wrong:
+//
+//	W1 loads epoch e and is descheduled
+//	   the freeze makes it e+1 and exchanges the maps
+//	W2 (epoch e+1, same grain) sees no frozen bit, preserves nothing, writes
+//	W1 wakes, sets the grain's bit in the frozen map, then looks again, too late
+//	   the backup finds the bit and reads W2's data into snapshot e
+//
+// The bit of e appeared after somebody had relied on its absence. So there are two
+// rules. A write counts itself into its map before it sets a bit, and then looks
+// again whether that is still the map of its epoch (register); and until all writes
+// that are counted in the frozen map have left it, its clear bits prove nothing
+// (phaseTransition).
+//
+// # The instant
+//
+// Every disk has one atomic word: the epoch of its latest cut, which of its maps is
+// live, the phase. A cut stores, for each of its disks, the next epoch, the other map
+// and phaseTransition, and then adds one to the epoch that all disks of the daemon
+// share. That addition is the instant, for two disks or for eighty: a write that
+// meets a new word in the old epoch knows by the word's epoch that it is still
+// before the cut, and takes the frozen map. If the first disk's write was
+// acknowledged before the second disk's was issued, it loaded the same epoch or an
+// earlier one, so no cut can hold the second without the first. Taking the disks one
+// after the other, each with an epoch of its own, breaks exactly that. A disk
+// outside of the cut sees the epoch move, looks a second time, and goes on.
+//
+// # A write
+//
+//	lock the stripes of the range, shared
+//	register: word, epoch → map; count; both unchanged? else uncount and repeat
+//	set the bits
+//	live map, and (phaseTransition, or a grain of the range is pending)?
+//	    uncount, unlock, lock the stripes exclusively, register anew, set the bits,
+//	    claim each pending grain and copy it to the spill
+//	write, uncount, unlock
+//
+// In the transition a write of the new epoch cannot know what is pending. It takes
+// its stripes exclusively, and thereby waits for the older writes of those stripes
+// and of no others; when it has them, the frozen map is exact for its range. Only
+// writes of the live map look at pending grains: a write of the frozen map is part
+// of the snapshot, whatever it overwrites.
+//
+// # A capture
+//
+// takes no locks. It reads a run of frozen grains and claims them afterwards, by
+// setting their bits in the claimed map, which starts empty with each freeze: that
+// is why the freeze copies nothing. A grain is claimed by one side only. If the
+// capture wins, nobody had overwritten the grain before the claim, so the read that
+// came before it is good. If a write won, the capture throws its read away, waits
+// until the grain is preserved (a third map, set when the copy is in the spill) and
+// takes the copy.
+//
+// # When it fails half-way
+//
+// The copy before a write can fail: the spill is full, a disk has an error. The guest
+// must not feel it. The write sets the flag aborted, which all disks of the cut
+// share, and overwrites the grain. From then on nobody preserves. A capture looks at
+// the flag after it has claimed and before it hands anything on: whoever overwrote
+// without preserving had seen or set the flag before, so what the capture has handed
+// on is good, and what it holds now is dropped. A grain that was claimed and never
+// preserved keeps the capture from waiting for ever by the same flag.
+//
+// An abort may come at any time, also while old writes have yet to set their bits.
+// It waits for them, and only then merges the frozen map into the live one: merged
+// earlier, a late bit would go into a map that is about to be cleared. Claimed
+// grains are merged like the others; that they were read is worth nothing without
+// the commit. Then the phase becomes idle, and a write that is busy preserving is
+// waited for, since its bits in the claimed and preserved maps would otherwise belong
+// to the next freeze. Only then are the maps cleared.
+//
+// A commit differs in one step: in place of the merge, the header takes the
+// candidate as base. Before it, the map holds for the old base and for the new one
+// alike (it lists more than the new one needs), so a kill on either side of the step
+// loses nothing. After a kill the two maps are merged into one; that is the abort of
+// whatever was open. While both are cleared after a commit, a kill leaves bits that
+// list too much.
+//
+// The model in model_test.go visits every interleaving of this, for few writes, and
+// finds each of sixteen bugs when it is put in, those named above among them.
+
 var (
 	// ErrAborted: the frozen content is no longer whole. Freeze.Err says why. The
 	// changes are listed again for the next cut.
@@ -140,49 +234,6 @@ func (t *Tracker) prepareFreeze() error {
 		return listed < spillProbe
 	})
 	return t.spill.prepare(listed)
-}
-
-// Baseline cuts the disks, waits for the writes that were before the cut, and
-// forgets what the maps listed. From here the live maps list all that changes, and
-// nothing is pending. Until a commit the disks are not trusted: TrackingNone stays,
-// anything else becomes TrackingCompare.
-func (c *Clock) Baseline(disks []*Tracker) error {
-	unlock, err := c.lockAll(disks)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	for _, t := range disks {
-		t.beginBaseline()
-	}
-	c.cut(disks, phaseIdle, nil)
-	for _, t := range disks {
-		m := &t.maps[1-word(t.word.Load()).live()]
-		m.drained(nil)
-		t.whole.Lock()
-		m.clear()
-		t.whole.Unlock()
-		t.maps[word(t.word.Load()).live()].reclaim()
-	}
-	return nil
-}
-
-func (t *Tracker) beginBaseline() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.header.state == TrackingEnabled {
-		t.header.state, t.header.reason = TrackingCompare, "a full read began and was not committed"
-	}
-	t.verified, t.baselined = t.doubts, true
-	t.store()
-}
-
-// DropBaseline takes back what a Baseline promised: the read that it was made for
-// will not be committed. Harmless without one.
-func (t *Tracker) DropBaseline() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.baselined = false
 }
 
 // Err says why the freeze was aborted, or nil.

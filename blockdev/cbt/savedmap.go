@@ -89,7 +89,7 @@ func writeBody(f *os.File, maps *[2]fineMap) (leaves uint64, sum uint32, err err
 
 // openSaved reads the header of a saved map. A missing file is fs.ErrNotExist.
 func openSaved(path string) (*os.File, header, error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, header{}, err
 	}

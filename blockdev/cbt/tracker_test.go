@@ -342,9 +342,9 @@ func reserialize(t *testing.T, path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	f.Close()
 	h.serial++
-	if err := writeSavedHeader(f, &h); err != nil {
+	if err := writeSaved(path, h, nil); err != nil {
 		t.Fatal(err)
 	}
 }
