@@ -9,6 +9,7 @@ import (
 	"github.com/keelblock/keelblock/appliance"
 	kb "github.com/keelblock/keelblock/appliance/api/keelblockv1"
 	"github.com/keelblock/keelblock/appliance/disks"
+	"github.com/keelblock/keelblock/appliance/doctor"
 	"github.com/keelblock/keelblock/appliance/vault"
 )
 
@@ -47,6 +48,10 @@ func (s service) alerts(all []*kb.Disk, v *kb.VaultStatusResponse) []Alert {
 	out := s.Parts.Alerts()
 	if v.State == string(vault.Closed) {
 		out = append(out, Alert{Severity: "critical", Object: v.Name, Text: v.Reason})
+	}
+	if f := s.Parts.Doctor.Space(); f.Result != doctor.OK {
+		severity := map[doctor.Result]string{doctor.Warn: "warning", doctor.Fail: "critical"}[f.Result]
+		out = append(out, Alert{Severity: severity, Object: s.Info.DataDir, Text: f.Text})
 	}
 	if v.CorruptBlocks > 0 {
 		out = append(out, Alert{Severity: "critical", Object: v.Name,

@@ -14,6 +14,7 @@ import (
 	"github.com/keelblock/keelblock/appliance/vault"
 	"github.com/keelblock/keelblock/blockdev/cbt"
 	"github.com/keelblock/keelblock/blockdev/snapshot"
+	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/recoverypoint"
 )
 
@@ -94,7 +95,7 @@ func (e *Engine) Start(ctx context.Context, r Request) (*job.Task, error) {
 	t, err := e.o.Jobs.Start(Kind, r.Machine, func(ctx context.Context, t *job.Task) error {
 		defer e.frozen(r, t)
 		if err := e.run(ctx, t, h, r); err != nil {
-			return fmt.Errorf("%s: %w", op, err)
+			return explain(op, err)
 		}
 		return nil
 	})
@@ -103,6 +104,22 @@ func (e *Engine) Start(ctx context.Context, r Request) (*job.Task, error) {
 	}
 	e.waiting[r] = t
 	return t, nil
+}
+
+// explain adds the next step to what an operator can do something about.
+func explain(op string, err error) error {
+	switch {
+	case errors.Is(err, appliance.ErrNoSpace), errors.Is(err, appliance.ErrCancelled):
+	case errors.Is(err, dedupe.ErrNoSpace):
+		return &appliance.Error{Op: op, Kind: appliance.ErrNoSpace, Err: err,
+			Hint: "the disks go on and older points are intact; free space on the vault's file system"}
+	case errors.Is(err, snapshot.ErrAborted):
+		return &appliance.Error{Op: op, Err: err,
+			Hint: "the guest was not disturbed; back up when it writes less, or give a larger --spill-size"}
+	case errors.Is(err, dedupe.ErrCorrupt):
+		return &appliance.Error{Op: op, Err: err, Hint: "run keelblock recovery-point verify --all"}
+	}
+	return fmt.Errorf("%s: %w", op, err)
 }
 
 // frozen says that t answers no further requests.
@@ -145,8 +162,8 @@ func (e *Engine) members(op string, m machine.Machine) (*members, error) {
 			continue
 		}
 		if d.Tracker() == nil {
-			_, reason := d.State()
-			return nil, &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: fmt.Sprintf("disk %q is offline: %s", name, reason),
+			state, reason := d.State()
+			return nil, &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: fmt.Sprintf("disk %q is %s: %s", name, state, reason),
 				Hint: fmt.Sprintf("bring it back and restart, or keelblock machine edit %s --exclude %s", m.Name, name)}
 		}
 		out.disks = append(out.disks, d)

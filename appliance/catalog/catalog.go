@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -8,11 +9,13 @@ import (
 	"fmt"
 	"hash/crc32"
 	"log/slog"
+	"os"
 	"strings"
 	"sync"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -28,6 +31,9 @@ var (
 	ErrDamaged = errors.New("catalog entry is damaged")
 	// ErrClosed: the catalog was closed.
 	ErrClosed = errors.New("catalog is closed")
+	// ErrNoSpace: less than Options.ReserveBytes are free. Badger writes to mapped
+	// files and would die by SIGBUS on a full file system.
+	ErrNoSpace = errors.New("no space left for the catalog")
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -36,13 +42,29 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 type Options struct {
 	// Logger receives Badger's warnings. nil: none.
 	Logger *slog.Logger
+	// ReserveBytes must be free on the file system, or Open and Update are
+	// ErrNoSpace. 0: DefaultReserve.
+	ReserveBytes int64
 }
+
+// DefaultReserve is what a memory table can take in its log.
+const DefaultReserve = memTableSize
+
+// memTableSize is small, as the catalog holds a few megabytes, but a transaction of
+// Badger must fit a sixth of it.
+const memTableSize = 8 << 20
+
+// MaxDocumentBytes bounds an encoded document: Badger's value log stays empty.
+const MaxDocumentBytes = 1<<20 - 1<<10
 
 // DB is an open catalog.
 type DB struct {
 	mu     sync.RWMutex // held for reading during each call, so that Close waits
 	closed bool
 	b      *badger.DB
+
+	dir     string
+	reserve int64
 }
 
 // Open opens or creates the catalog in dir. One process at a time may hold it.
@@ -55,9 +77,8 @@ func Open(dir string, o Options) (*DB, error) {
 	bo.ChecksumVerificationMode = options.OnTableAndBlockRead
 	bo.VerifyValueChecksum = true
 	bo.CompactL0OnClose = true
-	// The catalog holds a few megabytes: small tables and logs keep it small on
-	// disk and in memory.
-	bo.MemTableSize = 8 << 20
+	// Small tables and logs keep it small on disk and in memory.
+	bo.MemTableSize = memTableSize
 	bo.ValueLogFileSize = 16 << 20
 	bo.BlockCacheSize = 8 << 20
 	bo.IndexCacheSize = 8 << 20
@@ -70,11 +91,34 @@ func Open(dir string, o Options) (*DB, error) {
 	if o.Logger != nil {
 		bo.Logger = badgerLog{o.Logger}
 	}
-	b, err := openBadger(bo)
+	d := &DB{dir: dir, reserve: o.ReserveBytes}
+	if d.reserve == 0 {
+		d.reserve = DefaultReserve
+	}
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		err = d.checkSpace()
+	}
+	if err == nil {
+		d.b, err = openBadger(bo)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open catalog %s: %w", dir, err)
 	}
-	return &DB{b: b}, nil
+	return d, nil
+}
+
+// checkSpace is ErrNoSpace when less than the reserve is free.
+func (d *DB) checkSpace() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(d.dir, &st); err != nil {
+		return err
+	}
+	// What the superuser may use counts: it is the daemon that would die.
+	if free := int64(st.Bfree) * st.Bsize; free < d.reserve {
+		return fmt.Errorf("%d bytes are free and %d needed: %w", free, d.reserve, ErrNoSpace)
+	}
+	return nil
 }
 
 // openBadger turns Badger's panics on damaged tables into errors.
@@ -135,6 +179,9 @@ func (c *Collection[T]) Update(changes map[string]*T) error {
 		return fmt.Errorf("update catalog: %w", err)
 	}
 	defer leave()
+	if err := c.db.checkSpace(); err != nil {
+		return fmt.Errorf("update catalog: %w", err)
+	}
 	err = c.db.b.Update(func(txn *badger.Txn) error {
 		for name, v := range changes {
 			if name == "" || len(name) > MaxNameLength {
@@ -226,9 +273,15 @@ func (c *Collection[T]) Each(ctx context.Context, yield func(name string, v T) b
 }
 
 func encode(key []byte, v any) ([]byte, error) {
-	doc, err := json.Marshal(v)
-	if err != nil {
+	var text bytes.Buffer
+	enc := json.NewEncoder(&text)
+	enc.SetEscapeHTML(false) // a definition is mostly XML
+	if err := enc.Encode(v); err != nil {
 		return nil, err
+	}
+	doc := text.Bytes()
+	if len(doc) > MaxDocumentBytes {
+		return nil, fmt.Errorf("document of %d bytes, at most %d", len(doc), MaxDocumentBytes)
 	}
 	out := make([]byte, headerSize, headerSize+len(doc))
 	out[0], out[1], out[2] = magic0, magic1, version

@@ -57,13 +57,9 @@ func lock(dir string) (unlock func() error, err error) {
 			Text: strings.TrimSpace("another keelblock daemon uses it, pid " + strings.TrimSpace(string(who[:n]))),
 			Hint: "end it with keelblock stop, or give another --data"}
 	}
-	err = f.Truncate(0)
-	if err == nil {
-		_, err = fmt.Fprintf(f, "%d\n", os.Getpid())
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", op, err), f.Close())
-	}
+	// In place and of one length: it works on a full file system, too. Who reads it only
+	// wants a name for the daemon, so a failure is none of the start.
+	_, _ = f.WriteAt(fmt.Appendf(nil, "%-11d\n", os.Getpid()), 0)
 	return f.Close, nil
 }
 

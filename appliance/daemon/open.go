@@ -75,6 +75,9 @@ func (d *daemon) openCatalog(ctx context.Context) {
 	if err != nil {
 		reason := &appliance.Error{Op: "open the catalog", Kind: appliance.ErrUnavailable, Err: err,
 			Hint: "disks are served and points can be read; move " + d.cfg.CatalogDir() + " away, start again and create the machines anew"}
+		if errors.Is(err, catalog.ErrNoSpace) {
+			reason.Hint = "disks are served; free space on the file system and start the daemon again"
+		}
 		d.machines.Close(reason)
 		d.jobs.Detach()
 		d.alert("catalog", reason.Error())

@@ -58,9 +58,11 @@ type Disk struct {
 	entry   Entry
 	path    string
 	file    *localdisk.Disk // nil when offline
-	tracker *cbt.Tracker    // nil when offline or temporary
+	tracker *cbt.Tracker    // nil when offline, temporary or untracked
 	reason  error           // why it is offline
-	holds   atomic.Int64    // jobs that use it; guarded against Delete by Registry.mu
+	// untracked is why a data disk is served without a tracker, or nil.
+	untracked error
+	holds     atomic.Int64 // jobs that use it; guarded against Delete by Registry.mu
 }
 
 // Entry is what the list says.
@@ -72,7 +74,8 @@ func (d *Disk) Name() string { return d.entry.Name }
 // Path of its file or block device.
 func (d *Disk) Path() string { return d.path }
 
-// Tracker is the disk as guests see it, or nil when it is offline or temporary.
+// Tracker is the disk as guests see it, or nil when it is offline, temporary, or
+// served untracked because the file system was full at the start.
 func (d *Disk) Tracker() *cbt.Tracker { return d.tracker }
 
 // Device is what is exported, or nil when it is offline.
@@ -102,6 +105,9 @@ func (d *Disk) AllocatedBytes() int64 {
 func (d *Disk) State() (State, string) {
 	if d.file == nil {
 		return Offline, fmt.Sprint(d.reason)
+	}
+	if d.untracked != nil {
+		return Suspect, "served untracked; free space and start the daemon again: " + d.untracked.Error()
 	}
 	if d.tracker != nil {
 		if s, reason := d.tracker.Tracking(); s == cbt.TrackingCompare {

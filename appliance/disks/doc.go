@@ -10,7 +10,10 @@
 //
 // The list is a plain checksummed file (package statefile has its format), so disks
 // are opened and served before any database is, and when none can be. A disk that
-// cannot be opened is listed as offline with the reason and takes no other down.
+// cannot be opened is listed as offline with the reason and takes no other down. On a
+// file system that is full to the last byte, where not even the tracker's note can be
+// written, a disk is served untracked: its guest goes on, it cannot be backed up, and
+// after the next start its map is in doubt.
 //
 // # Making and deleting
 //

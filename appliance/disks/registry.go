@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/keelblock/keelblock/appliance"
 	"github.com/keelblock/keelblock/appliance/statefile"
 	"github.com/keelblock/keelblock/blockdev/cbt"
@@ -185,7 +187,12 @@ func (r *Registry) start(d *Disk) error {
 		return errors.Join(err, f.Close())
 	}
 	if d.entry.Role != Temporary {
-		if d.tracker, err = r.track(d.entry, f); err != nil {
+		d.tracker, err = r.track(d.entry, f)
+		if errors.Is(err, unix.ENOSPC) {
+			d.untracked, err = err, r.doubt(d.entry)
+			r.o.Logger.Error("disk is served untracked", "disk", d.entry.Name, "error", d.untracked)
+		}
+		if err != nil {
 			return errors.Join(err, f.Close())
 		}
 	}

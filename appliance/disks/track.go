@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -40,6 +41,18 @@ func (r *Registry) track(e Entry, f *localdisk.Disk) (*cbt.Tracker, error) {
 		},
 		Logger: r.o.Logger.With("disk", e.Name),
 	})
+}
+
+// doubt makes sure that the next tracker of a disk compares: this run serves it
+// without one, because a full file system cannot even take the note that the saved map is
+// no longer clean. A saved map that is clean bears the file's times, which every write
+// changes; one that is not is only believed together with the map file.
+func (r *Registry) doubt(e Entry) error {
+	err := os.Remove(filepath.Join(r.o.MapDir, e.ID+mapSuffix))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // forget removes what a deleted disk leaves beside its file.

@@ -15,7 +15,8 @@
 // The record is written to the history (a collection of the catalog) before the
 // work begins and when it has ended. A job that a kill interrupted is found
 // InProgress by [Manager.Attach] and becomes Failed, "interrupted". Progress
-// between is in memory only. The history keeps the newest [HistoryLimit] jobs.
+// between is in memory only. A history that cannot be written (a full file system)
+// is logged and stops no job. The history keeps the newest [HistoryLimit] jobs.
 //
 // # Limits
 //

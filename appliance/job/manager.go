@@ -129,9 +129,10 @@ func (m *Manager) Start(kind, object string, run func(ctx context.Context, t *Ta
 	t := &Task{m: m, cancel: cancel, ended: make(chan struct{}), rec: Record{
 		ID: newID(m.now()), Kind: kind, Object: object, State: InProgress, StartedAt: m.now(), Detail: "waiting for its turn"}}
 	if m.history != nil {
+		// A history that cannot be written must not keep a restore or a collection
+		// from running: those are what makes room again.
 		if err := m.history.Put(t.rec.ID, t.rec); err != nil {
-			cancel(nil)
-			return nil, fmt.Errorf("%s: %w", op, err)
+			m.o.Logger.Error("job history is not saved", "job", t.rec.ID, "error", err)
 		}
 	}
 	m.active[t.rec.ID] = t

@@ -17,7 +17,7 @@ const (
 	// MaxDisks of a machine.
 	MaxDisks = 256
 	// MaxDefinition bounds a definition, in bytes.
-	MaxDefinition = 1 << 20
+	MaxDefinition = 256 << 10
 	// MaxMachines bounds the Set.
 	MaxMachines = 4096
 )

@@ -96,13 +96,14 @@ func Remove(path string) error {
 // Replace writes a file so that a reader, also one after a power cut, sees the old
 // bytes or the new ones whole.
 func Replace(path string, data []byte, mode os.FileMode) (err error) {
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	unborn := path + ".new" // one name: what a kill leaves is overwritten next time
+	tmp, err := os.OpenFile(unborn, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(tmp.Name()))
+			err = errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(unborn))
 		}
 	}()
 	_, err = tmp.Write(data)
@@ -115,7 +116,7 @@ func Replace(path string, data []byte, mode os.FileMode) (err error) {
 	if err = errors.Join(err, tmp.Close()); err != nil {
 		return err
 	}
-	if err := os.Rename(tmp.Name(), path); err != nil {
+	if err := os.Rename(unborn, path); err != nil {
 		return err
 	}
 	return SyncDir(filepath.Dir(path))
