@@ -79,7 +79,7 @@ func runWriter(dir string) error {
 		if err != nil {
 			return err
 		}
-		p, err := putPoint(ctx, s, b, fmt.Sprintf("seed %d point %d", seed, i), seeds(r, 1+r.IntN(200), 3000))
+		p, err := putPoint(ctx, s, b, fmt.Sprintf("seed %d point %d", seed, i), seeds(r, 1+r.IntN(200), 20000))
 		if err != nil {
 			return err
 		}
@@ -198,7 +198,10 @@ func runCrashWriter(t testing.TB, dir string, seed uint64, cut int64, stop func(
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	timeout := time.AfterFunc(60*time.Second, func() { _ = cmd.Process.Kill() })
+	timeout := time.AfterFunc(60*time.Second, func() {
+		t.Errorf("seed %d cut %d: the writer neither died nor ended", seed, cut)
+		_ = cmd.Process.Kill()
+	})
 	defer timeout.Stop()
 	var run writerRun
 	lines := bufio.NewScanner(out)
@@ -317,14 +320,17 @@ func TestPowerCut(t *testing.T) {
 		}
 	}
 	fresh()
+	points := 0
+	defer func() { t.Logf("%d points were committed", points) }()
 	crashLoop(t, 6, func(r *rand.Rand, n int64) error {
-		if n%20 == 19 { // before the file system is full of aborted batches
+		if n%10 == 9 { // before the file system is full of aborted batches
 			l.umount(t)
 			l.format(t)
 			fresh()
 		}
 		run := runCrashWriter(t, dir, r.Uint64N(1<<32), 1+r.Int64N(1500), nil)
 		committed = append(committed, run.committed...)
+		points += len(run.committed)
 		l.umount(t)
 		l.mount(t)
 		if err := reopen(dir, committed); err != nil {
@@ -345,7 +351,7 @@ func TestKill(t *testing.T) {
 	dir := newVault(t, crashOptions)
 	var committed []dedupe.Digest
 	crashLoop(t, 5, func(r *rand.Rand, n int64) error {
-		if n%20 == 19 {
+		if n%10 == 9 {
 			dir, committed = newVault(t, crashOptions), nil
 		}
 		wait := time.Duration(r.Int64N(int64(500 * time.Millisecond)))

@@ -240,6 +240,9 @@ func (s *Store) openOwnIndex(o badger.Options) (err error) {
 	if _, err := os.Stat(o.Dir); errors.Is(err, fs.ErrNotExist) { // Badger would make an empty one
 		return s.indexError(errNoIndex)
 	}
+	if err := checkIndexFiles(o.Dir, s.isClean()); err != nil {
+		return s.indexError(err)
+	}
 	if s.index, err = openIndex(o); err != nil {
 		return s.indexError(err)
 	}
@@ -288,7 +291,10 @@ func (s *Store) indexError(err error) error {
 	if err := noSpace(err); errors.Is(err, dedupe.ErrNoSpace) {
 		return err
 	}
-	return fmt.Errorf("index is damaged: %w: %w; %s", err, dedupe.ErrCorrupt, HintRebuild)
+	if !errors.Is(err, dedupe.ErrCorrupt) {
+		err = fmt.Errorf("%w: %w", err, dedupe.ErrCorrupt)
+	}
+	return fmt.Errorf("index is damaged: %w; %s", err, HintRebuild)
 }
 
 // releaseAll lets go of what an open Store holds, as it is.

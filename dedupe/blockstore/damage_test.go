@@ -1,0 +1,469 @@
+package blockstore_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/keelblock/keelblock/dedupe"
+	"github.com/keelblock/keelblock/dedupe/blockstore"
+	"github.com/keelblock/keelblock/dedupe/dedupetest"
+)
+
+// flip flips one bit of a file.
+func flip(t testing.TB, path string, off int64) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var b [1]byte
+	if _, err := f.ReadAt(b[:], off); err != nil {
+		t.Fatal(err)
+	}
+	b[0] ^= 4
+	if _, err := f.WriteAt(b[:], off); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// writtenVault is a vault with three points, closed cleanly.
+func writtenVault(t testing.TB) (dir string, points []dedupe.Digest) {
+	t.Helper()
+	dir = newVault(t, crashOptions)
+	s, err := blockstore.Open(dir, crashOptions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(1, 1))
+	for i := range 3 {
+		points = append(points, writePoint(t, s, fmt.Sprintf("point %d", i), seeds(r, 300, 1000)))
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return dir, points
+}
+
+// markUnclean makes a vault as a kill leaves it.
+func markUnclean(t testing.TB, dir string) {
+	t.Helper()
+	flip(t, filepath.Join(dir, "state"), 10) // its checksum is wrong now: nobody knows
+}
+
+func glob(t testing.TB, dir, pattern string) []string {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(dir, pattern))
+	if err != nil || len(names) == 0 {
+		t.Fatalf("no %s in %s: %v", pattern, dir, err)
+	}
+	return names
+}
+
+// A block whose record is damaged is ErrCorrupt, naming digest and pack, and never
+// other bytes; all other blocks read; put again, it is healed.
+func TestDamagedBlock(t *testing.T) {
+	dir, points := writtenVault(t)
+	ctx := context.Background()
+	s := openVault(t, dir, crashOptions)
+	seed := uint64(0)
+	block := dedupetest.Block(s, seed)
+	d := dedupe.Sum(block)
+	for ; ; seed++ { // one that is in the vault
+		block = dedupetest.Block(s, seed)
+		d = dedupe.Sum(block)
+		if _, err := s.Get(ctx, dedupe.KindBlock, d, nil); err == nil {
+			break
+		}
+	}
+	path, off, length, err := s.Locate(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := strings.TrimSuffix(filepath.Base(path), ".pack")
+	for _, at := range []int64{0, 5, 60, 188, length / 2, length - 1} {
+		flip(t, path, off+at)
+		p, err := s.Get(ctx, dedupe.KindBlock, d, nil)
+		if p != nil || !errors.Is(err, dedupe.ErrCorrupt) {
+			t.Errorf("bit at %d of the record: %d bytes, %v", at, len(p), err)
+		} else if !strings.Contains(err.Error(), d.String()) || !strings.Contains(err.Error(), id) {
+			t.Errorf("error does not name block and pack: %v", err)
+		}
+		flip(t, path, off+at)
+	}
+	if n := s.Stats().CorruptBlocks; n != 6 {
+		t.Errorf("%d corrupt blocks counted, want 6", n)
+	}
+	// After an unclean stop nothing is believed: put again, it is stored again.
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	flip(t, path, off+length/2)
+	markUnclean(t, dir)
+	s = openVault(t, dir, crashOptions)
+	b := dedupetest.Begin(t, s)
+	if put := dedupetest.PutBlock(t, b, block); !put.New {
+		t.Error("a damaged record counts as held after an unclean stop")
+	}
+	intact := dedupetest.Block(s, seed+1)
+	for !located(s, intact) {
+		seed++
+		intact = dedupetest.Block(s, seed+1)
+	}
+	if put := dedupetest.PutBlock(t, b, intact); put.New {
+		t.Error("an intact record is stored again after an unclean stop")
+	}
+	dedupetest.Commit(t, b, `{"Name":"healed"}`)
+	for _, id := range points {
+		if err := checkPoint(s, id); err != nil {
+			t.Errorf("after healing: %v", err)
+		}
+	}
+}
+
+func located(s *blockstore.Store, block []byte) bool {
+	_, _, _, err := s.Locate(dedupe.Sum(block))
+	return err == nil
+}
+
+// A pack that is gone, or shorter than the index believes, holds nothing: its blocks
+// are ErrNotFound, and are stored again when put.
+func TestMissingPack(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		damage func(path string, off int64) error
+	}{
+		{"gone", func(path string, _ int64) error { return os.Remove(path) }},
+		{"cut", func(path string, off int64) error { return os.Truncate(path, off+100) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir, points := writtenVault(t)
+			s := openVault(t, dir, crashOptions)
+			var block []byte
+			for seed := uint64(0); block == nil || !located(s, block); seed++ {
+				block = dedupetest.Block(s, seed)
+			}
+			path, off, _, err := s.Locate(dedupe.Sum(block))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := tt.damage(path, off); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Get(context.Background(), dedupe.KindBlock, dedupe.Sum(block), nil); !errors.Is(err, dedupe.ErrNotFound) {
+				t.Errorf("get from a pack that is %s: %v", tt.name, err)
+			}
+			b := dedupetest.Begin(t, s)
+			if put := dedupetest.PutBlock(t, b, block); !put.New {
+				t.Error("a block that the pack does not hold counts as held")
+			}
+			dedupetest.Commit(t, b, "again")
+			if _, err := s.Get(context.Background(), dedupe.KindBlock, dedupe.Sum(block), nil); err != nil {
+				t.Errorf("get after it was put again: %v", err)
+			}
+			if err := checkPoint(s, points[0]); err == nil {
+				t.Log("the first point had nothing else in that pack")
+			}
+		})
+	}
+}
+
+// A flipped bit or a cut in any file of a vault is an error that names it, or does no
+// harm: never other bytes, never a panic. A rebuilt index brings back what verifies.
+func TestDamagedFiles(t *testing.T) {
+	type damage struct {
+		name string
+		pick func(dir string) string
+		do   func(t *testing.T, path string)
+	}
+	size := func(t *testing.T, path string) int64 {
+		st, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Size()
+	}
+	firstPack := func(dir string) string { return glob(t, dir, "packs/*.pack")[0] }
+	sst := func(dir string) string { return glob(t, dir, "index/*.sst")[0] }
+	manifest := func(dir string) string { return filepath.Join(dir, "index", "MANIFEST") }
+	cases := []damage{
+		{"pack header", firstPack, func(t *testing.T, p string) { flip(t, p, 20) }},
+		{"pack footer", firstPack, func(t *testing.T, p string) { flip(t, p, size(t, p)-100) }},
+		{"pack trailer", firstPack, func(t *testing.T, p string) { flip(t, p, size(t, p)-5) }},
+		{"pack record", firstPack, func(t *testing.T, p string) { flip(t, p, 96+100) }},
+		{"pack cut in its footer", firstPack, func(t *testing.T, p string) { _ = os.Truncate(p, size(t, p)-50) }},
+		{"sst bit", sst, func(t *testing.T, p string) { flip(t, p, 100) }},
+		{"sst end", sst, func(t *testing.T, p string) { flip(t, p, size(t, p)-3) }},
+		{"sst cut", sst, func(t *testing.T, p string) { _ = os.Truncate(p, size(t, p)/2) }},
+		{"sst empty", sst, func(t *testing.T, p string) { _ = os.Truncate(p, 0) }},
+		{"sst gone", sst, func(t *testing.T, p string) { _ = os.Remove(p) }},
+		{"MANIFEST bit", manifest, func(t *testing.T, p string) { flip(t, p, 12) }},
+		{"MANIFEST cut", manifest, func(t *testing.T, p string) { _ = os.Truncate(p, size(t, p)/2) }},
+		{"MANIFEST gone", manifest, func(t *testing.T, p string) { _ = os.Remove(p) }},
+		{"index gone", manifest, func(t *testing.T, p string) { _ = os.RemoveAll(filepath.Dir(p)) }},
+		{"state", func(dir string) string { return filepath.Join(dir, "state") }, func(t *testing.T, p string) { flip(t, p, 12) }},
+		{"state gone", func(dir string) string { return filepath.Join(dir, "state") }, func(t *testing.T, p string) { _ = os.Remove(p) }},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			dir, points := writtenVault(t)
+			c.do(t, c.pick(dir))
+			lost := 0 // points that do not read back before the rebuild
+			s, err := blockstore.Open(dir, crashOptions)
+			switch {
+			case err != nil:
+				lost = len(points)
+				if !errors.Is(err, dedupe.ErrCorrupt) || !strings.Contains(err.Error(), blockstore.HintRebuild) {
+					t.Errorf("open: %v: not corrupt, or no next step", err)
+				}
+			default:
+				lost = countLost(t, s, points)
+				if err := s.Close(); err != nil {
+					t.Logf("close: %v", err)
+				}
+			}
+			// A reader that may not write finds the same or more.
+			o := crashOptions
+			o.ReadOnly = true
+			if s, err := blockstore.Open(dir, o); err != nil {
+				t.Errorf("open read-only: %v", err)
+			} else {
+				if n := countLost(t, s, points); n > lost {
+					t.Errorf("%d points lost read-only, %d otherwise", n, lost)
+				}
+				if err := s.Close(); err != nil {
+					t.Errorf("close read-only: %v", err)
+				}
+			}
+			if err := blockstore.RebuildIndex(context.Background(), dir, crashOptions, nil); err != nil {
+				t.Fatalf("rebuild index: %v", err)
+			}
+			s = openVault(t, dir, crashOptions)
+			after := countLost(t, s, points)
+			t.Logf("%d of %d points lost before the rebuild, %d after", lost, len(points), after)
+			if want := strings.HasPrefix(c.name, "pack record"); (after > 0) != want {
+				t.Errorf("%d points lost after the rebuild", after)
+			}
+		})
+	}
+}
+
+// countLost counts points that do not read back; all that fails must say why.
+func countLost(t *testing.T, s dedupe.Store, points []dedupe.Digest) (lost int) {
+	t.Helper()
+	for _, id := range points {
+		if err := checkPoint(s, id); err != nil {
+			lost++
+			if !errors.Is(err, dedupe.ErrCorrupt) && !errors.Is(err, dedupe.ErrNotFound) {
+				t.Errorf("point %v: neither corrupt nor missing: %v", id, err)
+			}
+		}
+	}
+	return lost
+}
+
+// A superblock that is damaged or of another version is refused.
+func TestDamagedSuperblock(t *testing.T) {
+	dir, _ := writtenVault(t)
+	flip(t, filepath.Join(dir, "superblock"), 30)
+	for _, o := range []blockstore.Options{crashOptions, {ReadOnly: true}} {
+		if _, err := blockstore.Open(dir, o); !errors.Is(err, dedupe.ErrCorrupt) {
+			t.Errorf("open: %v", err)
+		}
+	}
+	if err := blockstore.Create(dir, crashOptions); err == nil {
+		t.Error("create over a vault succeeded")
+	}
+}
+
+// A rebuilt index says exactly what the old one said.
+func TestRebuildEqualsOld(t *testing.T) {
+	dir, points := writtenVault(t)
+	dump := func() map[string]blockstore.IndexEntry {
+		s := openVault(t, dir, crashOptions)
+		d, err := s.DumpIndex()
+		if err := errors.Join(err, s.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	old := dump()
+	var done, total int64
+	err := blockstore.RebuildIndex(context.Background(), dir, crashOptions, func(d, n int64) {
+		if d < done || d > n {
+			t.Errorf("progress %d of %d after %d", d, n, done)
+		}
+		done, total = d, n
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if done != total || done == 0 {
+		t.Errorf("progress ended at %d of %d", done, total)
+	}
+	rebuilt := dump()
+	if len(old) != len(rebuilt) {
+		t.Errorf("%d entries rebuilt, %d before", len(rebuilt), len(old))
+	}
+	for k, want := range old {
+		if got := rebuilt[k]; got != want {
+			t.Errorf("entry %x is %+v, was %+v", k, got, want)
+		}
+	}
+	s := openVault(t, dir, crashOptions)
+	if err := checkStore(s, points); err != nil {
+		t.Error(err)
+	}
+	if n := s.LastSequence(); n != 3 {
+		t.Errorf("last sequence %d, want 3", n)
+	}
+	st := s.Stats()
+	if st.Blocks == 0 || st.Nodes == 0 || st.Packs == 0 || st.PackBytes == 0 {
+		t.Errorf("stats after a rebuild: %+v", st)
+	}
+	writePoint(t, s, "after", []uint64{1, 2, 100_000})
+	if err := checkStore(s, points); err != nil {
+		t.Error(err)
+	}
+}
+
+// A half-written pack: whatever is behind its last good record is absent, and what
+// was committed in it stays.
+func TestHalfWrittenPack(t *testing.T) {
+	dir := newVault(t, crashOptions)
+	s, err := blockstore.Open(dir, crashOptions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := writePoint(t, s, "first", []uint64{1, 2, 3})
+	packs := glob(t, dir, "packs/*.pack")
+	copies := t.TempDir()
+	sizes := make(map[string]int64)
+	for _, p := range packs {
+		st, err := os.Stat(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sizes[p] = st.Size()
+	}
+	second := writePoint(t, s, "second", []uint64{4, 5, 6, 7, 8})
+	copyTree(t, dir, copies) // as a kill leaves it
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_ = second
+	for _, p := range packs { // tear what the second commit wrote
+		path := filepath.Join(copies, "packs", filepath.Base(p))
+		if err := os.Truncate(path, sizes[p]+300); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Write(make([]byte, 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The index believes more than the packs hold: those entries count as absent.
+	s = openVault(t, copies, crashOptions)
+	if err := checkPoint(s, first); err != nil {
+		t.Errorf("committed before: %v", err)
+	}
+	if _, err := s.Get(context.Background(), dedupe.KindBlock, dedupe.Sum(dedupetest.Block(s, 8)), nil); !errors.Is(err, dedupe.ErrNotFound) && !errors.Is(err, dedupe.ErrCorrupt) {
+		t.Errorf("get past the valid end: %v", err)
+	}
+	third := writePoint(t, s, "third", []uint64{4, 5, 6, 7, 8})
+	if err := checkPoint(s, third); err != nil {
+		t.Errorf("a point made of blocks that were lost: %v", err)
+	}
+}
+
+// copyTree copies a vault while nothing is written to it; Badger's files are sparse.
+func copyTree(t testing.TB, from, to string) {
+	t.Helper()
+	l := loopFS{}
+	l.run(t, "cp", "-r", "--sparse=always", "--reflink=auto", from+"/.", to)
+}
+
+// Each recovery is harmless when it is interrupted and run again.
+func TestRecoverTwice(t *testing.T) {
+	dir := newVault(t, crashOptions)
+	s, err := blockstore.Open(dir, crashOptions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(3, 3))
+	points := []dedupe.Digest{writePoint(t, s, "one", seeds(r, 100, 1000)), writePoint(t, s, "two", seeds(r, 100, 1000))}
+	b := dedupetest.Begin(t, s)
+	if _, err := putPoint(context.Background(), s, b, "never", seeds(r, 400, 5000)); err != nil {
+		t.Fatal(err)
+	}
+	crashed := t.TempDir()
+	copyTree(t, dir, crashed)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	failed := errors.New("stopped here")
+	for n := 1; ; n++ {
+		again := t.TempDir()
+		copyTree(t, crashed, again)
+		calls, opened := 0, false
+		s, err := blockstore.Open(again, crashOptions.WithHook(func(op, name string) error {
+			if calls++; calls == n && !opened {
+				return fmt.Errorf("%s %s: %w", op, name, failed)
+			}
+			return nil
+		}))
+		opened = true
+		if err == nil { // recovery needs fewer than n calls
+			if err := errors.Join(checkStore(s, points), s.Close()); err != nil {
+				t.Error(err)
+			}
+			if n < 5 {
+				t.Errorf("recovery makes only %d calls", n-1)
+			}
+			break
+		}
+		if !errors.Is(err, failed) {
+			t.Fatalf("call %d failed: %v", n, err)
+		}
+		if err := reopen(again, points); err != nil {
+			t.Errorf("after recovery stopped at call %d: %v", n, err)
+		}
+		if err := os.RemoveAll(again); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Two vaults' packs do not mix: a foreign pack that was put among them is read, since
+// its blocks verify, but a pack under another's name is left alone.
+func TestForeignPack(t *testing.T) {
+	dir, points := writtenVault(t)
+	packs := glob(t, dir, "packs/*.pack")
+	slices.Sort(packs)
+	l := loopFS{}
+	l.run(t, "cp", packs[0], filepath.Join(dir, "packs", strings.Repeat("ab", 16)+".pack"))
+	l.run(t, "cp", packs[0], filepath.Join(dir, "packs", "notes.txt"))
+	markUnclean(t, dir)
+	if err := reopen(dir, points); err != nil {
+		t.Error(err)
+	}
+	if err := blockstore.RebuildIndex(context.Background(), dir, crashOptions, nil); err != nil {
+		t.Error(err)
+	}
+	if err := reopen(dir, points); err != nil {
+		t.Error(err)
+	}
+}
