@@ -28,12 +28,9 @@ func (a *app) point(ctx context.Context, c *client, selector string) (*kb.Recove
 		if !ok || connect.CodeOf(err) != connect.CodeNotFound {
 			return nil, "", err
 		}
-		names := c.machineNames(ctx)
-		if err2 := suggest(err, machine, func() []string { return names }); err2 != err {
-			for _, n := range names {
-				if editDistance(n, machine) < 3 && n != machine {
-					return nil, "", notFoundError{fmt.Errorf("%s; did you mean %s@%s?", plain(err), n, rest)}
-				}
+		for _, n := range c.machineNames(ctx) {
+			if alike(machine, n) {
+				return nil, "", notFoundError{fmt.Errorf("%s; did you mean %s@%s?", plain(err), n, rest)}
 			}
 		}
 		return nil, "", err

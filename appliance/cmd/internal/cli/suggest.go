@@ -17,16 +17,12 @@ func suggest(err error, name string, list func() []string) error {
 	if connect.CodeOf(err) != connect.CodeNotFound {
 		return err
 	}
-	best, distance := "", 3
 	for _, n := range list() {
-		if d := editDistance(name, n); d < distance {
-			best, distance = n, d
+		if alike(name, n) {
+			return notFoundError{fmt.Errorf("%s; did you mean %q?", plain(err), n)}
 		}
 	}
-	if best == "" || best == name {
-		return err
-	}
-	return notFoundError{fmt.Errorf("%s; did you mean %q?", plain(err), best)}
+	return err
 }
 
 // plain is the text of an error without the code of the connection.
@@ -37,25 +33,38 @@ func plain(err error) string {
 	return err.Error()
 }
 
-// editDistance is the number of letters to change, add or drop (Levenshtein).
+// alike says whether a name is probably a slip of another: one letter off, or two in
+// longer names.
+func alike(a, b string) bool {
+	limit := 1
+	if min(len(a), len(b)) > 6 {
+		limit = 2
+	}
+	return a != b && editDistance(a, b) <= limit
+}
+
+// editDistance is the number of letters to change, add, drop or swap with the next
+// (Damerau and Levenshtein, restricted).
 func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
+	before, above, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
+	for j := range above {
+		above[j] = j
 	}
 	for i := range len(a) {
-		diagonal := row[0]
 		row[0] = i + 1
 		for j := range len(b) {
-			cost := diagonal
+			cost := above[j]
 			if a[i] != b[j] {
 				cost++
 			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+			row[j+1] = min(cost, above[j+1]+1, row[j]+1)
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				row[j+1] = min(row[j+1], before[j-1]+1)
+			}
 		}
+		before, above, row = above, row, before
 	}
-	return row[len(b)]
+	return above[len(b)]
 }
 
 func (c *client) diskNames(ctx context.Context) []string {

@@ -50,9 +50,13 @@ shows every point as MACHINE/TIME/, and MACHINE/latest/ for the newest:
   volumes/DISK-N/         the files of partition N (0: no partition table)
   STATUS                  what could not be read, and why
 
-Copy what you need with cp -a, rsync or tar. The mount reads only. An ordinary user can
-mount too: he needs access to the daemon's folder and fusermount3 (Debian: fuse3). End it
-with keelblock umount DIR.`},
+Copy what you need with cp -a, rsync or tar. The mount reads only. End it with
+keelblock umount DIR.
+
+An ordinary user can mount too, with fusermount3 (Debian: fuse3) and a way to the daemon's
+sockets. For the members of a group:
+
+  chgrp GROUP DATA DATA/run && chmod g+s DATA/run     and start the daemon anew`},
 	{"environment", "environment variables", `KEELBLOCK_DATA   the daemon's folder DIR (--data)
 KEELBLOCK_API    the address of the daemon: unix:PATH or https://HOST:PORT (--api)
 

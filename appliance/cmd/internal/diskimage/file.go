@@ -72,6 +72,9 @@ func Create(path string, force bool) (*Output, error) {
 	case !force:
 		return nil, fmt.Errorf("%q %w", path, ErrExists)
 	}
+	if _, err := os.Stat(filepath.Dir(path)); err != nil {
+		return nil, fmt.Errorf("the folder of %q: %w", path, err)
+	}
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".keelblock-*")
 	if err != nil {
 		return nil, err

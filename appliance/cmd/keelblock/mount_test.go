@@ -1,0 +1,211 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// protected starts a daemon with one machine whose disk holds an ext4 with a file that
+// only root of the guest may read, and backs it up.
+func protected(t *testing.T, dir string) {
+	t.Helper()
+	need(t, "mke2fs", "truncate")
+	must(t, dir, "keelblock", "serve", "-d", "--map-dir", dir+"/maps")
+	if err := os.MkdirAll(dir+"/tree/etc", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir+"/tree/etc/shadow", []byte("secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	big := make([]byte, 24<<20)
+	for i := range big {
+		big[i] = byte(i * i >> 8)
+	}
+	if err := os.WriteFile(dir+"/tree/big", big, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	must(t, dir, "truncate", "-s", "64M", "rootfs.img")
+	must(t, dir, "mke2fs", "-q", "-t", "ext4", "-d", "tree", "rootfs.img")
+	must(t, dir, "keelblock", "disk", "import", "web0", "rootfs.img")
+	must(t, dir, "keelblock", "machine", "create", "web", "--disk", "web0")
+	must(t, dir, "keelblock", "backup", "web")
+}
+
+// TestNobodyMounts mounts as an ordinary user who may reach the daemon's sockets and
+// use FUSE, and needs nothing else.
+func TestNobodyMounts(t *testing.T) {
+	needMount(t)
+	need(t, "setpriv", "fusermount3")
+	if os.Geteuid() != 0 {
+		t.Skip("becoming nobody needs root")
+	}
+	dir := home(t)
+	const nobody, nogroup = 65534, 65534
+	for _, d := range []string{dir, dir + "/d", dir + "/d/run", dir + "/bin", dir + "/mine"} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// As keelblock help files says.
+	if err := errors.Join(os.Chown(dir+"/d/run", 0, nogroup), os.Chmod(dir+"/d/run", 0o750|os.ModeSetgid),
+		os.Chown(dir+"/mine", nobody, nogroup), copyFile("/proc/self/exe", dir+"/bin/keelblock")); err != nil {
+		t.Fatal(err)
+	}
+	protected(t, dir)
+	as := func(args ...string) (string, string, int) {
+		return command(t, dir, append([]string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"}, args...)...)
+	}
+	keelblock := dir + "/bin/keelblock"
+	mnt := dir + "/mine/mnt"
+	if _, stderr, status := as(keelblock, "mount", mnt, "-d"); status != 0 {
+		t.Fatalf("mount as nobody: exit status %d\n%s", status, stderr)
+	}
+	// Who may read the raw disk may read each file of it.
+	if out, stderr, _ := as("cat", mnt+"/web/latest/volumes/web0-0/etc/shadow"); out != "secret\n" {
+		t.Errorf("shadow: %q %s", out, stderr)
+	}
+	if _, stderr, status := as("cmp", mnt+"/web/latest/web0.raw", "/dev/null"); status != 1 || !strings.Contains(stderr, "EOF") {
+		t.Errorf("web0.raw cannot be read: %s", stderr)
+	}
+	mounts, err := os.ReadFile("/proc/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, " "+mnt+" ") && (!strings.HasPrefix(line, "keelblock ") || !strings.Contains(line, "nosuid,nodev,noexec") || strings.Contains(line, "allow_other")) {
+			t.Errorf("/proc/mounts: %s", line)
+		}
+	}
+	if _, stderr, status := as(keelblock, "restore", "file", "web@latest", dir+"/mine/back.raw"); status != 0 {
+		t.Errorf("restore as nobody: %s", stderr)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(dir+"/mine/back.raw", &st); err != nil || st.Uid != nobody {
+		t.Errorf("the restored file belongs to user %d (%v)", st.Uid, err)
+	}
+	if _, stderr, status := as(keelblock, "umount", mnt); status != 0 {
+		t.Errorf("umount as nobody: %s", stderr)
+	}
+	if m := mountsBelow(dir); len(m) > 0 {
+		t.Errorf("%v are still mounted", m)
+	}
+	must(t, dir, "keelblock", "stop")
+}
+
+func copyFile(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o755)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
+}
+
+// TestKilledDaemonIsAnErrorAndComesBack kills the daemon below a mount: what is read
+// is an error and never zeros, the mount lives on, works again with the next daemon,
+// and unmounts.
+func TestKilledDaemonIsAnErrorAndComesBack(t *testing.T) {
+	needMount(t)
+	if os.Geteuid() != 0 {
+		t.Skip("mounting here needs root")
+	}
+	dir := home(t)
+	protected(t, dir)
+	mnt := dir + "/mnt"
+	must(t, dir, "keelblock", "mount", mnt, "-d")
+	points, err := filepath.Glob(mnt + "/web/2*")
+	if err != nil || len(points) != 1 {
+		t.Fatalf("points: %v, %v", points, err)
+	}
+	file, err := os.Open(points[0] + "/volumes/web0-0/big")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	status := must(t, dir, "keelblock", "status", "--json")
+	_, after, _ := strings.Cut(status, `"pid": `)
+	pid, err := strconv.Atoi(after[:strings.IndexByte(after, ',')])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, 4096)
+	waitFor(t, "an error", func() bool {
+		_, err := file.ReadAt(p, 20<<20)
+		return errors.Is(err, unix.EIO)
+	})
+	if _, err := os.ReadFile(mnt + "/web/latest/volumes/web0-0/etc/shadow"); !errors.Is(err, unix.EIO) {
+		t.Errorf("read without a daemon: %v", err)
+	}
+	must(t, dir, "keelblock", "serve", "-d", "--map-dir", dir+"/maps")
+	waitFor(t, "the mount to come back", func() bool {
+		p, err := os.ReadFile(mnt + "/web/latest/volumes/web0-0/etc/shadow")
+		return err == nil && string(p) == "secret\n"
+	})
+	want, err := os.ReadFile(dir + "/tree/big")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(points[0] + "/volumes/web0-0/big")
+	if err != nil || string(got) != string(want) {
+		t.Errorf("big: %d bytes, %v", len(got), err)
+	}
+	file.Close()
+	must(t, dir, "keelblock", "umount", mnt)
+	must(t, dir, "keelblock", "stop")
+}
+
+func waitFor(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !done(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+// TestSignalEndsAMount ends a mount in the foreground as systemd or Ctrl-C would.
+func TestSignalEndsAMount(t *testing.T) {
+	needMount(t)
+	dir := home(t)
+	protected(t, dir)
+	mnt := dir + "/mnt"
+	cmd := exec.Command("keelblock", "mount", mnt)
+	cmd.Env = append(os.Environ(), "KEELBLOCK_DATA="+dir+"/d")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the mount", func() bool {
+		_, err := os.Stat(mnt + "/web")
+		return err == nil
+	})
+	if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("mount ended by SIGTERM: %v", err)
+	}
+	if m := mountsBelow(dir); len(m) > 0 {
+		t.Errorf("%v are still mounted", m)
+	}
+	must(t, dir, "keelblock", "stop")
+}
