@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -113,10 +114,16 @@ func Start(dir string, root Directory, o Options) (*Mount, error) {
 }
 
 func mountError(dir string, err error) error {
-	if _, e := os.Stat("/dev/fuse"); e != nil {
-		return fmt.Errorf("mount %q: /dev/fuse is missing; load it with modprobe fuse: %w", dir, err)
+	text := strings.TrimSpace(err.Error())
+	switch _, statErr := os.Stat("/dev/fuse"); {
+	case statErr != nil:
+		return fmt.Errorf("mount %q: /dev/fuse is missing; load it with modprobe fuse", dir)
+	case unix.Access("/dev/fuse", unix.R_OK|unix.W_OK) != nil:
+		return fmt.Errorf("mount %q: %s; this user may not open /dev/fuse, which systems usually allow to all: chmod 666 /dev/fuse", dir, text)
+	case unix.Access(dir, unix.W_OK) != nil:
+		return fmt.Errorf("mount %q: %s; an ordinary user needs write permission on the directory", dir, text)
 	}
-	return fmt.Errorf("mount %q: %w; an ordinary user needs fusermount3 (Debian package fuse3) and write permission on the directory", dir, err)
+	return fmt.Errorf("mount %q: %s", dir, text)
 }
 
 // Done is closed when the mount has ended.

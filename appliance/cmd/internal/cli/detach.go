@@ -103,6 +103,9 @@ func childFailed(err error, log io.ReaderAt, began int64, path string) error {
 	n, _ := log.ReadAt(tail, began)
 	lines := strings.Split(string(bytes.TrimSpace(tail[:n])), "\n")
 	last := strings.TrimPrefix(lines[len(lines)-1], "keelblock: ")
+	if path == "" && len(lines) > 1 { // what a helper said comes before
+		last += " (" + strings.Join(lines[:len(lines)-1], "; ") + ")"
+	}
 	var exit *exec.ExitError
 	if last != "" && errors.As(err, &exit) {
 		err = errors.New(last)

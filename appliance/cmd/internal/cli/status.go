@@ -170,10 +170,12 @@ func localFindings() []findingShape {
 		tool("qemu-img", "qemu-utils", "disk import of qcow2, vmdk, vhd and vhdx"),
 		tool("fusermount3", "fuse3", "keelblock mount by an ordinary user"),
 	}
-	if _, err := os.Stat("/dev/fuse"); err != nil {
-		f = append(f, findingShape{"/dev/fuse", "warn", "missing; keelblock mount needs it: modprobe fuse"})
-	} else {
-		f = append(f, findingShape{"/dev/fuse", "ok", "present"})
+	fuse := findingShape{"/dev/fuse", "ok", "all users may mount"}
+	switch st, err := os.Stat("/dev/fuse"); {
+	case err != nil:
+		fuse.Result, fuse.Text = "warn", "missing; keelblock mount needs it: modprobe fuse"
+	case st.Mode().Perm()&0o006 != 0o006:
+		fuse.Text = "root may mount; for ordinary users: chmod 666 /dev/fuse"
 	}
-	return f
+	return append(f, fuse)
 }
