@@ -14,11 +14,10 @@ import (
 )
 
 // checkIndexFiles reads Badger's manifest and every table that it names, before
-// Badger does. Badger 4.9.6 must not meet a damaged one: depending on the bit it
-// opens without that table and says nothing, so that its entries are silently gone,
-// or panics in a goroutine of its own, which ends the process; and tables behind a
-// damaged place in the manifest it deletes. The second reading, by Badger, comes from
-// the page cache: a 1 TiB vault has some 1.1 GiB of tables.
+// Badger does. Badger 4.9.6 must not meet a damaged one: at a wrong bit it panics in a
+// goroutine of its own, which ends the process (tools/decisions has the test), and
+// tables behind a damaged place of the manifest it deletes. The second reading, by
+// Badger, comes from the page cache: a 1 TiB vault has some 1.1 GiB of tables.
 //
 // clean says that the vault was closed cleanly: only then a manifest that ends in
 // half a change is damaged. After a kill or a power cut that is what Badger expects.
