@@ -20,8 +20,9 @@ export PATH := $(PATH):/usr/sbin:/sbin
 RACE := ./blockdev/cbt/... ./blockdev/snapshot/... ./blockdev/nbd/... ./dedupe/blockstore/... \
         ./dedupe/ingest/... ./dedupe/recoverypoint/... ./appliance/job/... ./appliance/backup/...
 
-# Settings of the long runs.
-MINUTES ?= 5
+# Settings of the long runs. MINUTES has no value of its own, since a run of
+# crashes counts rounds unless it is given.
+MINUTES ?=
 ROUNDS  ?= 1000
 SEED    ?= 0
 
@@ -98,18 +99,18 @@ lint: $(TOOLS)/staticcheck ## all checks of the pinned linter
 	$(TOOLS)/staticcheck -checks 'all,-ST1000,-ST1003,-ST1005,-ST1016,-ST1020,-ST1021,-ST1022,-SA1019,-QF*' ./...
 
 .PHONY: fuzz
-fuzz: ## every fuzz target in turn, MINUTES= altogether
+fuzz: ## every fuzz target in turn, MINUTES= altogether (5)
 	@targets=$$(grep -rEo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' $(GOSOURCE) | sed 's/:func /:/'); \
 	count=$$(printf '%s\n' "$$targets" | grep -c . || true); [ "$$count" -gt 0 ] || { echo "no fuzz targets"; exit 1; }; \
-	each=$$(( $(MINUTES) * 60 / count )); [ $$each -ge 5 ] || each=5; \
+	each=$$(( $(or $(MINUTES),5) * 60 / count )); [ $$each -ge 5 ] || each=5; \
 	for t in $$targets; do \
 	  echo "fuzz: $${t#*:} in $$(dirname $${t%%:*}), $${each}s"; \
 	  $(GO) test ./$$(dirname $${t%%:*}) -run '^$$' -fuzz "^$${t#*:}\$$" -fuzztime $${each}s; \
 	done
 
 .PHONY: test-crash
-test-crash: try-deps build ## kills and power cuts, ROUNDS= of them, from SEED= (0: random), at most MINUTES= per loop
-	$(GO) run -buildvcs=false ./tools/crashtest -rounds $(ROUNDS) -seed $(SEED) -minutes $(MINUTES)
+test-crash: try-deps ## kills and power cuts: ROUNDS= of each loop, or MINUTES= for each; SEED= repeats
+	$(GO) run -buildvcs=false ./tools/crashtest -rounds $(ROUNDS) -seed $(SEED) -minutes $(or $(MINUTES),0)
 
 .PHONY: test-fs
 test-fs: try-deps build ## the file-system readers against the kernel's view, large images
