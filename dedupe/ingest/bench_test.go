@@ -7,7 +7,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/hashtree"
@@ -123,6 +125,7 @@ func BenchmarkRestore(b *testing.B) {
 		for _, request := range []int{128 << 10, 1 << 20, 8 << 20} {
 			b.Run(fmt.Sprintf("%s/point/%dKiB", kind, request>>10), func(b *testing.B) {
 				b.SetBytes(benchDisk)
+				start := cpuTime()
 				for b.Loop() {
 					d, err := recoverypoint.OpenRoot(b.Context(), s, recoverypoint.NewCache(0), "disk", root)
 					if err != nil {
@@ -133,6 +136,7 @@ func BenchmarkRestore(b *testing.B) {
 						b.Fatal(err)
 					}
 				}
+				reportCPU(b, start, 1)
 			})
 		}
 		b.Run(kind+"/plain", func(b *testing.B) {
@@ -142,11 +146,26 @@ func BenchmarkRestore(b *testing.B) {
 			}
 			defer f.Close()
 			b.SetBytes(benchDisk)
+			start := cpuTime()
 			for b.Loop() {
 				copyFile(b, raw+".copy", f, 1<<20)
 			}
+			reportCPU(b, start, 1)
 		})
 	}
+}
+
+// cpuTime is what the process has used so far. A rate says little on a machine that
+// others use too; processor time per GiB does.
+func cpuTime() time.Duration {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// reportCPU reports processor time per GiB, for b.N times gib.
+func reportCPU(b *testing.B, since time.Duration, gib float64) {
+	b.ReportMetric((cpuTime()-since).Seconds()/float64(b.N)/gib, "cpu-s/GiB")
 }
 
 func copyFile(b *testing.B, path string, from io.ReaderAt, request int) {

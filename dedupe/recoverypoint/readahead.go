@@ -17,7 +17,8 @@ const (
 	// out of order.
 	aheadSlack = 1 << 20
 	// aheadMin and aheadMax bound the window in bytes. It doubles with each request
-	// of the stream.
+	// of the stream, and is never smaller than two of its requests, so that the
+	// next one is decoded while the reader is busy with the last.
 	aheadMin = 256 << 10
 	aheadMax = 4 << 20
 	// aheadAfter is how many requests in a row make a stream.
@@ -81,7 +82,7 @@ func (a *readAhead) read(off, n int64) {
 	}
 	// A quarter of the cache at most: eight streams must not push each other's
 	// blocks out before they are used.
-	s.window = min(max(2*s.window, aheadMin), aheadMax, max(a.d.c.limit/4, int64(a.d.root.BlockSize)))
+	s.window = min(max(2*s.window, aheadMin), max(aheadMax, 2*n), max(a.d.c.limit/4, int64(a.d.root.BlockSize)))
 	s.from = max(s.from, s.next)
 	s.until = min(s.next+s.window, a.d.root.SizeBytes)
 	for s.workers < runtime.GOMAXPROCS(0) && s.from+int64(s.workers)*int64(a.d.root.BlockSize) < s.until {
