@@ -83,6 +83,14 @@ func (c *Coordinator) Acquire(ctx context.Context, disks []*cbt.Tracker) (*Slots
 	return nil, fmt.Errorf("acquire slots of %q: %w", s.ids, context.Cause(ctx))
 }
 
+// Waiting is the number of requests that wait for slots. The queue is as long as its
+// callers make it: one request per job.
+func (c *Coordinator) Waiting() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.queue)
+}
+
 // serve gives slots to everyone who can have them; c.mu is held.
 func (c *Coordinator) serve() {
 	wanted := make(map[string]bool)
@@ -163,7 +171,8 @@ func (s *Slots) Baseline(ctx context.Context) error {
 
 // Cut freezes all disks at one instant and waits for the writes that were before it.
 // What can fail (the spill, its space) is done before the instant, so that a guest
-// is not frozen in vain.
+// is not frozen in vain. An error that comes later, while the cut drains, wraps
+// ErrAborted; either way no disk is left frozen.
 func (s *Slots) Cut(ctx context.Context) (*Cut, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
