@@ -8,7 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/keelblock/keelblock/appliance"
-	"github.com/keelblock/keelblock/appliance/catalog"
 	"github.com/keelblock/keelblock/blockdev"
 	"github.com/keelblock/keelblock/blockdev/cbt"
 	"github.com/keelblock/keelblock/blockdev/localdisk"
@@ -24,7 +23,6 @@ var codes = []struct {
 }{
 	{appliance.ErrCancelled, connect.CodeCanceled},
 	{appliance.ErrNoSpace, connect.CodeResourceExhausted},
-	{catalog.ErrNoSpace, connect.CodeResourceExhausted},
 	{dedupe.ErrNoSpace, connect.CodeResourceExhausted},
 	{blockdev.ErrNoSpace, connect.CodeResourceExhausted},
 	{unix.ENOSPC, connect.CodeResourceExhausted},

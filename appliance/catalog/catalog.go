@@ -32,8 +32,8 @@ var (
 	// ErrClosed: the catalog was closed.
 	ErrClosed = errors.New("catalog is closed")
 	// ErrNoSpace: less than Options.ReserveBytes are free. Badger writes to mapped
-	// files and would die by SIGBUS on a full file system.
-	ErrNoSpace = errors.New("no space left for the catalog")
+	// files and would die by SIGBUS on a full file system. It is an ENOSPC.
+	ErrNoSpace = fmt.Errorf("catalog: %w", unix.ENOSPC)
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

@@ -59,6 +59,7 @@ type daemon struct {
 	vault    *vault.Vault
 	jobs     *job.Manager
 	readers  *readers.Set
+	points   pointsSocket
 
 	listeners []listener
 	http      *http.Server
@@ -160,7 +161,8 @@ func (d *daemon) compose() {
 		CacheBytes: d.cfg.CacheBytes, Logger: d.log})
 	d.machines = machine.NewSet(d.disks, disks.NewID)
 	d.jobs = job.New(job.Options{Code: api.CodeName, Logger: d.log})
-	d.readers = readers.New(readers.Options{Vault: d.vault, Disks: d.disks, Logger: d.log})
+	d.points = d.newPointsSocket()
+	d.readers = readers.New(readers.Options{Vault: d.vault, Disks: d.disks, Points: d.points, Logger: d.log})
 	handler := api.Handler(api.Parts{
 		Info: api.Info{Version: d.cfg.Version, PID: os.Getpid(), StartedAt: time.Now(), DataDir: d.cfg.DataDir,
 			SiteName: d.site.Name, APIURI: "unix:" + d.cfg.APISocket(), NBDURIs: d.uris(kindNBD),
@@ -243,7 +245,7 @@ func (d *daemon) drain(endSweep func(), readersGroup *errgroup.Group) error {
 		}
 		return nil
 	})
-	bounded(d.readers.Server().Shutdown)
+	bounded(d.points.server.Shutdown)
 	bounded(d.nbd.Shutdown)
 	errs = append(errs, d.disks.Close(), d.vault.Close(), d.closeCatalog(), d.closeListeners())
 	return errors.Join(errs...)

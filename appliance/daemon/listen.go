@@ -15,6 +15,7 @@ import (
 
 	"github.com/keelblock/keelblock/appliance"
 	"github.com/keelblock/keelblock/appliance/config"
+	"github.com/keelblock/keelblock/blockdev"
 	"github.com/keelblock/keelblock/blockdev/nbd/server"
 )
 
@@ -145,7 +146,7 @@ func (d *daemon) serveListener(ctx context.Context, l listener) error {
 	case kindNBD:
 		err = d.nbd.Serve(ctx, l.Listener)
 	case kindPoints:
-		err = d.readers.Server().Serve(ctx, l.Listener)
+		err = d.points.server.Serve(ctx, l.Listener)
 	case kindAPI:
 		err = d.http.Serve(l.Listener)
 	}
@@ -165,3 +166,19 @@ func (d *daemon) closeListeners() error {
 	}
 	return errors.Join(errs...)
 }
+
+// pointsSocket serves readers' exports. The set of readers authorises their users.
+type pointsSocket struct{ server *server.Server }
+
+func (d *daemon) newPointsSocket() pointsSocket {
+	return pointsSocket{server.New(server.Options{Logger: d.log, Authorize: func(peer server.Peer, name string) error {
+		return d.readers.Authorize(peer.UID, name)
+	}})}
+}
+
+func (p pointsSocket) Add(name, description string, dev blockdev.Device) error {
+	return p.server.Add(server.Export{Name: name, Description: description, Device: dev, ReadOnly: true})
+}
+
+func (p pointsSocket) Remove(ctx context.Context, name string) error { return p.server.Remove(ctx, name) }
+func (p pointsSocket) Connections(name string) int                   { return p.server.Connections(name) }

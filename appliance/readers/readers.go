@@ -15,7 +15,7 @@ import (
 	"github.com/keelblock/keelblock/appliance"
 	"github.com/keelblock/keelblock/appliance/disks"
 	"github.com/keelblock/keelblock/appliance/vault"
-	"github.com/keelblock/keelblock/blockdev/nbd/server"
+	"github.com/keelblock/keelblock/blockdev"
 	"github.com/keelblock/keelblock/dedupe/recoverypoint"
 )
 
@@ -33,11 +33,23 @@ const (
 	closeTimeout = 5 * time.Second
 )
 
-// Options of a Set. Vault and Disks are required.
+// Socket is points.sock as a Set needs it. It asks Set.Authorize whenever a client
+// names an export.
+type Socket interface {
+	// Add serves dev read-only under a name.
+	Add(name, description string, dev blockdev.Device) error
+	// Remove drains and closes the export's connections; bounded by ctx.
+	Remove(ctx context.Context, name string) error
+	// Connections that are open to the export now.
+	Connections(name string) int
+}
+
+// Options of a Set. Vault, Disks and Points are required.
 type Options struct {
 	Vault *vault.Vault
 	// Disks has the names on nbd.sock.
 	Disks  *disks.Registry
+	Points Socket
 	Logger *slog.Logger
 	Now    func() time.Time
 }
@@ -45,8 +57,7 @@ type Options struct {
 // Set is all readers and named exports. All methods may be called from any number of
 // goroutines.
 type Set struct {
-	o      Options
-	points *server.Server // on points.sock
+	o Options
 
 	mu      sync.Mutex
 	closed  bool
@@ -75,21 +86,17 @@ func New(o Options) *Set {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	s := &Set{o: o, readers: map[string]*Reader{}, exports: map[string]*Reader{}}
-	s.points = server.New(server.Options{Logger: o.Logger, Authorize: s.authorize})
-	return s
+	return &Set{o: o, readers: map[string]*Reader{}, exports: map[string]*Reader{}}
 }
 
-// Server serves points.sock; the caller listens and shuts it down.
-func (s *Set) Server() *server.Server { return s.points }
-
-// authorize lets only the user of a reader open it.
-func (s *Set) authorize(peer server.Peer, name string) error {
+// Authorize lets only the user of a reader open it. uid is that of the socket's peer,
+// -1 when unknown.
+func (s *Set) Authorize(uid int, name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.readers[name]
-	if r == nil || peer.UID < 0 || peer.UID != r.uid {
-		return fmt.Errorf("open reader %q as user %d: %w", name, peer.UID, appliance.ErrRefused)
+	if r == nil || uid < 0 || uid != r.uid {
+		return fmt.Errorf("open reader %q as user %d: %w", name, uid, appliance.ErrRefused)
 	}
 	r.used = s.o.Now()
 	return nil
@@ -146,7 +153,7 @@ func (s *Set) Open(ctx context.Context, selector, disk string, uid int, ttl time
 	s.mu.Lock()
 	s.readers[r.Name] = r
 	s.mu.Unlock()
-	err = s.points.Add(server.Export{Name: r.Name, Description: "disk " + r.Disk.Name, Device: r.dev, ReadOnly: true})
+	err = s.o.Points.Add(r.Name, "disk "+r.Disk.Name, r.dev)
 	if err != nil {
 		s.mu.Lock()
 		delete(s.readers, r.Name)
@@ -170,7 +177,7 @@ func (s *Set) Close(ctx context.Context, name string, uid int) error {
 }
 
 func (s *Set) end(ctx context.Context, r *Reader) error {
-	err := s.points.Remove(ctx, r.Name)
+	err := s.o.Points.Remove(ctx, r.Name)
 	return errors.Join(err, r.release())
 }
 
@@ -231,7 +238,7 @@ func (s *Set) sweep() {
 	s.mu.Unlock()
 	var idle []*Reader
 	for _, r := range all {
-		busy := s.points.Connections(r.Name) > 0 // not under mu: the server asks authorize
+		busy := s.o.Points.Connections(r.Name) > 0 // not under mu: the server asks Authorize
 		s.mu.Lock()
 		switch {
 		case busy:

@@ -26,12 +26,16 @@ func SpaceOf(path string) (Space, error) {
 // fraction is the smaller of limit and 1/part of the file system.
 func (s Space) fraction(part, limit int64) int64 { return min(s.Total/part, limit) }
 
-// DiskReserve, VaultReserve and BallastSize are the defaults for a file system. The
-// vault's reserve is the larger, so that it stops before the disks do; what lies
-// below both is left for index and catalog, which die without space.
-func (s Space) DiskReserve() int64  { return s.fraction(20, 256<<20) }
+// DiskReserve is the default of what disk files leave free.
+func (s Space) DiskReserve() int64 { return s.fraction(20, 256<<20) }
+
+// VaultReserve is the default of what the vault leaves free. It is the larger, so that
+// the vault stops before the disks do; what lies below both is left for index and
+// catalog, which die without space.
 func (s Space) VaultReserve() int64 { return s.fraction(16, 512<<20) }
-func (s Space) BallastSize() int64  { return s.fraction(32, 1<<30) }
+
+// BallastSize is the default size of the ballast.
+func (s Space) BallastSize() int64 { return s.fraction(32, 1<<30) }
 
 // Ballast is a file of allocated, unused space.
 type Ballast struct {
