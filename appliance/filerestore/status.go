@@ -89,5 +89,5 @@ func (v *vol) describe(ctx context.Context) string {
 	if info.State.Clean {
 		return text + ", clean"
 	}
-	return text + ", NOT CURRENT: " + info.State.Reason
+	return text + ", NOT CLEAN: " + info.State.Reason
 }

@@ -16,8 +16,9 @@ type vol struct {
 	disk     *disk
 	name     string // DISK-N
 	volume   volume.Volume
-	readable bool   // there is a reader for what it seems to hold
-	raw      bool   // shown as a raw file instead
+	readable bool // there is a reader for what it seems to hold
+	raw      bool // shown as a raw file instead
+	blank    bool
 	holds    string // what it seems to hold, when there is no reader
 
 	mu sync.Mutex
@@ -69,13 +70,13 @@ func (d *disk) findVolumes() ([]*vol, []string, error) {
 		case holds == "":
 			n.holds = "no known file system"
 		case holds == detect.Blank:
-			n.holds = holds
+			n.blank, n.holds = true, holds
 		default:
 			n.readable = readers[holds]
 			n.holds = holds
 		}
 		// A whole disk is there as DISK.raw already.
-		n.raw = !n.readable && v.Scheme != volume.SchemeWhole
+		n.raw = !n.readable && !n.blank && v.Scheme != volume.SchemeWhole
 		vols = append(vols, n)
 	}
 	return vols, warnings, nil
