@@ -26,14 +26,16 @@ const gib = 1 << 30
 
 var layouts = []layout{
 	{name: "ext4", size: 4 * gib, mkfs: []string{"mkfs.ext4"}},
-	{name: "ext4 inline", size: 2 * gib, mkfs: []string{"mkfs.ext4", "-O", "inline_data,ea_inode,large_dir,metadata_csum_seed", "-I", "512"}},
+	{name: "ext4 inline", size: 2 * gib, mkfs: []string{"mkfs.ext4", "-O", "inline_data,ea_inode,large_dir,metadata_csum_seed", "-I", "512"}, tune: []string{"tune2fs", "-U", "random"}},
 	{name: "ext4 inline 1k", size: 1 * gib, mkfs: []string{"mkfs.ext4", "-O", "inline_data,64bit", "-b", "1024", "-I", "256"}},
 	{name: "ext4 bigalloc", size: 2 * gib, mkfs: []string{"mkfs.ext4", "-O", "bigalloc", "-C", "65536"}, short: 1 * gib},
-	{name: "ext4 bigalloc 1k", size: 2 * gib, mkfs: []string{"mkfs.ext4", "-O", "bigalloc", "-b", "1024", "-C", "8192"}},
+	{name: "ext4 bigalloc 1k", size: 2 * gib, mkfs: []string{"mkfs.ext4", "-O", "bigalloc,meta_bg,^resize_inode", "-b", "1024", "-C", "8192"}},
 	{name: "ext4 1k", size: 2 * gib, mkfs: []string{"mkfs.ext4", "-b", "1024", "-O", "meta_bg,^resize_inode"}},
 	{name: "ext4 without checksums", size: 1 * gib, mkfs: []string{"mkfs.ext4", "-O", "^metadata_csum,^64bit"}},
 	{name: "ext4 uninit_bg", size: 1 * gib, mkfs: []string{"mkfs.ext4", "-O", "uninit_bg,^metadata_csum,64bit", "-b", "2048"}},
-	{name: "ext4 sparse_super2", size: 1 * gib, mkfs: []string{"mkfs.ext4", "-O", "sparse_super2,meta_bg,^resize_inode,orphan_file", "-b", "1024"}},
+	// 17 groups: the last one has a copy of the superblock and begins a meta group.
+	{name: "ext4 sparse_super2", size: 136 << 20, short: 136 << 20, mkfs: []string{"mkfs.ext4", "-O", "sparse_super2,meta_bg,^resize_inode,orphan_file", "-b", "1024"}},
+	{name: "ext4 without sparse_super", size: 1 * gib, short: 300 << 20, mkfs: []string{"mkfs.ext4", "-O", "^sparse_super,meta_bg,^resize_inode,^64bit,^flex_bg", "-b", "1024"}},
 	{name: "ext4 without filetype and index", size: 1 * gib, mkfs: []string{"mkfs.ext4", "-O", "^filetype,^dir_index,^has_journal"}},
 	{name: "ext4 without flex_bg", size: 1 * gib, mkfs: []string{"mkfs.ext4", "-O", "^flex_bg,^extent,^64bit,^huge_file,fast_commit", "-b", "4096", "-N", "80000"}},
 	{name: "ext4 tea", size: 1 * gib, mkfs: []string{"mkfs.ext4", "-b", "1024", "-I", "1024"}, tune: []string{"tune2fs", "-E", "hash_alg=tea"}},
@@ -88,6 +90,9 @@ func TestConformance(t *testing.T) {
 			}
 			if s := fs.Info().State; !s.Clean {
 				t.Errorf("an unmounted image is not clean: %s", s.Reason)
+			}
+			if err := ext.CheckGroupsForTest(fs); err != nil {
+				t.Error(err)
 			}
 			plan := fstest.Plan{Reads: 1000}
 			if full() {
