@@ -64,17 +64,28 @@ const (
 	command = "appliance/cmd"
 )
 
-// wired are packages that own something of the running appliance: an open vault,
-// a catalog, a listening server, a tracked disk. Whoever opens one wires, and that
-// is the daemon. What else may import them needs their types, and stands here.
-var wired = map[string][]string{
-	"appliance/catalog":     {daemon},
-	"blockdev/nbd/server":   {daemon, command, "appliance/disks"}, // disks come and go as exports
-	"dedupe/blockstore":     {daemon, command, "appliance/vault"},
-	"blockdev/faultdev":     {},
-	"blockdev/blockdevtest": {},
-	"dedupe/dedupetest":     {},
+// constructors make something that the running appliance owns: an open vault or
+// catalog, a server, a tracked disk, a queue of jobs. Whoever calls one wires, and
+// that is the daemon, save for those named here.
+var constructors = map[string]struct {
+	funcs []string
+	by    []string
+}{
+	"appliance/backup":    {[]string{"New"}, nil},
+	"appliance/catalog":   {[]string{"Open"}, nil},
+	"appliance/disks":     {[]string{"Open"}, nil},
+	"appliance/job":       {[]string{"New"}, nil},
+	"appliance/machine":   {[]string{"NewSet"}, nil},
+	"appliance/readers":   {[]string{"New"}, nil},
+	"appliance/restore":   {[]string{"New"}, nil},
+	"appliance/vault":     {[]string{"New"}, nil},
+	"blockdev/cbt":        {[]string{"Open", "NewClock"}, []string{"appliance/disks"}}, // disks come and go
+	"blockdev/nbd/server": {[]string{"New"}, []string{command, "appliance/readers"}},   // `keelblock nbd`; points.sock
+	"dedupe/blockstore":   {[]string{"Open", "Create"}, []string{"appliance/vault"}},
 }
+
+// forTests are packages that no product code imports.
+var forTests = []string{"blockdev/faultdev", "blockdev/blockdevtest", "blockdev/filesystem/fstest", "dedupe/dedupetest"}
 
 // Wiring is the rule of the composition root. Tests may open what they test.
 func Wiring(t *Tree) []Violation {
@@ -91,12 +102,16 @@ func Wiring(t *Tree) []Violation {
 			if within(folder, daemon) && !within(g.Folder, daemon) && !within(g.Folder, command) {
 				out = append(out, Violation{g.line(imp.Line), "imports " + folder + ": only cmd starts the daemon"})
 			}
-			by, guarded := wired[folder]
-			if !guarded || strings.HasSuffix(g.Folder, "test") || within(g.Folder, folder) {
+			if slices.Contains(forTests, folder) && !slices.Contains(forTests, g.Folder) {
+				out = append(out, Violation{g.line(imp.Line), "imports " + folder + ": it is for tests"})
+			}
+			made := constructors[folder]
+			if within(g.Folder, daemon) || g.Folder == folder ||
+				slices.ContainsFunc(made.by, func(dir string) bool { return within(g.Folder, dir) }) {
 				continue
 			}
-			if !slices.ContainsFunc(by, func(dir string) bool { return within(g.Folder, dir) }) {
-				out = append(out, Violation{g.line(imp.Line), "imports " + folder + ": only the daemon wires"})
+			for _, call := range g.uses(imp, made.funcs) {
+				out = append(out, Violation{g.at(call), "calls " + folder + "." + call.Sel.Name + ": only the daemon wires"})
 			}
 		}
 	}

@@ -45,6 +45,8 @@ type GoFile struct {
 type Import struct {
 	Path string
 	Line int
+	// Name is what the file calls it: the last element unless it says otherwise.
+	Name string
 }
 
 // Violation is one breach of one rule, at a place.
@@ -165,7 +167,11 @@ func parse(root, file string) (*GoFile, error) {
 		if err != nil {
 			return nil, fmt.Errorf("parse %s: %w", file, err)
 		}
-		g.Imports = append(g.Imports, Import{p, fset.Position(spec.Pos()).Line})
+		name := path.Base(p)
+		if spec.Name != nil {
+			name = spec.Name.Name
+		}
+		g.Imports = append(g.Imports, Import{p, fset.Position(spec.Pos()).Line, name})
 	}
 	return g, nil
 }
@@ -174,6 +180,23 @@ func parse(root, file string) (*GoFile, error) {
 func (g *GoFile) at(n ast.Node) string { return g.line(g.fset.Position(n.Pos()).Line) }
 
 func (g *GoFile) line(n int) string { return fmt.Sprintf("%s:%d", g.Path, n) }
+
+// uses finds where the file mentions one of the names of an imported package.
+func (g *GoFile) uses(imp Import, names []string) []*ast.SelectorExpr {
+	var out []*ast.SelectorExpr
+	if len(names) == 0 {
+		return nil
+	}
+	ast.Inspect(g.Syntax, func(n ast.Node) bool {
+		if sel, ok := n.(*ast.SelectorExpr); ok && slices.Contains(names, sel.Sel.Name) {
+			if x, ok := sel.X.(*ast.Ident); ok && x.Name == imp.Name {
+				out = append(out, sel)
+			}
+		}
+		return true
+	})
+	return out
+}
 
 // own returns the folder of an import of ours, and whether it is one.
 func (t *Tree) own(importPath string) (folder string, ok bool) {
