@@ -28,12 +28,8 @@ type running struct {
 func start(t testing.TB, o server.Options) *running {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "nbd.sock")
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
 	s := &running{server.New(o), socket}
-	serve(t, s.Server, l)
+	serve(t, s.Server, listen(t, socket))
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
@@ -42,6 +38,15 @@ func start(t testing.TB, o server.Options) *running {
 		}
 	})
 	return s
+}
+
+func listen(t testing.TB, socket string) net.Listener {
+	t.Helper()
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
 }
 
 // serve serves a listener until the test ends.
