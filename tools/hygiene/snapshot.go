@@ -112,7 +112,7 @@ func maps(s snapshot) error {
 		return err
 	}
 	return entries("/dev/shm", func(name string) {
-		if strings.HasPrefix(name, "keelblock") {
+		if strings.HasPrefix(name, "keelblock") || strings.HasPrefix(name, "kbtest") {
 			s["map folder /dev/shm/"+name] = true
 		}
 	})
@@ -121,7 +121,7 @@ func maps(s snapshot) error {
 // tempFiles are those that carry the name of a test or of ours.
 func tempFiles(s snapshot) error {
 	return entries(os.TempDir(), func(name string) {
-		for _, prefix := range []string{"Test", "Fuzz", "Benchmark", "keelblock", "testscript"} {
+		for _, prefix := range []string{"Test", "Fuzz", "Benchmark", "keelblock", "kbtest", "testscript"} {
 			if strings.HasPrefix(name, prefix) {
 				s["temporary file "+filepath.Join(os.TempDir(), name)] = true
 			}
