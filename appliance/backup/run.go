@@ -13,7 +13,6 @@ import (
 	"github.com/keelblock/keelblock/appliance/job"
 	"github.com/keelblock/keelblock/appliance/machine"
 	"github.com/keelblock/keelblock/appliance/vault"
-	"github.com/keelblock/keelblock/blockdev"
 	"github.com/keelblock/keelblock/blockdev/cbt"
 	"github.com/keelblock/keelblock/blockdev/snapshot"
 	"github.com/keelblock/keelblock/dedupe"
@@ -152,16 +151,13 @@ type diskError struct {
 func (e *diskError) Error() string { return fmt.Sprintf("disk %q: %v", e.name, e.err) }
 func (e *diskError) Unwrap() error { return e.err }
 
-// each calls fn for the disks in parallel.
-func (a *attemptState) each(ctx context.Context, want func(plan) bool, fn func(ctx context.Context, i int) error) error {
+// each calls fn for plans in parallel.
+func (a *attemptState) each(ctx context.Context, plans []int, fn func(ctx context.Context, i int) error) error {
 	g, ctx := errgroup.WithContext(ctx)
-	for i, p := range a.plans {
-		if !want(p) {
-			continue
-		}
+	for _, i := range plans {
 		g.Go(func() error {
 			if err := fn(ctx, i); err != nil {
-				return &diskError{plan: i, name: p.disk.Name(), err: err}
+				return &diskError{plan: i, name: a.plans[i].disk.Name(), err: err}
 			}
 			return nil
 		})
@@ -171,113 +167,6 @@ func (a *attemptState) each(ctx context.Context, want func(plan) bool, fn func(c
 
 func (a *attemptState) options() ingest.Options {
 	return ingest.Options{Workers: max(a.e.o.Workers/len(a.plans), 1)}
-}
-
-// readWhole reads the disks without a trusted map into unpublished trees, while
-// the guest writes.
-func (a *attemptState) readWhole(ctx context.Context) error {
-	whole := func(p plan) bool { return p.tracking != recoverypoint.TrackingEnabled }
-	var trackers []*cbt.Tracker
-	for _, p := range a.plans {
-		if whole(p) {
-			trackers = append(trackers, p.disk.Tracker())
-			a.t.AddTotal(p.disk.AllocatedBytes())
-			a.e.o.Logger.Info("disk is read in full", "machine", a.machine.Name, "disk", p.disk.Name(), "tracking", p.tracking, "reason", p.reason)
-		}
-	}
-	if len(trackers) == 0 {
-		return nil
-	}
-	a.t.Detail("reading disks in full")
-	end := a.t.Begin("ReadDisks")
-	err := a.e.o.Clock.Baseline(trackers)
-	if err == nil {
-		err = a.each(ctx, whole, a.readDisk)
-	}
-	end(err)
-	return err
-}
-
-// readDisk ingests one live disk. Holes are told, not read.
-func (a *attemptState) readDisk(ctx context.Context, i int) error {
-	p := a.plans[i]
-	o := a.options()
-	o.Trim = p.tracking == recoverypoint.TrackingChecksumCompare
-	pass, err := ingest.NewPass(a.h.Store, a.batch, p.base, p.disk.Entry().SizeBytes, o)
-	if err != nil {
-		return err
-	}
-	defer pass.Abort()
-	if err := readDevice(ctx, p.disk.Tracker(), pass, a.t.AddDone); err != nil {
-		return err
-	}
-	return a.finish(ctx, i, pass)
-}
-
-// readChunk is how much of a live disk is read at once.
-const readChunk = 1 << 20
-
-// readDevice feeds all of dev to a pass in ascending order.
-func readDevice(ctx context.Context, dev *cbt.Tracker, pass *ingest.Pass, done func(int64)) error {
-	buf := make([]byte, readChunk)
-	var failed error
-	feed := func(x blockdev.Extent, s blockdev.ExtentStatus) bool {
-		if s.Zero {
-			failed = pass.Zero(ctx, x.Offset, x.Length)
-			return failed == nil
-		}
-		for x.Length > 0 && failed == nil {
-			p := buf[:min(x.Length, readChunk-x.Offset%readChunk)]
-			if _, failed = dev.ReadAt(p, x.Offset); failed == nil {
-				failed = pass.Write(ctx, x.Offset, p)
-			}
-			done(int64(len(p)))
-			x.Offset += int64(len(p))
-			x.Length -= int64(len(p))
-			if failed == nil {
-				failed = ctx.Err()
-			}
-		}
-		return failed == nil
-	}
-	err := grainExtents(dev, feed)
-	return errors.Join(failed, err)
-}
-
-// grainExtents yields the extents of dev with bounds on whole grains: a grain that is
-// a hole only in part counts as data.
-func grainExtents(dev *cbt.Tracker, yield func(blockdev.Extent, blockdev.ExtentStatus) bool) error {
-	size := dev.Size()
-	var data blockdev.Extent // seen, not yet yielded
-	stopped := false
-	emit := func(x blockdev.Extent, s blockdev.ExtentStatus) bool {
-		if x.Length > 0 && !yield(x, s) {
-			stopped = true
-		}
-		return !stopped
-	}
-	at := int64(0) // everything before is in data or yielded
-	err := dev.Extents(0, size, func(x blockdev.Extent, s blockdev.ExtentStatus) bool {
-		if !s.Zero {
-			return true
-		}
-		from := (x.Offset + blockdev.GrainSize - 1) / blockdev.GrainSize * blockdev.GrainSize
-		to := x.End()
-		if to < size {
-			to -= to % blockdev.GrainSize
-		}
-		if to <= from {
-			return true
-		}
-		data = blockdev.Extent{Offset: at, Length: from - at}
-		at = to
-		return emit(data, blockdev.ExtentStatus{}) &&
-			emit(blockdev.Extent{Offset: from, Length: to - from}, blockdev.ExtentStatus{Hole: s.Hole, Zero: true})
-	})
-	if err == nil && !stopped {
-		emit(blockdev.Extent{Offset: at, Length: size - at}, blockdev.ExtentStatus{})
-	}
-	return err
 }
 
 // cut freezes all disks at one instant. From here the job answers no new requests.
@@ -295,10 +184,12 @@ func (a *attemptState) cut(ctx context.Context) (*snapshot.Cut, error) {
 // transfer captures the frozen disks, and publishes the point.
 func (a *attemptState) transfer(ctx context.Context, cut *snapshot.Cut) (*recoverypoint.Point, error) {
 	a.t.Detail("storing what changed")
+	var all []int
 	for i := range a.plans {
+		all = append(all, i)
 		a.t.AddTotal(cut.Disks[i].ChangedBytes())
 	}
-	err := a.each(ctx, func(plan) bool { return true }, func(ctx context.Context, i int) error {
+	err := a.each(ctx, all, func(ctx context.Context, i int) error {
 		return a.capture(ctx, i, cut.Disks[i])
 	})
 	if err != nil {

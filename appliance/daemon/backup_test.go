@@ -2,6 +2,7 @@ package daemon_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"os"
 	"path/filepath"
 	"slices"
@@ -276,5 +277,88 @@ func TestBackingFile(t *testing.T) {
 	call(t, a.disks.Delete, &kb.DeleteDiskRequest{Name: "given"})
 	if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, content) {
 		t.Errorf("the given file after the disk was deleted: %v", err)
+	}
+}
+
+// One writer writes numbered pages at random, one after the other, while points are
+// made: full, incremental, with a small spill. Each point must be exactly the disk
+// after some number K of writes: every page holds its last write up to K, whole.
+func TestPointOfABusyDiskIsOneInstant(t *testing.T) {
+	cfg := testConfig(t, dataDir(t))
+	cfg.SpillBytes = 8 << 20
+	a := start(t, cfg)
+	const size, page = 48 << 20, 4096
+	a.makeDisk(t, "web0", size)
+	a.makeMachine(t, "web", "web0")
+	g := newGuest(t, cfg, "web0", 60)
+	g.write(t, 0, size) // so that the full read takes a while
+	type write struct{ page, seq uint64 }
+	var history []write
+	stop := make(chan struct{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, page)
+		for seq := uint64(1); ; seq++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			n := g.rng.Uint64N(size / page)
+			if seq%4 == 0 {
+				n %= 64 // a hot set
+			}
+			for i := 0; i < page; i += 8 {
+				binary.LittleEndian.PutUint64(buf[i:], seq)
+			}
+			history = append(history, write{n, seq})
+			if _, err := g.dev.WriteAt(buf, int64(n)*page); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	var points []string
+	for i := range 6 {
+		p := a.backup(t, "web")
+		points = append(points, p.Id)
+		if want := map[bool]string{true: "full", false: "enabled"}[i == 0]; p.Tracking != want {
+			t.Errorf("point %d is %s", i, p.Tracking)
+		}
+	}
+	close(stop)
+	<-done
+	for i, id := range points {
+		call(t, a.points.Export, &kb.ExportRequest{Point: id, Name: "check"})
+		c := open(t, cfg, "check")
+		got := make([]byte, size)
+		for off := 0; off < size; off += 4 << 20 {
+			if _, err := c.ReadAt(got[off:off+4<<20], int64(off)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.Close()
+		call(t, a.points.Unexport, &kb.UnexportRequest{Name: "check"})
+		want := append([]byte(nil), g.want...)
+		last := uint64(0) // the highest number in the point: its instant
+		for n := range uint64(size / page) {
+			p := got[n*page : n*page+page]
+			if v := binary.LittleEndian.Uint64(p); v <= uint64(len(history)) && v > 0 && history[v-1].page == n {
+				last = max(last, v)
+			}
+		}
+		for _, w := range history[:last] {
+			for j := uint64(0); j < page; j += 8 {
+				binary.LittleEndian.PutUint64(want[w.page*page+j:], w.seq)
+			}
+		}
+		for n := range size / page {
+			if !bytes.Equal(got[n*page:n*page+page], want[n*page:n*page+page]) {
+				t.Fatalf("point %d, the disk after %d of %d writes: page %d begins with %x, want %x", i, last, len(history), n,
+					got[n*page:n*page+16], want[n*page:n*page+16])
+			}
+		}
+		t.Logf("point %d is the disk after %d of %d writes", i, last, len(history))
 	}
 }

@@ -180,5 +180,7 @@ func (p pointsSocket) Add(name, description string, dev blockdev.Device) error {
 	return p.server.Add(server.Export{Name: name, Description: description, Device: dev, ReadOnly: true})
 }
 
-func (p pointsSocket) Remove(ctx context.Context, name string) error { return p.server.Remove(ctx, name) }
-func (p pointsSocket) Connections(name string) int                   { return p.server.Connections(name) }
+func (p pointsSocket) Remove(ctx context.Context, name string) error {
+	return p.server.Remove(ctx, name)
+}
+func (p pointsSocket) Connections(name string) int { return p.server.Connections(name) }
