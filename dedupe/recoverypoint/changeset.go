@@ -163,6 +163,11 @@ func parseBitmap(p []byte) (set *ChangeSet, err error) {
 			set, err = nil, fmt.Errorf("bitmap: %v: %w", r, dedupe.ErrCorrupt)
 		}
 	}()
+	// It also believes the count of its parts of 2^32 grains and allocates for them;
+	// the largest disk has 128.
+	if len(p) < 8 || binary.LittleEndian.Uint64(p) > uint64(blockdev.MaxSize/blockdev.GrainSize)>>32 {
+		return nil, fmt.Errorf("bitmap: %d bytes, or too many parts: %w", len(p), dedupe.ErrCorrupt)
+	}
 	b := roaring64.New()
 	in := bytes.NewReader(p)
 	if _, err := b.ReadFrom(in); err != nil {

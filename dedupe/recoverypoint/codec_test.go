@@ -406,6 +406,7 @@ func TestChangeSetGolden(t *testing.T) { golden(t, "changeset-v1.bin", changeSet
 // FuzzChangeSet stores any bytes as if they were a change set.
 func FuzzChangeSet(f *testing.F) {
 	f.Add(changeSetBytes(f))
+	f.Add([]byte("KBCS\x01\x00\x0c\x00\x08\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x10\x00\x00\x00....")) // 2^36 parts
 	f.Add([]byte("KBCS\x01\x00\x0c\x00\x08\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00....")) // empty bitmap
 	f.Fuzz(func(t *testing.T, p []byte) {
 		if len(p) >= 20 {
