@@ -117,6 +117,7 @@ type fileCache struct {
 // cachedFile is an open pack with the number of its readers; the cache is one.
 type cachedFile struct {
 	number uint32
+	id     pack.ID
 	f      *os.File
 	refs   int
 }
@@ -126,25 +127,27 @@ func newFileCache() *fileCache {
 }
 
 // acquire opens a pack for reading, or takes it from the cache; release must follow.
-func (c *fileCache) acquire(number uint32, open func() (*os.File, error)) (*cachedFile, error) {
+// open is called with the lock held: it looks up a name and opens it, and two readers
+// of one pack must not open it twice.
+func (c *fileCache) acquire(number uint32, open func() (*os.File, pack.ID, error)) (*cachedFile, pack.ID, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if el := c.files[number]; el != nil {
 		c.order.MoveToBack(el)
 		cf := el.Value.(*cachedFile)
 		cf.refs++
-		return cf, nil
+		return cf, cf.id, nil
 	}
-	f, err := open()
+	f, id, err := open()
 	if err != nil {
-		return nil, err
+		return nil, id, err
 	}
-	cf := &cachedFile{number: number, f: f, refs: 2}
+	cf := &cachedFile{number: number, id: id, f: f, refs: 2}
 	c.files[number] = c.order.PushBack(cf)
 	if c.order.Len() > openFiles {
 		c.removeLocked(c.order.Front())
 	}
-	return cf, nil
+	return cf, id, nil
 }
 
 func (c *fileCache) release(cf *cachedFile) {

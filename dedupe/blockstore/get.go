@@ -134,19 +134,20 @@ func (s *Store) contentSize(kind dedupe.Kind) int {
 // openPackFile opens a pack for reading; s.files.release must follow. A pack whose
 // file is missing is dedupe.ErrNotFound: its records are absent.
 func (s *Store) openPackFile(number uint32) (*cachedFile, pack.ID, error) {
-	var id pack.ID
-	row, ok, err := s.packRow(number)
-	if err != nil {
-		return nil, id, err
-	}
-	if !ok {
-		return nil, id, fmt.Errorf("pack number %d is not in the index: %w", number, dedupe.ErrNotFound)
-	}
-	f, err := s.files.acquire(number, func() (*os.File, error) { return os.Open(s.packPath(row.id)) })
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, row.id, fmt.Errorf("pack is missing: %w", dedupe.ErrNotFound)
-	}
-	return f, row.id, err
+	return s.files.acquire(number, func() (*os.File, pack.ID, error) {
+		row, ok, err := s.packRow(number)
+		if err != nil {
+			return nil, row.id, err
+		}
+		if !ok {
+			return nil, row.id, fmt.Errorf("pack number %d is not in the index: %w", number, dedupe.ErrNotFound)
+		}
+		f, err := os.Open(s.packPath(row.id))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, row.id, fmt.Errorf("pack is missing: %w", dedupe.ErrNotFound)
+		}
+		return f, row.id, err
+	})
 }
 
 // packRow is a pack's row, also of one that is only in an open batch.
