@@ -2,12 +2,14 @@ package filerestore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/keelblock/keelblock/blockdev"
+	"github.com/keelblock/keelblock/blockdev/nbd"
 )
 
 const (
@@ -110,9 +112,8 @@ func (d *disk) drop(c *conn) {
 	}
 }
 
-// with runs fn on the open disk. When it fails, the connection may have broken, so it
-// is opened anew and fn runs once more: what is wrong with the point itself fails
-// again.
+// with runs fn on the open disk. When it fails and not because the daemon said so, the
+// connection has broken: it is made anew and fn runs once more.
 func (d *disk) with(fn func(r Reader) error) error {
 	for try := 0; ; try++ {
 		c, err := d.acquire()
@@ -120,14 +121,25 @@ func (d *disk) with(fn func(r Reader) error) error {
 			return err
 		}
 		err = fn(c.reader)
-		if err != nil {
+		broken := err != nil && !answered(err)
+		if broken {
 			d.drop(c)
 		}
 		d.release(c)
-		if err == nil || try == 1 {
+		if !broken || try == 1 {
 			return err
 		}
 	}
+}
+
+// answered says whether an error is the daemon's answer to a request, and not the loss
+// of the connection. A daemon that ends answers too, and the next one may do better.
+func answered(err error) bool {
+	var errno nbd.Errno
+	if errors.As(err, &errno) {
+		return errno != nbd.ESHUTDOWN
+	}
+	return errors.Is(err, blockdev.ErrCorrupt) || errors.Is(err, blockdev.ErrOutOfRange)
 }
 
 // closeIdle closes a disk that nobody used for that long, and forgets what was read.

@@ -30,7 +30,7 @@ func inVolume[T any](f *files, v *volume, cancel <-chan struct{}, fn func(fs fil
 // fail turns an error inside a volume into a status and reports it.
 func (f *files) fail(v *volume, what string, node uint64, err error) fuse.Status {
 	st := status(err)
-	f.report(v, st, fmt.Sprintf("%s, inode %d", what, v.guest(node)), err)
+	f.report(v, st, fmt.Sprintf("%s inode %d", what, v.guest(node)), err)
 	return st
 }
 
@@ -100,7 +100,7 @@ func (f *files) getattrGuest(v *volume, cancel <-chan struct{}, number uint64, o
 		return fs.Getattr(v.guest(number))
 	})
 	if err != nil {
-		return f.fail(v, "attributes", number, err)
+		return f.fail(v, "attributes of", number, err)
 	}
 	fillAttr(&out.Attr, a, number)
 	out.SetTimeout(immutableTimeout)
@@ -112,7 +112,7 @@ func (f *files) readlinkGuest(v *volume, cancel <-chan struct{}, number uint64) 
 		return fs.Readlink(v.guest(number))
 	})
 	if err != nil {
-		return nil, f.fail(v, "target of symbolic link", number, err)
+		return nil, f.fail(v, "target of the symbolic link,", number, err)
 	}
 	return target, fuse.OK
 }
@@ -280,7 +280,7 @@ func (f *files) listxattrGuest(v *volume, cancel <-chan struct{}, number uint64)
 func (f *files) statfsGuest(v *volume, cancel <-chan struct{}, out *fuse.StatfsOut) fuse.Status {
 	info, err := inVolume(f, v, cancel, func(fs filesystem.FS) (filesystem.Info, error) { return fs.Info(), nil })
 	if err != nil {
-		return f.fail(v, "statfs", 0, err)
+		return f.fail(v, "space and", uint64(0), err)
 	}
 	*out = fuse.StatfsOut{Blocks: info.Blocks, Bfree: info.BlocksFree, Bavail: info.BlocksFree,
 		Files: info.Inodes, Ffree: info.InodesFree, Bsize: uint32(info.BlockSize),
@@ -293,7 +293,7 @@ func (f *files) statxGuest(v *volume, cancel <-chan struct{}, number uint64, out
 		return fs.Getattr(v.guest(number))
 	})
 	if err != nil {
-		return f.fail(v, "attributes", number, err)
+		return f.fail(v, "attributes of", number, err)
 	}
 	out.SetTimeout(immutableTimeout)
 	s := &out.Statx

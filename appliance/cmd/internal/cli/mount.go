@@ -234,21 +234,9 @@ func (s pointSource) Points(ctx context.Context) ([]filerestore.Point, error) {
 
 // Open opens a disk of a point.
 func (s pointSource) Open(ctx context.Context, point, disk string) (filerestore.Reader, error) {
-	d, done, err := s.c.openReader(ctx, point, disk, readerTTL)
+	r, err := s.c.openReader(ctx, point, disk, readerTTL)
 	if err != nil {
 		return nil, err
 	}
-	return closing{d, done}, nil
-}
-
-// closing is a reader whose Close also tells the daemon.
-type closing struct {
-	filerestore.Reader
-	done func()
-}
-
-// Close ends the connection and unpins the point.
-func (c closing) Close() error {
-	c.done()
-	return nil
+	return r, nil
 }

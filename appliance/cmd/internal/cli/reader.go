@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"time"
@@ -15,11 +16,34 @@ import (
 // readerTTL is how long the daemon keeps a point pinned for a reader that is gone.
 const readerTTL = 10 * time.Minute
 
-// openReader opens a disk of a point for reading. done closes it and unpins the point.
-func (c *client) openReader(ctx context.Context, point, disk string, ttl time.Duration) (*nbd.Client, func(), error) {
+// pointReader is a disk of a point, read through the daemon.
+type pointReader struct {
+	*nbd.Client
+	closeReader func()
+}
+
+// ReadAt fills p. Its errors leave out the one-time name of the export, which means
+// nothing to anybody.
+func (r pointReader) ReadAt(p []byte, off int64) (int, error) {
+	n, err := r.Client.ReadAt(p, off)
+	if inner := errors.Unwrap(err); inner != nil {
+		err = inner
+	}
+	return n, err
+}
+
+// Close ends the connection and unpins the point.
+func (r pointReader) Close() error {
+	err := r.Client.Close()
+	r.closeReader()
+	return err
+}
+
+// openReader opens a disk of a point for reading.
+func (c *client) openReader(ctx context.Context, point, disk string, ttl time.Duration) (pointReader, error) {
 	r, err := c.points.OpenReader(ctx, connect.NewRequest(&kb.OpenReaderRequest{Point: point, Disk: disk, TtlSeconds: int64(ttl / time.Second)}))
 	if err != nil {
-		return nil, nil, err
+		return pointReader{}, err
 	}
 	m := r.Msg
 	closeReader := func() {
@@ -31,12 +55,9 @@ func (c *client) openReader(ctx context.Context, point, disk string, ttl time.Du
 	d, err := nbd.Dial(ctx, nbdURI(m.GetSocket(), m.GetExportName()))
 	if err != nil {
 		closeReader()
-		return nil, nil, fmt.Errorf("read disk %q of point %s: %w", disk, point, err)
+		return pointReader{}, fmt.Errorf("read disk %q of point %s: %w", disk, point, err)
 	}
-	return d, func() {
-		_ = d.Close()
-		closeReader()
-	}, nil
+	return pointReader{d, closeReader}, nil
 }
 
 func nbdURI(socket, export string) string {

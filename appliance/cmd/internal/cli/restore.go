@@ -98,11 +98,11 @@ whole and durable. Every block is compared with its digest on the way.`,
 				return err
 			}
 			defer out.Discard()
-			device, done, err := c.openReader(ctx, p.GetId(), d.GetName(), readerTTL)
+			device, err := c.openReader(ctx, p.GetId(), d.GetName(), readerTTL)
 			if err != nil {
 				return err
 			}
-			defer done()
+			defer device.Close()
 			return a.writeImage(ctx, out, device, fileShape{File: args[1], Format: format, PointID: p.GetId(), DiskName: d.GetName()})
 		},
 		ValidArgsFunction: a.completing(false, completePoints, nil),
