@@ -9,8 +9,9 @@ import (
 
 // image is a disk in memory that reads as zeros where nothing was written.
 type image struct {
-	size int64
-	data map[int64][]byte // by 512-byte sector
+	size  int64
+	data  map[int64][]byte // by 512-byte sector
+	reads int
 }
 
 func newImage(size int64) *image { return &image{size: size, data: map[int64][]byte{}} }
@@ -30,6 +31,7 @@ func (m *image) write(off int64, p []byte) {
 }
 
 func (m *image) ReadAt(p []byte, off int64) (int, error) {
+	m.reads++
 	for i := range p {
 		at := off + int64(i)
 		if at >= m.size {

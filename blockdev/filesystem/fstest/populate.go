@@ -21,7 +21,7 @@ type Content struct {
 	HalfEntries  int   // of the directory of which half is deleted; 1 000
 	SparseBytes  int64 // size of the sparse file; 1 GiB
 	BigBytes     int64 // a file of random bytes; 8 MiB
-	GrowSteps    int   // fsyncs of the two files that grow in turn; 12
+	GrowSteps    int   // fsyncs of the two files that grow in turn; 4
 	StripedParts int   // blocks written in a file with holes between; 1 600
 }
 
@@ -33,7 +33,7 @@ func (c Content) withDefaults() Content {
 	}
 	set(&c.Entries, 3000)
 	set(&c.HalfEntries, 1000)
-	set(&c.GrowSteps, 12)
+	set(&c.GrowSteps, 4)
 	set(&c.StripedParts, 1600)
 	if c.SparseBytes == 0 {
 		c.SparseBytes = 1 << 30
