@@ -79,8 +79,13 @@ type Pass struct {
 	stats Stats // of the collector until it has ended
 }
 
-// blockWindow is how many blocks per worker are under way.
-const blockWindow = 4
+// blockWindow is how many blocks per worker are under way at least, and windowBytes
+// how many bytes of blocks: enough to keep the workers busy while the caller reads
+// his next MiB.
+const (
+	blockWindow = 4
+	windowBytes = 4 << 20
+)
 
 // nodeWindow is how many nodes of the base a Pass keeps in memory, 4 KiB each: the
 // path, and what the workers look up around it.

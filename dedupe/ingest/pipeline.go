@@ -51,7 +51,7 @@ func (p *Pass) start() {
 	if p.pipe != nil {
 		return
 	}
-	window := p.o.Workers * blockWindow
+	window := max(p.o.Workers*blockWindow, windowBytes/p.blockSize)
 	pipe := &pipeline{work: make(chan *job, window), ordered: make(chan *job, 2*window),
 		free: make(chan []byte, window+1), failed: make(chan struct{})}
 	for range window + 1 { // one is being filled

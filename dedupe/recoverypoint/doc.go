@@ -28,6 +28,7 @@
 // Points of one machine are ordered by (generation, sequence), never by the clock,
 // which may be set back; the clock is for display and for naming a time.
 //
-// Locks: Index.publishing is taken before Index.mu; mu is not held over I/O. Formats
-// are in FORMAT.md, with files of every released version in testdata.
+// Locks: Index.publishing and Index.counting are taken before Index.mu; mu and the
+// mutexes of Cache and Device are held alone and never over I/O. Formats are in
+// FORMAT.md, with files of every released version in testdata.
 package recoverypoint

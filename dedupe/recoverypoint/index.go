@@ -54,7 +54,8 @@ var (
 // Index holds all points of a store in memory, a few KiB each. All methods may be
 // called from any number of goroutines.
 type Index struct {
-	store dedupe.Store
+	store   dedupe.Store
+	entries int // censusEntries; tests have less
 
 	publishing sync.Mutex // held over the commit of a note, so that notes take effect in order; before mu
 
@@ -71,7 +72,7 @@ type Index struct {
 // error: the other points must stay usable. It is listed by Problems, and naming it
 // says why.
 func OpenIndex(ctx context.Context, s dedupe.Store) (*Index, error) {
-	x := &Index{store: s, points: make(map[dedupe.Digest]*Point)}
+	x := &Index{store: s, entries: censusEntries, points: make(map[dedupe.Digest]*Point)}
 	err := s.Manifests(ctx, func(id dedupe.Digest) bool {
 		p, err := loadPoint(ctx, s, id)
 		if err != nil {
