@@ -20,17 +20,18 @@ type layout struct {
 	mkfs   []string
 	tune   []string // run with the image's path behind
 	kernel string   // the type to mount as; ext4
+	row    bool     // a row of the conformance plan: the short run has more content
 }
 
 const gib = 1 << 30
 
 var layouts = []layout{
-	{name: "ext4", size: 4 * gib, mkfs: []string{"mkfs.ext4"}},
-	{name: "ext4 inline", size: 2 * gib, mkfs: []string{"mkfs.ext4", "-O", "inline_data,ea_inode,large_dir,metadata_csum_seed", "-I", "512"}, tune: []string{"tune2fs", "-U", "random"}},
+	{name: "ext4", row: true, size: 4 * gib, mkfs: []string{"mkfs.ext4"}},
+	{name: "ext4 inline", row: true, size: 2 * gib, mkfs: []string{"mkfs.ext4", "-O", "inline_data,ea_inode,large_dir,metadata_csum_seed", "-I", "512"}, tune: []string{"tune2fs", "-U", "random"}},
 	{name: "ext4 inline 1k", size: 1 * gib, mkfs: []string{"mkfs.ext4", "-O", "inline_data,64bit", "-b", "1024", "-I", "256"}},
-	{name: "ext4 bigalloc", size: 2 * gib, mkfs: []string{"mkfs.ext4", "-O", "bigalloc", "-C", "65536"}, short: 1 * gib},
+	{name: "ext4 bigalloc", row: true, size: 2 * gib, mkfs: []string{"mkfs.ext4", "-O", "bigalloc", "-C", "65536"}, short: 1 * gib},
 	{name: "ext4 bigalloc 1k", size: 2 * gib, mkfs: []string{"mkfs.ext4", "-O", "bigalloc,meta_bg,^resize_inode", "-b", "1024", "-C", "8192"}},
-	{name: "ext4 1k", size: 2 * gib, mkfs: []string{"mkfs.ext4", "-b", "1024", "-O", "meta_bg,^resize_inode"}},
+	{name: "ext4 1k", row: true, size: 2 * gib, mkfs: []string{"mkfs.ext4", "-b", "1024", "-O", "meta_bg,^resize_inode"}},
 	{name: "ext4 without checksums", size: 1 * gib, mkfs: []string{"mkfs.ext4", "-O", "^metadata_csum,^64bit"}},
 	{name: "ext4 uninit_bg", size: 1 * gib, mkfs: []string{"mkfs.ext4", "-O", "uninit_bg,^metadata_csum,64bit", "-b", "2048"}},
 	// 17 groups: the last one has a copy of the superblock and begins a meta group.
@@ -44,8 +45,8 @@ var layouts = []layout{
 	{name: "ext4 unsigned tea", size: 1 * gib, mkfs: []string{"mkfs.ext4", "-b", "1024"}, tune: []string{"sh", "-c", "tune2fs -E hash_alg=tea \"$0\" && debugfs -w -R 'set_super_value flags 2' \"$0\""}},
 	{name: "ext4 unsigned legacy", size: 1 * gib, mkfs: []string{"mkfs.ext4", "-b", "1024"}, tune: []string{"sh", "-c", "tune2fs -E hash_alg=legacy \"$0\" && debugfs -w -R 'set_super_value flags 2' \"$0\""}},
 	{name: "ext4 encrypt verity", size: 1 * gib, mkfs: []string{"mkfs.ext4", "-O", "encrypt,verity,stable_inodes,mmp"}},
-	{name: "ext3", size: 2 * gib, mkfs: []string{"mkfs.ext3", "-I", "128"}, kernel: "ext3"},
-	{name: "ext2", size: 2 * gib, mkfs: []string{"mkfs.ext2", "-b", "1024"}, kernel: "ext2"},
+	{name: "ext3", row: true, size: 2 * gib, mkfs: []string{"mkfs.ext3", "-I", "128"}, kernel: "ext3"},
+	{name: "ext2", row: true, size: 2 * gib, mkfs: []string{"mkfs.ext2", "-b", "1024"}, kernel: "ext2"},
 	{name: "ext2 rev 0", size: 1 * gib, mkfs: []string{"mkfs.ext2", "-r", "0", "-b", "1024"}, kernel: "ext2"},
 }
 
@@ -55,6 +56,9 @@ func (l layout) make(t *testing.T) string {
 	size, content := l.size/10&^(1<<20-1), fstest.Content{}
 	if l.short != 0 {
 		size = l.short
+	}
+	if !l.row {
+		content = fstest.Content{Entries: 800, HalfEntries: 300, BigBytes: 2 << 20, StripedParts: 700, GrowSteps: 2}
 	}
 	if full() {
 		size = l.size
