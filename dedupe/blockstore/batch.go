@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/pack"
 )
@@ -208,8 +210,9 @@ func (s *Store) reaches(p place) bool {
 		return false
 	}
 	defer s.files.release(f)
-	st, err := f.f.Stat()
-	return err == nil && st.Size() >= int64(p.offset)+p.size()
+	var st unix.Stat_t
+	err = unix.Fstat(int(f.f.Fd()), &st)
+	return err == nil && st.Nlink > 0 && st.Size >= int64(p.offset)+p.size()
 }
 
 func (b *Batch) isTouched(kind dedupe.Kind, d dedupe.Digest) bool {

@@ -39,8 +39,10 @@
 //
 // # Locks
 //
-// In this order: a batch's digest shard; its stream of packs; Store.publishing;
-// index.mu; Store.mu; the file cache's. A digest shard is held from the question
-// "held?" until the record is in its pack, over the read of a record to be verified
-// and over compression, so that two puts of one block store it once; there are 256.
+// In this order: a batch's digest shard; Store.publishing; a batch's streams, metadata
+// before data; index.mu; Store.mu; a shard's map or the file cache. A digest shard is
+// held from the question "held?" until the record is in its pack, over the read of a
+// record to be verified and over compression, so that two puts of one block store it
+// once; there are 256. A stream is held while a pack is made, synced or waited for:
+// only puts that need the next pack wait.
 package blockstore

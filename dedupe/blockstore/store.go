@@ -447,9 +447,7 @@ func (s *Store) closeClean() error {
 		return fmt.Errorf("index stays open, and the vault locked until this process ends: %w", err)
 	}
 	epoch := s.Epoch()
-	x := s.index
-	s.index = &index{m: x.m} // for Stats after Close
-	closeErr := x.close()
+	closeErr := s.index.close()
 	defer s.releaseFiles()
 	if err := errors.Join(sealErr, closeErr); err != nil {
 		return err

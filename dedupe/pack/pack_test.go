@@ -22,7 +22,9 @@ var update = flag.Bool("update", false, "rewrite the golden files of the present
 // memFile is a pack.File in memory.
 type memFile struct{ b []byte }
 
-func (f *memFile) ReadAt(p []byte, off int64) (int, error) { return bytes.NewReader(f.b).ReadAt(p, off) }
+func (f *memFile) ReadAt(p []byte, off int64) (int, error) {
+	return bytes.NewReader(f.b).ReadAt(p, off)
+}
 
 func (f *memFile) WriteAt(p []byte, off int64) (int, error) {
 	if n := off + int64(len(p)); n > int64(len(f.b)) {
@@ -450,5 +452,16 @@ func TestWriterErrorStays(t *testing.T) {
 	r := pack.Record{Kind: dedupe.KindBlock}
 	if _, err := w.Append(&r, make([]byte, pack.RecordHeaderSize), nil); !errors.Is(err, io.ErrClosedPipe) {
 		t.Errorf("append after a failed sync: %v", err)
+	}
+}
+
+// What was only preallocated is absent, not corrupt.
+func TestReadRecordAbsent(t *testing.T) {
+	f, w := newWriter(t, pack.ClassData)
+	e := record(t, w, dedupe.KindBlock, 0, []byte("x"))
+	for _, off := range []int64{e.Offset + e.Size(), int64(len(f.b)) - 10, int64(len(f.b)) + 10} {
+		if _, _, _, err := pack.ReadRecord(f, off, 100, nil); !errors.Is(err, dedupe.ErrNotFound) {
+			t.Errorf("read at %d: %v", off, err)
+		}
 	}
 }

@@ -97,8 +97,9 @@ func (w *window) at(off, n int64) ([]byte, error) {
 
 // ReadRecord reads the record of an entry from a pack into buf, whose storage it
 // uses when the capacity suffices, and checks magic, lengths, kind and both CRCs. The
-// payload is a part of the returned buffer. Bytes past the pack's end are
-// dedupe.ErrNotFound, anything else that is wrong is dedupe.ErrCorrupt.
+// payload is a part of the returned buffer. Bytes past the pack's end, or zeros that
+// were only preallocated, are dedupe.ErrNotFound; anything else that is wrong is
+// dedupe.ErrCorrupt.
 func ReadRecord(r io.ReaderAt, off int64, storedLength uint32, buf []byte) (rec Record, payload, grown []byte, err error) {
 	n := RecordHeaderSize + int(storedLength)
 	if storedLength > MaxPayloadSize || off < 0 {
@@ -113,6 +114,9 @@ func ReadRecord(r io.ReaderAt, off int64, storedLength uint32, buf []byte) (rec 
 			return rec, nil, buf, fmt.Errorf("record at %d passes the pack's end: %w", off, dedupe.ErrNotFound)
 		}
 		return rec, nil, buf, fmt.Errorf("read record at %d: %w", off, err)
+	}
+	if [RecordHeaderSize]byte(buf) == [RecordHeaderSize]byte{} {
+		return rec, nil, buf, fmt.Errorf("nothing was written at %d: %w", off, dedupe.ErrNotFound)
 	}
 	if rec, err = DecodeRecord(buf); err != nil {
 		return rec, nil, buf, err
