@@ -1,6 +1,7 @@
 package hashtree_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -75,6 +76,33 @@ func TestHealLostNode(t *testing.T) {
 			t.Errorf("level %d: healed root %+v, was %+v", level, r, a)
 		}
 		read(t, s, r)
+	}
+}
+
+// believingStore takes every node for held, as one would that lost some unnoticed.
+type believingStore struct{ *nodeStore }
+
+func (s believingStore) PutNode(_ context.Context, level int, children *[dedupe.FanOut]dedupe.Digest) (dedupe.Put, error) {
+	return dedupe.Put{Digest: dedupe.NodeSum(level, children)}, nil
+}
+
+// TestRefuseHeldLostNode: no root is made over a node that is known to be lost.
+func TestRefuseHeldLostNode(t *testing.T) {
+	s := newNodeStore()
+	size := int64(dedupe.FanOut) * testBlock
+	a := write(t, s, content{5: 1}, size)
+	delete(s.nodes, a.Top)
+	w, err := hashtree.NewWriter(hashtree.Direct(s), believingStore{s}, a, size, testBlock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range int64(dedupe.FanOut) {
+		if _, err := w.Set(t.Context(), i, digestOf(content{5: 1}[i])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r, err := w.Finish(t.Context()); !errors.Is(err, dedupe.ErrNotFound) {
+		t.Errorf("root %+v, %v", r, err)
 	}
 }
 

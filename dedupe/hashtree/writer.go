@@ -21,7 +21,8 @@ type nodePutter interface {
 //
 // A base node that cannot be read is not an error while the stream supplies all of
 // its children; this is how a damaged tree heals from the disk. If it does not,
-// the error is a *NodeError with the range that must be supplied.
+// the error is a *NodeError with the range that must be supplied. A store that takes
+// such a node for held when it is put again is refused.
 type Writer struct {
 	nodes Nodes
 	put   nodePutter
@@ -282,7 +283,11 @@ func (w *Writer) closeLowest(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("store node of level %d: %w", level, err)
 			}
-			d = p.Digest
+			if d = p.Digest; f.lost != nil && d == f.was && !p.New {
+				// All of it was supplied again, and it came out as the node that
+				// cannot be read. A root over it would be known to be broken.
+				return fmt.Errorf("store node %v of level %d: the store says that it holds it and cannot read it: %w", d, level, f.lost)
+			}
 		}
 	}
 	w.low++
