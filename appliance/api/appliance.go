@@ -8,8 +8,10 @@ import (
 
 	"github.com/keelblock/keelblock/appliance"
 	kb "github.com/keelblock/keelblock/appliance/api/keelblockv1"
+	"github.com/keelblock/keelblock/appliance/backup"
 	"github.com/keelblock/keelblock/appliance/disks"
 	"github.com/keelblock/keelblock/appliance/doctor"
+	"github.com/keelblock/keelblock/appliance/job"
 	"github.com/keelblock/keelblock/appliance/vault"
 )
 
@@ -53,6 +55,12 @@ func (s service) alerts(all []*kb.Disk, v *kb.VaultStatusResponse) []Alert {
 		severity := map[doctor.Result]string{doctor.Warn: "warning", doctor.Fail: "critical"}[f.Result]
 		out = append(out, Alert{Severity: severity, Object: s.Info.DataDir, Text: f.Text})
 	}
+	if h := s.openVault(); h != nil {
+		for _, p := range h.Points.Problems() {
+			out = append(out, Alert{Severity: "critical", Object: p.ID.String(), Text: "recovery point is not readable: " + p.Err.Error()})
+		}
+	}
+	out = append(out, s.failedBackups()...)
 	if v.CorruptBlocks > 0 {
 		out = append(out, Alert{Severity: "critical", Object: v.Name,
 			Text: fmt.Sprintf("%d reads met damaged blocks; run keelblock recovery-point verify --all", v.CorruptBlocks)})
@@ -66,6 +74,27 @@ func (s service) alerts(all []*kb.Disk, v *kb.VaultStatusResponse) []Alert {
 			out = append(out, Alert{Severity: "critical", Object: d.Name, Text: "disk is offline: " + d.Reason})
 		case disks.Suspect:
 			out = append(out, Alert{Severity: "warning", Object: d.Name, Text: "the next backup compares the whole disk: " + d.Reason})
+		}
+	}
+	return out
+}
+
+// failedBackups is one alert for each machine whose newest backup failed.
+func (s service) failedBackups() []Alert {
+	newest := map[string]job.Record{}
+	for _, r := range s.Jobs.List() { // oldest first
+		if r.Kind == backup.Kind && r.State.Ended() {
+			newest[r.Object] = r
+		}
+	}
+	list, err := s.Machines.List()
+	if err != nil {
+		return nil
+	}
+	var out []Alert
+	for _, m := range list {
+		if r := newest[m.Name]; r.State == job.Failed {
+			out = append(out, Alert{Severity: "warning", Object: m.Name, Text: "the last backup failed: " + r.Error, Since: r.EndedAt})
 		}
 	}
 	return out

@@ -131,6 +131,12 @@ func (d *daemon) openDisks() error {
 	if err != nil {
 		return err
 	}
+	if err := os.MkdirAll(maps, 0o700); err != nil {
+		// Disks come first. The trackers see that this is no tmpfs and compare after
+		// an unclean stop; the doctor says so.
+		d.alert("map directory", fmt.Sprintf("%v; the maps lie beside the data, and after a kill each next backup compares; give --map-dir a folder of a tmpfs", err))
+		maps = filepath.Join(c.DataDir, "maps")
+	}
 	d.cfg.MapDir = maps
 	if dropped, err := d.ballast.Drop(d.vaultReserve); err != nil {
 		d.log.Error("the ballast cannot be dropped", "error", err)

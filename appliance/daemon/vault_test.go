@@ -225,3 +225,32 @@ func TestSecondDaemonIsRefused(t *testing.T) {
 	a.makeDisk(t, "web0", 1<<20)
 	open(t, cfg, "web0")
 }
+
+// Without a tmpfs for the maps disks are served all the same, and status says what that
+// costs.
+func TestUnusableMapDirectoryLeavesDisksServed(t *testing.T) {
+	cfg := testConfig(t, dataDir(t))
+	file := filepath.Join(t.TempDir(), "not-a-folder")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg.MapDir = file
+	a := start(t, cfg)
+	a.makeDisk(t, "web0", 4<<20)
+	a.makeMachine(t, "web", "web0")
+	g := newGuest(t, cfg, "web0", 6)
+	g.write(t, 0, 1<<20)
+	p := a.backup(t, "web")
+	a.comparePoint(t, p.Id, "", g.want)
+	alerts := call(t, a.app.Status, &kb.StatusRequest{}).Alerts
+	if len(alerts) != 1 || !strings.Contains(alerts[0].Text, "--map-dir") {
+		t.Errorf("alerts: %v", alerts)
+	}
+	warned := false
+	for _, f := range call(t, a.app.Doctor, &kb.DoctorRequest{}).Findings {
+		warned = warned || f.Check == "map directory" && f.Result == "warn"
+	}
+	if !warned {
+		t.Error("the doctor finds nothing wrong with the map directory")
+	}
+}

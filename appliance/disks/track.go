@@ -19,6 +19,7 @@ const (
 	mapSuffix   = ".map"
 	spillSuffix = ".spill"
 	minSpill    = 1 << 30
+	runMaps     = "/run/keelblock"
 	// tmpfsMagic is TMPFS_MAGIC of linux/magic.h.
 	tmpfsMagic = 0x01021994
 )
@@ -83,8 +84,9 @@ func MapDirectory(given, dataDir string) (string, error) {
 	case given != "":
 		abs, err := filepath.Abs(given)
 		return filepath.Join(abs, id), err
-	case IsTmpfs("/run") && unix.Access("/run", unix.W_OK) == nil:
-		return filepath.Join("/run/keelblock", id), nil
+	case IsTmpfs(runMaps) && unix.Access(runMaps, unix.W_OK) == nil, // made by systemd
+		IsTmpfs("/run") && unix.Access("/run", unix.W_OK) == nil:
+		return filepath.Join(runMaps, id), nil
 	}
 	return "/dev/shm/keelblock-" + id, nil
 }

@@ -85,6 +85,24 @@ func TestCopyOneSerialBehindIsNoDamage(t *testing.T) {
 	}
 }
 
+// A file of version 1 reads for ever, and is what Save writes today.
+func TestGoldenVersion1(t *testing.T) {
+	golden, err := os.ReadFile("testdata/v1.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "s.json")
+	save(t, path, 42, "web0", "web1")
+	if got, err := os.ReadFile(path); err != nil || string(got) != string(golden) {
+		t.Fatalf("%v: Save writes\n%s\nthe golden file is\n%s", err, got, golden)
+	}
+	write(t, path, golden)
+	var d doc
+	if l, err := statefile.Load(path, "test", &d); err != nil || l.Serial != 42 || len(d.Names) != 2 {
+		t.Fatalf("%+v %+v %v", l, d, err)
+	}
+}
+
 func write(t *testing.T, path string, data []byte) {
 	t.Helper()
 	if err := os.WriteFile(path, data, 0o600); err != nil {
