@@ -93,7 +93,7 @@ func (p *Pass) send(ctx context.Context, j *job) error {
 		close(j.done)
 		return nil
 	}
-	p.pipe.work <- j // never blocks: there are no more blocks than places
+	p.pipe.work <- j // waits at most for one worker: there is one block more than places
 	return nil
 }
 
