@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -198,6 +197,7 @@ func TestDamagedFiles(t *testing.T) {
 		{"pack footer", firstPack, func(t *testing.T, p string) { flip(t, p, size(t, p)-100) }},
 		{"pack trailer", firstPack, func(t *testing.T, p string) { flip(t, p, size(t, p)-5) }},
 		{"pack record", firstPack, func(t *testing.T, p string) { flip(t, p, 96+100) }},
+		{"pack record and footer", firstPack, func(t *testing.T, p string) { flip(t, p, 96+300); flip(t, p, size(t, p)-100) }},
 		{"pack cut in its footer", firstPack, func(t *testing.T, p string) { _ = os.Truncate(p, size(t, p)-50) }},
 		{"sst bit", sst, func(t *testing.T, p string) { flip(t, p, 100) }},
 		{"sst end", sst, func(t *testing.T, p string) { flip(t, p, size(t, p)-3) }},
@@ -330,140 +330,6 @@ func TestRebuildEqualsOld(t *testing.T) {
 	}
 	writePoint(t, s, "after", []uint64{1, 2, 100_000})
 	if err := checkStore(s, points); err != nil {
-		t.Error(err)
-	}
-}
-
-// A half-written pack: whatever is behind its last good record is absent, and what
-// was committed in it stays.
-func TestHalfWrittenPack(t *testing.T) {
-	dir := newVault(t, crashOptions)
-	s, err := blockstore.Open(dir, crashOptions)
-	if err != nil {
-		t.Fatal(err)
-	}
-	first := writePoint(t, s, "first", []uint64{1, 2, 3})
-	packs := glob(t, dir, "packs/*.pack")
-	copies := t.TempDir()
-	sizes := make(map[string]int64)
-	for _, p := range packs {
-		st, err := os.Stat(p)
-		if err != nil {
-			t.Fatal(err)
-		}
-		sizes[p] = st.Size()
-	}
-	second := writePoint(t, s, "second", []uint64{4, 5, 6, 7, 8})
-	copyTree(t, dir, copies) // as a kill leaves it
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	_ = second
-	for _, p := range packs { // tear what the second commit wrote
-		path := filepath.Join(copies, "packs", filepath.Base(p))
-		if err := os.Truncate(path, sizes[p]+300); err != nil {
-			t.Fatal(err)
-		}
-		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := f.Write(make([]byte, 1<<20)); err != nil {
-			t.Fatal(err)
-		}
-		if err := f.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	// The index believes more than the packs hold: those entries count as absent.
-	s = openVault(t, copies, crashOptions)
-	if err := checkPoint(s, first); err != nil {
-		t.Errorf("committed before: %v", err)
-	}
-	if _, err := s.Get(context.Background(), dedupe.KindBlock, dedupe.Sum(dedupetest.Block(s, 8)), nil); !errors.Is(err, dedupe.ErrNotFound) && !errors.Is(err, dedupe.ErrCorrupt) {
-		t.Errorf("get past the valid end: %v", err)
-	}
-	third := writePoint(t, s, "third", []uint64{4, 5, 6, 7, 8})
-	if err := checkPoint(s, third); err != nil {
-		t.Errorf("a point made of blocks that were lost: %v", err)
-	}
-}
-
-// copyTree copies a vault while nothing is written to it; Badger's files are sparse.
-func copyTree(t testing.TB, from, to string) {
-	t.Helper()
-	l := loopFS{}
-	l.run(t, "cp", "-r", "--sparse=always", "--reflink=auto", from+"/.", to)
-}
-
-// Each recovery is harmless when it is interrupted and run again.
-func TestRecoverTwice(t *testing.T) {
-	dir := newVault(t, crashOptions)
-	s, err := blockstore.Open(dir, crashOptions)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := rand.New(rand.NewPCG(3, 3))
-	points := []dedupe.Digest{writePoint(t, s, "one", seeds(r, 100, 1000)), writePoint(t, s, "two", seeds(r, 100, 1000))}
-	b := dedupetest.Begin(t, s)
-	if _, err := putPoint(context.Background(), s, b, "never", seeds(r, 400, 5000)); err != nil {
-		t.Fatal(err)
-	}
-	crashed := t.TempDir()
-	copyTree(t, dir, crashed)
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	failed := errors.New("stopped here")
-	for n := 1; ; n++ {
-		again := t.TempDir()
-		copyTree(t, crashed, again)
-		calls, opened := 0, false
-		s, err := blockstore.Open(again, crashOptions.WithHook(func(op, name string) error {
-			if calls++; calls == n && !opened {
-				return fmt.Errorf("%s %s: %w", op, name, failed)
-			}
-			return nil
-		}))
-		opened = true
-		if err == nil { // recovery needs fewer than n calls
-			if err := errors.Join(checkStore(s, points), s.Close()); err != nil {
-				t.Error(err)
-			}
-			if n < 5 {
-				t.Errorf("recovery makes only %d calls", n-1)
-			}
-			break
-		}
-		if !errors.Is(err, failed) {
-			t.Fatalf("call %d failed: %v", n, err)
-		}
-		if err := reopen(again, points); err != nil {
-			t.Errorf("after recovery stopped at call %d: %v", n, err)
-		}
-		if err := os.RemoveAll(again); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// Two vaults' packs do not mix: a foreign pack that was put among them is read, since
-// its blocks verify, but a pack under another's name is left alone.
-func TestForeignPack(t *testing.T) {
-	dir, points := writtenVault(t)
-	packs := glob(t, dir, "packs/*.pack")
-	slices.Sort(packs)
-	l := loopFS{}
-	l.run(t, "cp", packs[0], filepath.Join(dir, "packs", strings.Repeat("ab", 16)+".pack"))
-	l.run(t, "cp", packs[0], filepath.Join(dir, "packs", "notes.txt"))
-	markUnclean(t, dir)
-	if err := reopen(dir, points); err != nil {
-		t.Error(err)
-	}
-	if err := blockstore.RebuildIndex(context.Background(), dir, crashOptions, nil); err != nil {
-		t.Error(err)
-	}
-	if err := reopen(dir, points); err != nil {
 		t.Error(err)
 	}
 }

@@ -211,7 +211,7 @@ func (s *Store) openContent(id pack.ID, metadataOnly bool) (*os.File, *content, 
 			return nil, nil, f.Close()
 		}
 	}
-	c, err := readContent(f, id)
+	c, err := s.readContent(f, id)
 	if errors.Is(err, dedupe.ErrCorrupt) {
 		s.log.Error("pack is left out", "vault", s.dir, "pack", id.String(), "err", err)
 		return nil, nil, f.Close()

@@ -27,7 +27,16 @@ type content struct {
 // readContent reads what a pack holds: its footer when it is sealed, else its
 // records up to the first that does not verify. With a damaged footer the records
 // are read. With a damaged header the records count if they verify, under the id of
-// the file's name.
+// the file's name. A pack of another vault is dedupe.ErrCorrupt: its blocks would
+// verify, but its recovery points are not this vault's.
+func (s *Store) readContent(f *os.File, id pack.ID) (*content, error) {
+	c, err := readContent(f, id)
+	if err == nil && c.header.Vault != s.sb.Vault && c.header.Vault != (pack.VaultID{}) {
+		return nil, fmt.Errorf("pack is of vault %x: %w", c.header.Vault, dedupe.ErrCorrupt)
+	}
+	return c, err
+}
+
 func readContent(f *os.File, id pack.ID) (*content, error) {
 	st, err := f.Stat()
 	if err != nil {
@@ -51,6 +60,9 @@ func readContent(f *os.File, id pack.ID) (*content, error) {
 	return c, c.scan(f, id)
 }
 
+// errHeader marks a problem with a pack's header alone.
+var errHeader = errors.New("pack header")
+
 // scan fills in a pack that has no footer, or a damaged one.
 func (c *content) scan(f *os.File, id pack.ID) error {
 	var err error
@@ -59,7 +71,7 @@ func (c *content) scan(f *os.File, id pack.ID) error {
 	case errors.Is(err, dedupe.ErrUnknownFormat):
 		return err
 	case errors.Is(err, dedupe.ErrCorrupt):
-		c.problem = errors.Join(c.problem, err)
+		c.problem = cmp.Or(c.problem, fmt.Errorf("%w: %w", errHeader, err))
 		c.header = pack.Header{ID: id}
 	case err != nil:
 		return err
@@ -73,7 +85,11 @@ func (c *content) scan(f *os.File, id pack.ID) error {
 	for _, class := range classes {
 		c.header.Class = class
 		c.entries = c.entries[:0]
-		c.end, err = pack.Scan(f, c.size, class, func(e pack.Entry, _ []byte) error {
+		scan := pack.Scan
+		if c.problem != nil && !errors.Is(c.problem, errHeader) {
+			scan = pack.ScanDamaged // it had a trailer, so it was written to its end
+		}
+		c.end, err = scan(f, c.size, class, func(e pack.Entry, _ []byte) error {
 			if len(c.entries) == pack.MaxEntries {
 				return fmt.Errorf("more than %d records: %w", pack.MaxEntries, dedupe.ErrCorrupt)
 			}
@@ -278,10 +294,10 @@ func (s *Store) recoverPack(row packRow, known bool) ([]foundPublication, []reco
 		return nil, nil, err
 	}
 	defer f.Close()
-	c, err := readContent(f, row.id)
+	c, err := s.readContent(f, row.id)
 	if err != nil {
 		if errors.Is(err, dedupe.ErrCorrupt) { // another pack under this name: never touched
-			s.log.Error("pack is not what its name says, left alone", "vault", s.dir, "pack", row.id.String(), "err", err)
+			s.log.Error("not a pack of this vault, left alone", "vault", s.dir, "pack", row.id.String(), "err", err)
 			return nil, nil, nil
 		}
 		return nil, nil, err

@@ -465,3 +465,21 @@ func TestReadRecordAbsent(t *testing.T) {
 		}
 	}
 }
+
+// With a damaged footer, one damaged payload costs one record.
+func TestScanDamaged(t *testing.T) {
+	f, entries := goldenData(t)
+	b := bytes.Clone(f.b)
+	b[entries[1].Offset+pack.RecordHeaderSize+5] ^= 1
+	var got []pack.Entry
+	if _, err := pack.ScanDamaged(bytes.NewReader(b), int64(len(b)), pack.ClassData, func(e pack.Entry, _ []byte) error {
+		got = append(got, e)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	want := []pack.Entry{entries[0], entries[2], entries[3]}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("entries (-want +got):\n%s", diff)
+	}
+}

@@ -31,6 +31,17 @@ func ReadHeader(r io.ReaderAt) (Header, error) {
 // Where a half-written pack ends is no error. A record that verifies and is of a
 // newer format is dedupe.ErrUnknownFormat: it must not be taken for the end.
 func Scan(r io.ReaderAt, size int64, class Class, fn func(e Entry, payload []byte) error) (int64, error) {
+	return scan(r, size, class, false, fn)
+}
+
+// ScanDamaged is Scan for a pack that was written to its end and whose footer is
+// damaged: a record whose header verifies and whose payload does not is passed over,
+// since what follows it was written too.
+func ScanDamaged(r io.ReaderAt, size int64, class Class, fn func(e Entry, payload []byte) error) (int64, error) {
+	return scan(r, size, class, true, fn)
+}
+
+func scan(r io.ReaderAt, size int64, class Class, damaged bool, fn func(e Entry, payload []byte) error) (int64, error) {
 	w := window{r: r, size: size}
 	off := int64(HeaderSize)
 	for {
@@ -50,10 +61,11 @@ func Scan(r io.ReaderAt, size int64, class Class, fn func(e Entry, payload []byt
 			return off, err
 		}
 		payload := b[RecordHeaderSize:]
-		if rec.CheckPayload(payload) != nil {
+		intact := rec.CheckPayload(payload) == nil
+		if !intact && !damaged {
 			return off, nil
 		}
-		if rec.Kind != KindPad {
+		if intact && rec.Kind != KindPad {
 			if err := fn(entryOf(&rec, off), payload); err != nil {
 				return off, err
 			}
