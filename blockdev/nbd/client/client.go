@@ -322,10 +322,16 @@ func remoteError(errno nbd.Errno, text string) error {
 	return err
 }
 
-// noEOF: the end of the stream is never an orderly end for a client.
+// noEOF names the end of the stream, which is never an orderly end for a client,
+// whether a read or a write has met it.
 func noEOF(err error) error {
-	if errors.Is(err, io.EOF) {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, io.EOF):
 		return fmt.Errorf("the server has closed the connection: %w", io.ErrUnexpectedEOF)
+	case errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
+		return fmt.Errorf("the server has closed the connection: %w (%w)", io.ErrUnexpectedEOF, err)
 	}
 	return err
 }

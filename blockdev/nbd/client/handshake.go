@@ -28,7 +28,7 @@ func (c *Client) negotiate(export string) error {
 		answer |= nbd.FlagCNoZeroes
 	}
 	if _, err := c.nc.Write(binary.BigEndian.AppendUint32(nil, answer)); err != nil {
-		return err
+		return noEOF(err)
 	}
 	if err := c.negotiateContext(export); err != nil {
 		return err
@@ -127,7 +127,7 @@ func (e *refusal) Error() string {
 // reply is a *refusal.
 func (c *Client) option(option uint32, data []byte, each func(reply uint32, data []byte) error) error {
 	if _, err := c.nc.Write(nbd.AppendOption(nil, option, data)); err != nil {
-		return err
+		return noEOF(err)
 	}
 	for {
 		head := make([]byte, nbd.OptionReplySize)

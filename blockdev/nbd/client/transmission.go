@@ -21,7 +21,7 @@ func (c *Client) do(r *request, payload []byte) error {
 	c.requests[r.Cookie] = r
 	c.mu.Unlock()
 	if err := c.write(r, payload); err != nil {
-		c.breakOff(fmt.Errorf("send a request: %w", err))
+		c.breakOff(noEOF(err))
 	}
 	return c.wait(r)
 }

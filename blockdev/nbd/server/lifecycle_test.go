@@ -274,6 +274,9 @@ func TestSlowReaderCostsBoundedMemoryAndTime(t *testing.T) {
 }
 
 func TestIdleConnectionsAreCheap(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector adds memory of its own")
+	}
 	const n = 400
 	s := start(t, server.Options{})
 	s.add(t, server.Export{Name: "disk", Device: newDisk(t, t.TempDir(), 1<<20)})
