@@ -146,7 +146,7 @@ func TestDialSaysWhyItFails(t *testing.T) {
 		"no multiple of 512":                    size(1000, 1),
 		"more than":                             size(1<<62, 1),
 		"aligned to 4096":                       size(1<<20, 4096),
-		"no magic number":                       func(s script) { s.put(greeting); s.take(4); s.put(make([]byte, 100)) },
+		"no magic number":                       func(s script) { s.put(greeting); s.take(4 + nbd.OptionSize); s.put(make([]byte, 100)) },
 	} {
 		c, err := tryDial(scripted(t, answer))
 		if err == nil {
