@@ -30,7 +30,9 @@
 //
 //	stripes    RW locks over 256 KiB of a disk, by lock index; held over the data call,
 //	           since that is what they order: a write against a copy-before-write
-//	life       of each disk, by disk id: a change of its freeze word
+//	life       of each disk, by disk id: a change of its freeze word. It is held while a
+//	           freeze ends or a Baseline is taken, which waits for writes under way: until
+//	           then no other change of the word may come
 //	Clock.mu   one freeze at a time
 //	Frozen.use a capture against commit and abort
 //	maps       readers of whole maps against merge and clear

@@ -228,12 +228,7 @@ func (t *Tracker) prepareFreeze() error {
 	if t.maps[word(t.word.Load()).live()].incomplete.Load() {
 		return errIncomplete
 	}
-	var listed int64
-	t.Changed(func(e blockdev.Extent) bool {
-		listed += e.Length
-		return listed < spillProbe
-	})
-	return t.spill.prepare(listed)
+	return t.spill.prepare()
 }
 
 // Err says why the freeze was aborted, or nil.

@@ -39,13 +39,13 @@ func newSpill(path string, limit, reserve, size int64) *spill {
 }
 
 // prepare makes sure that the spill can take something: the first file is open and
-// its file system has room for want bytes, up to spillProbe, above the reserve.
-func (s *spill) prepare(want int64) error {
+// its file system has a little room above the reserve.
+func (s *spill) prepare() error {
 	f, err := s.segment(0)
 	if err != nil {
 		return err
 	}
-	return s.room(f, min(want, s.limit, spillProbe))
+	return s.room(f, min(s.limit, maxChunk))
 }
 
 func (s *spill) room(f *os.File, want int64) error {
