@@ -119,7 +119,10 @@ func (a *attemptState) run(ctx context.Context, planner *planner) (err error) {
 	p, err := a.transfer(ctx, cut)
 	end(err)
 	if err != nil {
-		return errors.Join(err, cut.Err())
+		if why := cut.Err(); why != nil && !errors.Is(err, snapshot.ErrAborted) {
+			err = errors.Join(err, why)
+		}
+		return err
 	}
 	if err := cut.Commit(); err != nil {
 		a.e.o.Logger.Warn("the point is good; the next backup reads more than it must", "recovery_point", p.ID, "error", err)
