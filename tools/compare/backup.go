@@ -1,12 +1,15 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 
+	"github.com/keelblock/keelblock/blockdev"
+	"github.com/keelblock/keelblock/blockdev/nbd/client"
 	"github.com/keelblock/keelblock/tools/rig"
 )
 
@@ -121,61 +124,46 @@ const (
 // change writes the same bytes to the live disk, through NBD, and to the image:
 // grains taken from other places of the image, so that they compress as real
 // data does, each marked so that it is new.
-func (b *bench) change(disk string, seed uint64) error {
+func (b *bench) change(disk string, seed uint64) (err error) {
 	f, err := os.OpenFile(b.image, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
-	defer f.Close() // closed below, too, with its error
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
+	defer func() { err = errors.Join(err, f.Close()) }()
 	rnd := rand.New(rand.NewPCG(seed, 4))
-	var script strings.Builder
-	patch, err := os.Create(filepath.Join(b.r.Dir, "patch"))
+	return b.onDisk(disk, func(d blockdev.Device) error {
+		write := func(off, n int64) error {
+			buf := make([]byte, n)
+			if _, err := f.ReadAt(buf, rnd.Int64N(d.Size()-n)/4096*4096); err != nil {
+				return err
+			}
+			copy(buf, fmt.Sprintf("change %d at %d", seed, off))
+			if _, err := f.WriteAt(buf, off); err != nil {
+				return err
+			}
+			_, err := d.WriteAt(buf, off)
+			return err
+		}
+		for range scatteredWrites {
+			if err := write(rnd.Int64N(d.Size()/4096)*4096, 4096); err != nil {
+				return err
+			}
+		}
+		return write(rnd.Int64N((d.Size()-compactBytes)/4096)*4096, compactBytes)
+	})
+}
+
+// onDisk calls use with a live disk, over NBD, and flushes it.
+func (b *bench) onDisk(disk string, use func(blockdev.Device) error) (err error) {
+	d, err := client.Dial(b.ctx, b.r.URI(disk))
 	if err != nil {
 		return err
 	}
-	write := func(off, n int64) error {
-		buf := make([]byte, n)
-		if _, err := f.ReadAt(buf, rnd.Int64N(info.Size()-n)/4096*4096); err != nil {
-			return err
-		}
-		copy(buf, fmt.Sprintf("change %d at %d", seed, off))
-		if _, err := f.WriteAt(buf, off); err != nil {
-			return err
-		}
-		at, err := patch.Seek(0, 1)
-		if err != nil {
-			return err
-		}
-		if _, err := patch.Write(buf); err != nil {
-			return err
-		}
-		fmt.Fprintf(&script, "h.pwrite(p[%d:%d], %d)\n", at, at+n, off)
-		return nil
-	}
-	for range scatteredWrites {
-		if err := write(rnd.Int64N(info.Size()/4096)*4096, 4096); err != nil {
-			return err
-		}
-	}
-	if err := write(rnd.Int64N((info.Size()-compactBytes)/4096)*4096, compactBytes); err != nil {
+	defer func() { err = errors.Join(err, d.Close()) }()
+	if err := use(d); err != nil {
 		return err
 	}
-	if err := patch.Close(); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	py := "p = open('patch', 'rb').read()\n" + script.String() + "h.flush()\n"
-	if err := os.WriteFile(filepath.Join(b.r.Dir, "patch.py"), []byte(py), 0o600); err != nil {
-		return err
-	}
-	_, err = b.r.Command(b.ctx, "nbdsh", "-u", b.r.URI(disk), "patch.py")
-	return err
+	return d.Flush()
 }
 
 // sizeRow compares the second backup of a small disk with that of a huge sparse
@@ -191,18 +179,25 @@ func (b *bench) sizeRow() error {
 			return err
 		}
 	}
-	fill := func(disk string, seed int) error {
-		script := fmt.Sprintf("import random\nr = random.Random(%d)\nfor i in range(500):\n    h.pwrite(r.randbytes(4096), r.randrange(1 << 20) * 4096)\nh.flush()\n", seed)
-		if err := os.WriteFile(filepath.Join(b.r.Dir, "fill.py"), []byte(script), 0o600); err != nil {
-			return err
-		}
-		_, err := b.r.Command(b.ctx, "nbdsh", "-u", b.r.URI(disk), "fill.py")
-		return err
+	fill := func(disk string, seed uint64) error {
+		rnd := rand.NewChaCha8([32]byte{byte(seed)})
+		return b.onDisk(disk, func(d blockdev.Device) error {
+			buf := make([]byte, 4096)
+			for range 500 {
+				if _, err := rnd.Read(buf); err != nil {
+					return err
+				}
+				if _, err := d.WriteAt(buf, int64(rnd.Uint64()%(1<<20))*4096); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 	}
 	for round := range b.rounds + 1 {
 		var took [2]float64
 		for i, disk := range []string{"s4tib", "s4gib"} {
-			if err := fill(disk, 2*round+i); err != nil {
+			if err := fill(disk, uint64(2*round+i)); err != nil {
 				return err
 			}
 			point, err := b.r.Backup(b.ctx, "m"+disk)
