@@ -153,6 +153,9 @@ func (f *Frozen) Capture(ctx context.Context, fn func(off int64, p []byte) error
 	if !f.ready || f.started.Swap(true) {
 		return fmt.Errorf("capture disk %q: not drained, or captured before", f.t.opts.DiskID)
 	}
+	if err := f.freeze.Err(); err != nil {
+		return fmt.Errorf("capture disk %q: %w", f.t.opts.DiskID, err)
+	}
 	f.use.RLock()
 	defer f.use.RUnlock()
 	stop := context.AfterFunc(ctx, func() {

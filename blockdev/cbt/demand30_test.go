@@ -177,7 +177,7 @@ func TestDemand31NothingStopsForACut(t *testing.T) {
 		}
 	})
 	wait(t, wrote, "writes in the middle of a freeze")
-	close(held.open)
+	held.release()
 	wait(t, frozen, "the freeze")
 	for i, f := range z.Disks {
 		mustWrite(t, ts[i], 0, 4096, 3)

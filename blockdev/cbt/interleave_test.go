@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -19,7 +20,11 @@ type gate struct {
 	armed   atomic.Bool
 	arrived chan struct{}
 	open    chan struct{}
+	once    sync.Once
 }
+
+// release lets the held goroutine go on; the end of the test does it too.
+func (c *gate) release() { c.once.Do(func() { close(c.open) }) }
 
 // gates are the hooks of a test.
 type gates struct{ current atomic.Pointer[gate] }
@@ -37,6 +42,7 @@ func (g *gates) hold(tb testing.TB, t *Tracker, h hook, fn func()) (c *gate, don
 	c = &gate{h: h, t: t, arrived: make(chan struct{}), open: make(chan struct{})}
 	c.armed.Store(true)
 	g.current.Store(c)
+	tb.Cleanup(c.release)
 	done = background(fn)
 	wait(tb, c.arrived, "the gate")
 	return c, done
@@ -118,7 +124,7 @@ func TestWriteThatLoadedTheOldEpochAndStalled(t *testing.T) {
 	// W2 takes the stripe exclusively, so it waits for W1, which holds it.
 	w2 := background(func() { r.t.WriteAt(bytes.Repeat([]byte{3}, 4096), 0) })
 	waits(t, w2, "the second write")
-	close(g.open)
+	g.release()
 	wait(t, w1, "the first write")
 	wait(t, w2, "the second write")
 	r.expect(t, z.Disks[0], 1, 1)
@@ -139,7 +145,7 @@ func TestWriteThatRegisteredAndStalledBeforeItsSecondLook(t *testing.T) {
 	waits(t, drained, "the drain")
 	w2 := background(func() { r.t.WriteAt(bytes.Repeat([]byte{3}, 4096), mib) })
 	wait(t, w2, "a write of another stripe during the transition")
-	close(g.open)
+	g.release()
 	wait(t, w1, "the write")
 	wait(t, drained, "the drain")
 	r.expect(t, z.Disks[0], 1, 1)
@@ -157,7 +163,7 @@ func TestOldWriteIsInTheSnapshotAndTheDrainWaitsForIt(t *testing.T) {
 	waits(t, drained, "the drain")
 	w2 := background(func() { r.t.WriteAt(bytes.Repeat([]byte{3}, 4096), 4096) })
 	waits(t, w2, "the younger write of the same stripe")
-	close(g.open)
+	g.release()
 	wait(t, w1, "the write")
 	wait(t, drained, "the drain")
 	wait(t, w2, "the younger write")
@@ -176,7 +182,7 @@ func TestCaptureWaitsForAGrainThatIsClaimedAndNotYetCopied(t *testing.T) {
 	g, w1 := r.gates.hold(t, r.t, hookClaimed, func() { r.t.WriteAt(bytes.Repeat([]byte{2}, 4096), 0) })
 	captured := background(func() { r.expect(t, z.Disks[0], 1, 1) })
 	waits(t, captured, "the capture")
-	close(g.open)
+	g.release()
 	wait(t, w1, "the write")
 	wait(t, captured, "the capture")
 	if s := r.t.Stats(); s.Copies != 1 {
@@ -190,7 +196,7 @@ func TestWriteOvertakesTheCaptureBetweenReadAndClaim(t *testing.T) {
 	g, captured := r.gates.hold(t, r.t, hookCaptureRead, func() { r.expect(t, z.Disks[0], 1, 1) })
 	mustWrite(t, r.t, 0, 4096, 2)
 	mustWrite(t, r.t, 0, 4096, 3) // claimed already: no second copy
-	close(g.open)
+	g.release()
 	wait(t, captured, "the capture")
 	if s := r.t.Stats(); s.Copies != 1 {
 		t.Errorf("%d copies, want 1", s.Copies)
@@ -211,7 +217,7 @@ func TestAbortWaitsForTheOldWriteBeforeItMerges(t *testing.T) {
 		}
 	})
 	waits(t, aborted, "the abort")
-	close(g.open)
+	g.release()
 	wait(t, w1, "the write")
 	wait(t, aborted, "the abort")
 	want := []blockdev.Extent{{Offset: 0, Length: 4096}, {Offset: 8192, Length: 4096}, {Offset: mib, Length: 4096}}
@@ -230,6 +236,7 @@ func TestAbortWaitsForTheWriteThatIsPreserving(t *testing.T) {
 			t.Errorf("capture: %v, want ErrAborted", err)
 		}
 	})
+	waits(t, captured, "the capture")
 	aborted := background(func() {
 		if err := z.Disks[0].Abort(); err != nil {
 			t.Error(err)
@@ -237,7 +244,7 @@ func TestAbortWaitsForTheWriteThatIsPreserving(t *testing.T) {
 	})
 	wait(t, captured, "the capture")
 	waits(t, aborted, "the abort")
-	close(g.open)
+	g.release()
 	wait(t, w1, "the write")
 	wait(t, aborted, "the abort")
 	z = mustFreeze(t, r.c, r.t) // what was preserved for the first does not count for the second
@@ -250,7 +257,7 @@ func TestWriteBetweenTheWordAndTheEpochIsBeforeTheCut(t *testing.T) {
 	var z *Freeze
 	g, frozen := r.gates.hold(t, r.t, hookWordsStored, func() { z = r.freeze(t) })
 	mustWrite(t, r.t, 0, 4096, 2)
-	close(g.open)
+	g.release()
 	wait(t, frozen, "the freeze")
 	if err := z.Disks[0].Drain(context.Background()); err != nil {
 		t.Fatal(err)
@@ -274,7 +281,7 @@ func TestCommitWhileAWriteHoldsAnOldWord(t *testing.T) {
 		}
 	})
 	waits(t, drained, "the next drain")
-	close(g.open)
+	g.release()
 	wait(t, w1, "the write")
 	wait(t, drained, "the next drain")
 	got := capture(t, next.Disks[0], make([]byte, 2*mib))
@@ -292,7 +299,7 @@ func TestDrainEndsWithItsContext(t *testing.T) {
 	if err := z.Disks[0].Drain(ctx); !errors.Is(err, ErrAborted) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("drain: %v", err)
 	}
-	close(g.open)
+	g.release()
 	wait(t, w1, "the write")
 	if err := z.Disks[0].Abort(); err != nil {
 		t.Fatal(err)
