@@ -131,3 +131,58 @@ func TestInfo(t *testing.T) {
 		}
 	}
 }
+
+// TestUnreplayedJournalShowsTheOldStateLabelled: what was written home before is
+// right, what is only in the journal is not shown, and the label says so.
+func TestUnreplayedJournalShowsTheOldStateLabelled(t *testing.T) {
+	path := fstest.Image(t, 64<<20, "mkfs.ext4", "-q", "-F")
+	dir, unmount := fstest.Mount(t, path, fstest.MountOptions{Type: "ext4"})
+	write := func(name string) {
+		t.Helper()
+		f, err := os.Create(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteString("content of " + name); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 50 {
+		write(fmt.Sprint("old", i))
+	}
+	freeze(t, dir, func() {}) // writes everything home
+	for i := range 50 {
+		write(fmt.Sprint("new", i))
+	}
+	copied := filepath.Join(t.TempDir(), "copy")
+	fstest.Run(t, "cp", "--sparse=always", path, copied)
+	unmount()
+	f, size := fstest.Open(t, copied)
+	fs, err := ext.Open(f, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := fs.Info().State; s.Clean || !strings.Contains(s.Reason, "not been replayed") {
+		t.Errorf("%+v", s)
+	}
+	for i := range 50 {
+		name := fmt.Sprint("old", i)
+		if got, err := fstest.File(fs, name); err != nil || string(got) != "content of "+name {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+	missing := 0
+	for i := range 50 {
+		if _, err := fs.Lookup(fs.Root(), []byte(fmt.Sprint("new", i))); err != nil {
+			missing++
+		}
+	}
+	t.Logf("%d of 50 new files are missing before replay", missing)
+	walk(t, fs, 20000)
+}
