@@ -365,3 +365,72 @@ func TestPointOfABusyDiskIsOneInstant(t *testing.T) {
 		t.Logf("point %d is the disk after %d of %d writes", i, last, len(history))
 	}
 }
+
+// Zeros and trims are changes like any other, at any alignment; a disk that was trimmed
+// whole makes a point that stores nothing.
+func TestZeroesAndTrimsAreChanges(t *testing.T) {
+	cfg := testConfig(t, dataDir(t))
+	a := start(t, cfg)
+	a.makeDisk(t, "web0", 8<<20)
+	a.makeMachine(t, "web", "web0")
+	g := newGuest(t, cfg, "web0", 61)
+	g.write(t, 0, 8<<20)
+	a.backup(t, "web")
+	zero := func(off, n int64, punch bool) {
+		t.Helper()
+		if err := g.dev.WriteZeroes(off, n, punch); err != nil {
+			t.Fatal(err)
+		}
+		clear(g.want[off : off+n])
+	}
+	zero(512, 512, true)
+	zero(1<<20+100*512, 70000/512*512, false)
+	if err := g.dev.Trim(3<<20+512, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.dev.ReadAt(g.want[3<<20:5<<20], 3<<20); err != nil { // a trim may leave anything
+		t.Fatal(err)
+	}
+	p := a.backup(t, "web")
+	if p.Tracking != "enabled" {
+		t.Errorf("point: %v", p)
+	}
+	a.comparePoint(t, p.Id, "", g.want)
+	zero(0, 8<<20, true)
+	p = a.backup(t, "web")
+	a.comparePoint(t, p.Id, "", g.want)
+	if p.NewBytes != 0 {
+		t.Errorf("a disk of zeros needs %d new bytes", p.NewBytes)
+	}
+}
+
+// A cancelled backup leaves no point and no trace in the next one.
+func TestCancelBackup(t *testing.T) {
+	cfg := testConfig(t, dataDir(t))
+	a := start(t, cfg)
+	a.makeDisk(t, "web0", 96<<20)
+	a.makeMachine(t, "web", "web0")
+	g := newGuest(t, cfg, "web0", 62)
+	g.write(t, 0, 96<<20)
+	j := call(t, a.machines.Backup, &kb.BackupRequest{Machine: "web"})
+	for range 200 {
+		if j = call(t, a.jobs.Get, &kb.GetJobRequest{JobId: j.JobId}); j.DoneBytes > 0 || j.EndedAt != nil {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if _, err := tryCall(a.jobs.Cancel, &kb.CancelJobRequest{JobId: j.JobId}); err != nil {
+		t.Skipf("the backup was quicker: %v", err)
+	}
+	if j = a.wait(t, j); j.State == "Completed" {
+		t.Skip("the backup was quicker")
+	}
+	if j.State != "Cancelled" || j.ErrorCode != "canceled" {
+		t.Errorf("job: %v", j)
+	}
+	if l := call(t, a.points.List, &kb.ListPointsRequest{}).Points; len(l) != 0 {
+		t.Errorf("points: %v", l)
+	}
+	p := a.backup(t, "web")
+	a.comparePoint(t, p.Id, "", g.want)
+}

@@ -13,6 +13,7 @@ import (
 	"github.com/keelblock/keelblock/blockdev"
 	"github.com/keelblock/keelblock/blockdev/cbt"
 	"github.com/keelblock/keelblock/blockdev/localdisk"
+	"github.com/keelblock/keelblock/blockdev/nbd/server"
 )
 
 // Spec of a new disk.
@@ -247,7 +248,9 @@ func (r *Registry) Delete(ctx context.Context, name string) error {
 	}
 	if d.file != nil {
 		if err := r.o.Server.Remove(ctx, name); err != nil {
-			return fmt.Errorf("%s: %w", op, err)
+			// Requests of a client that came at this very moment do not end: it stays.
+			again := r.o.Server.Add(server.Export{Name: name, Description: "disk " + name, Device: d.Device()})
+			return fmt.Errorf("%s: %w", op, errors.Join(err, again))
 		}
 		if err := d.close(); err != nil {
 			r.o.Logger.Warn("closing a disk that is being deleted", "disk", name, "error", err)
