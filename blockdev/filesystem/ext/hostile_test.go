@@ -23,7 +23,13 @@ func TestHostileStructuresAreSurvived(t *testing.T) {
 			// Block 2036 is the file's indirect block: all levels of the map are it.
 			"indirect map that contains itself", "ext2",
 			"set_inode_field /sparse block[DIND] 2036\nset_inode_field /sparse block[TIND] 2036\n" +
-				"set_inode_field /sparse size 17000000000\n", nil,
+				"set_inode_field /sparse size 17000000000\n",
+			func(t *testing.T, fs *ext.FS) {
+				a, err := fs.Getattr(lookup(t, fs, "sparse"))
+				if err != nil || a.Size != 17000000000 {
+					t.Errorf("the image was not changed: %+v, %v", a, err)
+				}
+			},
 		},
 		{
 			"empty file of the greatest size", "ext2",
