@@ -310,6 +310,7 @@ func checkRebuilt(dir string) error {
 
 // Every committed point, and all below it, survives a power cut at any system call.
 func TestPowerCut(t *testing.T) {
+	t.Parallel()
 	l := newLoopFS(t, 400<<20)
 	dir := filepath.Join(l.dir, "vault")
 	var committed []dedupe.Digest
@@ -348,6 +349,7 @@ func TestPowerCut(t *testing.T) {
 
 // Every committed point survives a kill at any moment.
 func TestKill(t *testing.T) {
+	t.Parallel()
 	dir := newVault(t, crashOptions)
 	var committed []dedupe.Digest
 	crashLoop(t, 5, func(r *rand.Rand, n int64) error {

@@ -46,7 +46,7 @@ func create(dir string, o Options) error {
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer releaseLock(lock)
 	// What an interrupted Create left has no superblock, so nothing in it counts.
 	names, err := os.ReadDir(filepath.Join(dir, packsName))
 	if err == nil && len(names) > 0 {
@@ -94,4 +94,11 @@ func takeLock(dir string, how int) (*os.File, error) {
 		return nil, fmt.Errorf("lock: %w", err)
 	}
 	return f, nil
+}
+
+// releaseLock unlocks before it closes: a child process that is being started at this
+// moment has the file open too, until it executes.
+func releaseLock(f *os.File) {
+	_ = unix.Flock(int(f.Fd()), unix.LOCK_UN) // closing it does the same, later
+	_ = f.Close()
 }

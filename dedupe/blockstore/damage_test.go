@@ -69,6 +69,7 @@ func glob(t testing.TB, dir, pattern string) []string {
 // A block whose record is damaged is ErrCorrupt, naming digest and pack, and never
 // other bytes; all other blocks read; put again, it is healed.
 func TestDamagedBlock(t *testing.T) {
+	t.Parallel()
 	dir, points := writtenVault(t)
 	ctx := context.Background()
 	s := openVault(t, dir, crashOptions)
@@ -135,6 +136,7 @@ func located(s *blockstore.Store, block []byte) bool {
 // A pack that is gone, or shorter than the index believes, holds nothing: its blocks
 // are ErrNotFound, and are stored again when put.
 func TestMissingPack(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name   string
 		damage func(path string, off int64) error
@@ -143,6 +145,7 @@ func TestMissingPack(t *testing.T) {
 		{"cut", func(path string, off int64) error { return os.Truncate(path, off+100) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			dir, points := writtenVault(t)
 			s := openVault(t, dir, crashOptions)
 			var block []byte
@@ -177,6 +180,7 @@ func TestMissingPack(t *testing.T) {
 // A flipped bit or a cut in any file of a vault is an error that names it, or does no
 // harm: never other bytes, never a panic. A rebuilt index brings back what verifies.
 func TestDamagedFiles(t *testing.T) {
+	t.Parallel()
 	type damage struct {
 		name string
 		pick func(dir string) string
@@ -213,6 +217,7 @@ func TestDamagedFiles(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			dir, points := writtenVault(t)
 			c.do(t, c.pick(dir))
 			lost := 0 // points that do not read back before the rebuild
@@ -271,6 +276,7 @@ func countLost(t *testing.T, s dedupe.Store, points []dedupe.Digest) (lost int) 
 
 // A superblock that is damaged or of another version is refused.
 func TestDamagedSuperblock(t *testing.T) {
+	t.Parallel()
 	dir, _ := writtenVault(t)
 	flip(t, filepath.Join(dir, "superblock"), 30)
 	for _, o := range []blockstore.Options{crashOptions, {ReadOnly: true}} {
@@ -285,6 +291,7 @@ func TestDamagedSuperblock(t *testing.T) {
 
 // A rebuilt index says exactly what the old one said.
 func TestRebuildEqualsOld(t *testing.T) {
+	t.Parallel()
 	dir, points := writtenVault(t)
 	dump := func() map[string]blockstore.IndexEntry {
 		s := openVault(t, dir, crashOptions)

@@ -21,8 +21,10 @@ import (
 // An error of any system call on packs fails the batch under way, and nothing that
 // was committed before; the vault goes on, or says that it must be opened again.
 func TestFaults(t *testing.T) {
+	t.Parallel()
 	for _, fault := range []error{unix.ENOSPC, unix.EIO} {
 		t.Run(fault.Error(), func(t *testing.T) {
+			t.Parallel()
 			var at, calls atomic.Int64
 			o := crashOptions.WithHook(func(op, name string) error {
 				if calls.Add(1) == at.Load() {
@@ -104,6 +106,7 @@ func tryPoint(s dedupe.Store, name string, seeds []uint64) (dedupe.Digest, error
 // A full file system is ErrNoSpace; committed points stay whole, and storing goes on
 // once there is space.
 func TestFullDisk(t *testing.T) {
+	t.Parallel()
 	l := newLoopFS(t, 400<<20)
 	dir := filepath.Join(l.dir, "vault")
 	o := blockstore.Options{Compression: blockstore.CompressionNone}
@@ -217,6 +220,7 @@ func fill(t testing.TB, path string) {
 
 // ReserveBytes stay free.
 func TestReserve(t *testing.T) {
+	t.Parallel()
 	l := newLoopFS(t, 400<<20)
 	dir := filepath.Join(l.dir, "vault")
 	o := blockstore.Options{Compression: blockstore.CompressionNone, ReserveBytes: 200 << 20}
@@ -246,6 +250,7 @@ func TestReserve(t *testing.T) {
 
 // No pack keeps a preallocated tail after commit, abort or close.
 func TestNoTail(t *testing.T) {
+	t.Parallel()
 	dir := newVault(t, blockstore.Options{})
 	s := openVault(t, dir, blockstore.Options{})
 	check := func(when string, limit int64) {
@@ -290,6 +295,7 @@ func TestNoTail(t *testing.T) {
 // Two processes cannot have a vault open for writing; a reader can, and sees what was
 // committed when it opened.
 func TestTwoProcesses(t *testing.T) {
+	t.Parallel()
 	dir := newVault(t, crashOptions)
 	ready := make(chan func(), 1)
 	done := make(chan writerRun, 1)
@@ -333,6 +339,7 @@ func TestTwoProcesses(t *testing.T) {
 // A cleanly closed vault opens read-only from its own index, without a byte written,
 // also from a read-only file system.
 func TestReadOnlyMedia(t *testing.T) {
+	t.Parallel()
 	l := newLoopFS(t, 200<<20)
 	dir := filepath.Join(l.dir, "vault")
 	if err := blockstore.Create(dir, crashOptions); err != nil {

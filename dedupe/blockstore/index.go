@@ -40,6 +40,9 @@ func badgerOptions(dir string) badger.Options {
 	o.CompactL0OnClose = true
 	o.IndexCacheSize = 256 << 20
 	o.Logger = nil
+	// The vault's own lock guards the index. Badger's is released by closing a file,
+	// which a child process that is just being started keeps open a little longer.
+	o.BypassLockGuard = true
 	return o
 }
 

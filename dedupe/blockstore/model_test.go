@@ -23,6 +23,7 @@ type model struct {
 
 // Random batches, commits, aborts, crashes, reopenings and rebuilds, against a map.
 func TestModel(t *testing.T) {
+	t.Parallel()
 	seed := uint64(envInt(t, "SEED", time.Now().UnixNano()&0xffffff))
 	steps := envInt(t, "STEPS", 60)
 	t.Logf("SEED=%d STEPS=%d", seed, steps)
@@ -122,6 +123,7 @@ func wantSame(t testing.TB, s dedupe.Store, seed uint64) {
 
 // What a batch keeps in memory does not grow with what it stores.
 func TestMemoryBound(t *testing.T) {
+	t.Parallel()
 	o := blockstore.Options{BlockSize: dedupe.MinBlockSize, PackBytes: blockstore.MinPackBytes, Compression: blockstore.CompressionNone}
 	s := openVault(t, newVault(t, o), o)
 	b := dedupetest.Begin(t, s)
@@ -166,6 +168,7 @@ func TestMemoryBound(t *testing.T) {
 
 // The epoch rises with every unclean stop, and only then.
 func TestEpoch(t *testing.T) {
+	t.Parallel()
 	dir := newVault(t, crashOptions)
 	for i, want := range []uint32{1, 1, 2, 3} {
 		s, err := blockstore.Open(dir, crashOptions)

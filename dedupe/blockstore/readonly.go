@@ -31,9 +31,9 @@ func (s *Store) openReadOnly() error {
 			s.log.Warn("index is not used, the packs are read instead", "vault", s.dir, "err", err)
 		}
 		s.lock = nil
-		_ = lock.Close()
+		releaseLock(lock)
 	case err == nil:
-		_ = lock.Close()
+		releaseLock(lock)
 	case !errors.Is(err, dedupe.ErrLocked) && !errors.Is(err, os.ErrNotExist):
 		return err
 	}

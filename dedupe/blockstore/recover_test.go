@@ -19,6 +19,7 @@ import (
 // A half-written pack: whatever is behind its last good record is absent, and what
 // was committed in it stays.
 func TestHalfWrittenPack(t *testing.T) {
+	t.Parallel()
 	dir := newVault(t, crashOptions)
 	s, err := blockstore.Open(dir, crashOptions)
 	if err != nil {
@@ -80,6 +81,7 @@ func copyTree(t testing.TB, from, to string) {
 
 // Each recovery is harmless when it is interrupted and run again.
 func TestRecoverTwice(t *testing.T) {
+	t.Parallel()
 	dir := newVault(t, crashOptions)
 	s, err := blockstore.Open(dir, crashOptions)
 	if err != nil {
@@ -132,6 +134,7 @@ func TestRecoverTwice(t *testing.T) {
 // Two vaults do not mix: packs of another vault, or under another's name, are left
 // alone, and so are files that are no packs.
 func TestForeignPack(t *testing.T) {
+	t.Parallel()
 	dir, points := writtenVault(t)
 	other := newVault(t, crashOptions)
 	s, err := blockstore.Open(other, crashOptions)
@@ -175,6 +178,7 @@ func TestForeignPack(t *testing.T) {
 // An open pack that is damaged below its committed end is never cut there after an
 // unclean stop: what was committed behind the damage stays readable.
 func TestDamagedOpenPack(t *testing.T) {
+	t.Parallel()
 	dir := newVault(t, crashOptions)
 	s, err := blockstore.Open(dir, crashOptions)
 	if err != nil {

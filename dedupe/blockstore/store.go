@@ -229,7 +229,7 @@ func (s *Store) releaseAll() {
 		}
 	}
 	if s.lock != nil {
-		_ = s.lock.Close() // and with it the lock
+		releaseLock(s.lock)
 	}
 }
 
@@ -237,7 +237,7 @@ func (s *Store) releaseAll() {
 func (s *Store) releaseFiles() {
 	s.files.close()
 	s.codec.close()
-	_ = s.lock.Close() // and with it the lock
+	releaseLock(s.lock)
 }
 
 // lockForever keeps the vault locked until the process ends.

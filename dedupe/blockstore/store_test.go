@@ -34,6 +34,7 @@ func openVault(t testing.TB, dir string, o blockstore.Options) *blockstore.Store
 }
 
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name string
 		o    blockstore.Options
@@ -44,6 +45,7 @@ func TestConformance(t *testing.T) {
 		{"raw", blockstore.Options{BlockSize: dedupe.MinBlockSize, Compression: blockstore.CompressionNone}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			dedupetest.Run(t, func(t *testing.T) dedupe.Store { return openVault(t, newVault(t, tt.o), tt.o) })
 		})
 	}
