@@ -170,7 +170,7 @@ func TestUnreadableIsAnErrorAndNeverZeros(t *testing.T) {
 	if p, err := os.ReadFile(mnt + "/v/good"); err != nil || !bytes.Equal(p, pattern(10000)) {
 		t.Errorf("good: %v", err)
 	}
-	if r := vol.reported(); !strings.Contains(r, "inode 12") || !strings.Contains(r, "extent tree") || !strings.Contains(r, "inode 13") {
+	if r := vol.reported(); !strings.Contains(r, `"corrupt" (inode 12)`) || !strings.Contains(r, "extent tree") || !strings.Contains(r, "inode 13") {
 		t.Errorf("reported: %s", r)
 	}
 	if _, err := os.ReadDir(mnt + "/broken"); !errors.Is(err, unix.EIO) {

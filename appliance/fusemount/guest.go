@@ -30,7 +30,7 @@ func inVolume[T any](f *files, v *volume, cancel <-chan struct{}, fn func(fs fil
 // fail turns an error inside a volume into a status and reports it.
 func (f *files) fail(v *volume, what string, node uint64, err error) fuse.Status {
 	st := status(err)
-	f.report(v, st, fmt.Sprintf("%s inode %d", what, v.guest(node)), err)
+	f.report(v, st, what+" "+v.names.describe(v.guest(node)), err)
 	return st
 }
 
@@ -91,6 +91,7 @@ func (f *files) lookupGuest(v *volume, cancel <-chan struct{}, parent uint64, na
 	if err != nil {
 		return f.fail(v, fmt.Sprintf("look up %q in directory", name), parent, err)
 	}
+	v.names.met(v.guest(parent), name, r.ino)
 	f.fillEntry(v, r, parent&viewBit != 0, out)
 	return fuse.OK
 }
@@ -216,6 +217,7 @@ func (f *files) readdirGuest(v *volume, cancel <-chan struct{}, in *fuse.ReadIn,
 				// whoever asks for it learns why.
 				if a, err := fs.Getattr(d.Inode); err == nil {
 					e.found, e.typ, e.plus = found{d.Inode, a}, a.Type, plus
+					v.names.met(dir, e.name, d.Inode)
 				}
 			}
 			e.node = v.node(d.Inode, e.typ == filesystem.TypeDir, second)

@@ -25,6 +25,7 @@ type volume struct {
 	parent uint64 // node that lists it, for ".."
 	second uint64 // the same on the second path
 	entry  Entry
+	names  names
 
 	bigMu  sync.Mutex
 	bigs   map[uint64]uint64 // guest inode → number

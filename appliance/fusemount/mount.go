@@ -107,6 +107,14 @@ func Start(dir string, root Directory, o Options) (*Mount, error) {
 		defer close(m.done)
 		server.Serve()
 	}()
+	// This makes the kernel learn that files here cannot be polled. Without it a program
+	// that reads its own mount, as tests do, can hang: Go's runtime asks for polling
+	// with the last of its threads, and none is left to answer.
+	if err := server.WaitMount(); err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		return nil, errors.Join(mountError(dir, err), m.Unmount(ctx))
+	}
 	if asRoot {
 		raiseReadahead(dir)
 	}
