@@ -14,7 +14,7 @@ import (
 	"github.com/keelblock/keelblock/blockdev"
 )
 
-// ErrInUse: somebody else has the file or block device open in a way that
+// ErrInUse means that somebody else has the file or block device open in a way that
 // excludes us: another daemon, another disk of this one, or a mounted file system.
 var ErrInUse = errors.New("disk is in use")
 

@@ -155,7 +155,6 @@ func New(o Options) *Server {
 // export is an Export with the abilities of its Device, asked for once.
 type export struct {
 	Export
-	size    int64
 	trimmer blockdev.Trimmer
 	zeroer  blockdev.Zeroer
 	extents blockdev.ExtentLister
