@@ -1,18 +1,30 @@
 package fusemount
 
 import (
+	"strings"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
 
 // This file is the file system as the kernel asks for it: each call goes to what is
 // ours or into a volume.
+//
+// A request's memory belongs to go-fuse and is used again as soon as the call returns,
+// while an operation may outlive its deadline. So what is passed on is a copy.
+
+// copied is a copy of a request.
+func copied[T any](in *T) *T {
+	c := *in
+	return &c
+}
 
 // String names the file system.
 func (f *files) String() string { return SourceName }
 
 // Lookup finds a name.
 func (f *files) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	name = strings.Clone(name)
 	if v := f.table.volume(h.NodeId); v != nil {
 		return f.lookupGuest(v, cancel, h.NodeId, name, out)
 	}
@@ -73,6 +85,7 @@ func (f *files) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 
 // Read reads a file.
 func (f *files) Read(cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) (fuse.ReadResult, fuse.Status) {
+	in = copied(in)
 	if v := f.table.volume(in.NodeId); v != nil {
 		return f.readGuest(v, cancel, in)
 	}
@@ -81,6 +94,7 @@ func (f *files) Read(cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) (fuse.Re
 
 // Lseek finds data and holes.
 func (f *files) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	in = copied(in)
 	if v := f.table.volume(in.NodeId); v != nil {
 		return f.lseekGuest(v, cancel, in, out)
 	}
@@ -104,6 +118,7 @@ func (f *files) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenO
 
 // ReadDir lists names.
 func (f *files) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	in = copied(in)
 	v := f.table.volume(in.NodeId)
 	if v == nil {
 		return f.readdirOurs(in, out.AddDirEntry)
@@ -119,6 +134,7 @@ func (f *files) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEn
 
 // ReadDirPlus lists names with their attributes.
 func (f *files) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	in = copied(in)
 	v := f.table.volume(in.NodeId)
 	if v == nil {
 		return f.readdirOurs(in, func(d fuse.DirEntry) bool { return out.AddDirLookupEntry(d) != nil })
@@ -149,6 +165,7 @@ func (f *files) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string, 
 	if v == nil {
 		return 0, fuse.ENODATA
 	}
+	name = strings.Clone(name)
 	value, st := f.getxattrGuest(v, cancel, h.NodeId, name)
 	return fit(dest, value, st)
 }
