@@ -24,6 +24,14 @@ const (
 // what was on its way still gets its answer.
 const refuseFor = 20 * time.Millisecond
 
+// refuseAtMost ends that for a client that sends on and on, unless requests that
+// were begun are still under way.
+const refuseAtMost = 500 * time.Millisecond
+
+// refusePayloadFor is how long the payload of a write that is being refused may
+// take to come.
+const refusePayloadFor = 5 * time.Second
+
 var (
 	errDisconnected = errors.New("the client has disconnected")
 	errStopped      = errors.New("the export or the server is going away")
@@ -189,8 +197,12 @@ func (c *conn) readRequest() (nbd.Request, error) {
 // refuseRequests answers what still comes with ESHUTDOWN, until all workers are
 // done and the client has had a moment to send what was on its way.
 func (c *conn) refuseRequests() {
-	end := time.Now().Add(refuseFor)
+	began := time.Now()
+	end := began.Add(refuseFor)
 	for c.ctx.Err() == nil {
+		if c.underWay.Load() == 0 && time.Since(began) > refuseAtMost {
+			return
+		}
 		c.sock.resume(end)
 		r, err := c.readRequest()
 		switch {
@@ -198,8 +210,12 @@ func (c *conn) refuseRequests() {
 			if r.Type == nbd.CmdDisc {
 				return
 			}
-			if r.Type == nbd.CmdWrite && c.discard(int64(r.Length)) != nil {
-				return
+			if r.Type == nbd.CmdWrite {
+				c.sock.resume(time.Now().Add(refusePayloadFor))
+				if c.discard(int64(r.Length)) != nil {
+					return
+				}
+				end = time.Now().Add(refuseFor)
 			}
 			c.replyError(r, nbd.ESHUTDOWN, fmt.Sprintf("export %q is going away", c.exp.Name))
 		case !errors.Is(err, os.ErrDeadlineExceeded):

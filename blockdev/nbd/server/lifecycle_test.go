@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"path/filepath"
 	"runtime"
@@ -92,6 +93,30 @@ func TestRemoveDrainsRefusesAndLeavesOthersAlone(t *testing.T) {
 		}
 		other.alive()
 	})
+}
+
+// A client that does not stop sending cannot keep an export.
+func TestRemoveEndsAlthoughTheClientSendsOn(t *testing.T) {
+	for way, d := range devices(t, 1<<20) {
+		t.Run(way, func(t *testing.T) {
+			s := start(t, server.Options{})
+			s.add(t, server.Export{Name: "disk", Device: d})
+			w := s.open(t, "disk", true)
+			go io.Copy(io.Discard, w.nc)
+			go func() {
+				p := append(nbd.AppendRequest(nil, writeAt(0, 4096)), make([]byte, 4096)...)
+				for {
+					if _, err := w.nc.Write(p); err != nil {
+						return
+					}
+				}
+			}()
+			eventually(t, "requests come", func() bool { return s.Stats().Requests > 0 })
+			if err := s.Remove(within(t, 10*time.Second), "disk"); err != nil {
+				t.Errorf("Remove: %v", err)
+			}
+		})
+	}
 }
 
 func TestRemoveGivesUpWithItsContext(t *testing.T) {
