@@ -165,9 +165,19 @@ func (l *loopFS) mount(t testing.TB) {
 	l.run(t, "mount", "-t", "ext4", "-o", "noatime", l.dev, l.dir)
 }
 
+// umount returns when the kernel has let go of the file system. A process that copied
+// the mount namespace, as sandboxes do, keeps it a little longer, and a mount meanwhile
+// would get the same one again, still without power.
 func (l *loopFS) umount(t testing.TB) {
 	t.Helper()
 	l.run(t, "umount", l.dir)
+	for range 1000 {
+		if _, err := os.Stat(filepath.Join("/proc/fs/ext4", filepath.Base(l.dev))); errors.Is(err, os.ErrNotExist) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("%s is still mounted somewhere", l.dev)
 }
 
 func (l *loopFS) run(t testing.TB, name string, args ...string) {
@@ -243,7 +253,7 @@ func envInt(t testing.TB, name string, def int64) int64 {
 
 // crashLoop runs rounds of write, crash, reopen, check. ROUNDS, MINUTES and SEED of
 // the environment make it long; its last line is what the long loop is read by.
-func crashLoop(t *testing.T, rounds int64, round func(r *rand.Rand, n int64) error) {
+func crashLoop(t *testing.T, rounds int64, round func(r *rand.Rand, n int64) (points int, err error)) {
 	t.Helper()
 	seed := uint64(envInt(t, "SEED", time.Now().UnixNano()&0xffffff))
 	rounds = envInt(t, "ROUNDS", rounds)
@@ -252,10 +262,15 @@ func crashLoop(t *testing.T, rounds int64, round func(r *rand.Rand, n int64) err
 		end, rounds = time.Now().Add(time.Duration(m)*time.Minute), 1<<62
 	}
 	r := rand.New(rand.NewPCG(seed, 2))
-	done, lost := int64(0), 0
-	defer func() { t.Logf("rounds=%d seed=%d lost=%d", done, seed, lost) }()
+	done, lost, points := int64(0), 0, 0
+	defer func() {
+		t.Logf("points=%d", points)
+		t.Logf("rounds=%d seed=%d lost=%d", done, seed, lost)
+	}()
 	for ; done < rounds && (end.IsZero() || time.Now().Before(end)); done++ {
-		if err := round(r, done); err != nil {
+		n, err := round(r, done)
+		points += n
+		if err != nil {
 			lost++
 			t.Fatalf("round %d of seed %d: %v", done, seed, err)
 		}
@@ -321,9 +336,7 @@ func TestPowerCut(t *testing.T) {
 		}
 	}
 	fresh()
-	points := 0
-	defer func() { t.Logf("%d points were committed", points) }()
-	crashLoop(t, 6, func(r *rand.Rand, n int64) error {
+	crashLoop(t, 6, func(r *rand.Rand, n int64) (int, error) {
 		if n%10 == 9 { // before the file system is full of aborted batches
 			l.umount(t)
 			l.format(t)
@@ -331,19 +344,18 @@ func TestPowerCut(t *testing.T) {
 		}
 		run := runCrashWriter(t, dir, r.Uint64N(1<<32), 1+r.Int64N(1500), nil)
 		committed = append(committed, run.committed...)
-		points += len(run.committed)
 		l.umount(t)
 		l.mount(t)
 		if err := reopen(dir, committed); err != nil {
-			return err
+			return 0, err
 		}
 		if n%5 == 4 {
 			if err := checkRebuilt(dir); err != nil {
-				return fmt.Errorf("rebuild index: %w", err)
+				return 0, fmt.Errorf("rebuild index: %w", err)
 			}
-			return reopen(dir, committed)
+			return len(run.committed), reopen(dir, committed)
 		}
-		return nil
+		return len(run.committed), nil
 	})
 }
 
@@ -352,7 +364,7 @@ func TestKill(t *testing.T) {
 	t.Parallel()
 	dir := newVault(t, crashOptions)
 	var committed []dedupe.Digest
-	crashLoop(t, 5, func(r *rand.Rand, n int64) error {
+	crashLoop(t, 5, func(r *rand.Rand, n int64) (int, error) {
 		if n%10 == 9 {
 			dir, committed = newVault(t, crashOptions), nil
 		}
@@ -367,12 +379,12 @@ func TestKill(t *testing.T) {
 			o.ReadOnly = true
 			s, err := blockstore.Open(dir, o)
 			if err != nil {
-				return fmt.Errorf("open read-only after a kill: %w", err)
+				return 0, fmt.Errorf("open read-only after a kill: %w", err)
 			}
 			if err := errors.Join(checkStore(s, committed), s.Close()); err != nil {
-				return fmt.Errorf("read-only after a kill: %w", err)
+				return 0, fmt.Errorf("read-only after a kill: %w", err)
 			}
 		}
-		return reopen(dir, committed)
+		return len(run.committed), reopen(dir, committed)
 	})
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/dgraph-io/badger/v4"
@@ -156,6 +157,12 @@ func cutAfterSync(t *testing.T, l *loop, round int, syncWrites bool) (acknowledg
 		t.Fatalf("writer says %q", out)
 	}
 	run(t, "umount", l.dir)
+	for range 1000 { // until no copied mount namespace holds it any more
+		if _, err := os.Stat(filepath.Join("/proc/fs/ext4", filepath.Base(l.dev))); errors.Is(err, os.ErrNotExist) {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 	run(t, "mount", "-t", "ext4", l.dev, l.dir)
 	if _, err := os.Stat(dir); err != nil {
 		return acknowledged, acknowledged // not even its folder
