@@ -93,7 +93,8 @@ type NowaitReader interface {
 }
 
 // FileBacked is a Device whose byte at offset x is the byte at offset x of an open
-// file, so that reads may be sent by sendfile(2).
+// file, so that reads may be sent by sendfile(2). A filter over a Device that is not,
+// and a disk of several files, return ErrNotSupported from every ReadFD.
 type FileBacked interface {
 	// ReadFD calls use with the file descriptor, which stays open until use
 	// returns. use must only read from it.

@@ -75,7 +75,7 @@ func (r *Registry) Begin(s Spec) (_ *Unfinished, err error) {
 	}
 	dev, err := localdisk.Open(path+partialSuffix, localdisk.Options{ReserveBytes: r.o.ReserveBytes})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", op, err), os.Remove(path+partialSuffix))
+		return nil, errors.Join(fmt.Errorf("%s: %w", op, err), localdisk.Remove(path+partialSuffix))
 	}
 	return &Unfinished{r: r, entry: e, dev: dev}, nil
 }
@@ -119,9 +119,7 @@ func (u *Unfinished) Discard() error {
 	}
 	u.ended = true
 	err := u.dev.Close()
-	if rm := os.Remove(filepath.Join(u.r.o.Dir, u.entry.File) + partialSuffix); !errors.Is(rm, os.ErrNotExist) {
-		err = errors.Join(err, rm)
-	}
+	err = errors.Join(err, localdisk.Remove(filepath.Join(u.r.o.Dir, u.entry.File)+partialSuffix))
 	u.r.release(u.entry.Name)
 	return err
 }
@@ -277,7 +275,7 @@ func (r *Registry) Delete(ctx context.Context, name string) error {
 	r.mu.Unlock()
 	r.forget(d.entry)
 	if own {
-		if err := os.Remove(deleted); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := localdisk.Remove(deleted); err != nil {
 			return fmt.Errorf("%s: %w", op, err)
 		}
 	}

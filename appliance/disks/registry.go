@@ -137,10 +137,10 @@ func (r *Registry) recoverFiles(entries []Entry) error {
 			return fmt.Errorf("open disks: %w", err)
 		}
 		for _, n := range names {
-			if !n.Type().IsRegular() || !unwanted(n.Name()) {
+			if !n.Type().IsRegular() && !n.IsDir() || !unwanted(n.Name()) {
 				continue
 			}
-			if err := os.Remove(filepath.Join(dir, n.Name())); err != nil {
+			if err := localdisk.Remove(filepath.Join(dir, n.Name())); err != nil {
 				return fmt.Errorf("open disks: remove what a kill left: %w", err)
 			}
 			r.o.Logger.Info("removed what a kill left", "file", filepath.Join(dir, n.Name()))

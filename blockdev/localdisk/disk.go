@@ -41,6 +41,10 @@ type Disk struct {
 	// sectorSize is the alignment that fallocate needs: 1 for files.
 	sectorSize int64
 	reserve    int64
+	// parts are the files of a segmented disk, each of segment bytes but the last;
+	// nil for all others. See segments.go.
+	parts   []*Disk
+	segment int64
 
 	// spare is how many bytes may be written before the file system is asked for
 	// its free space again.
@@ -68,33 +72,27 @@ var (
 )
 
 // Create makes a sparse file of sizeBytes, mode 0600, and makes it and its name
-// durable. It refuses an existing path. sizeBytes is a multiple of
-// blockdev.SectorSize in 0 .. blockdev.MaxSize.
-func Create(path string, sizeBytes int64) (err error) {
+// durable. Where the file system does not hold files as large (ext4 ends at 16 TiB)
+// path becomes a folder of several files that Open takes as one disk. Create refuses an
+// existing path. sizeBytes is a multiple of blockdev.SectorSize in 0 .. blockdev.MaxSize.
+func Create(path string, sizeBytes int64) error {
 	if err := checkSize(sizeBytes); err != nil {
 		return fmt.Errorf("create disk %q: %w", path, err)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	err := createFile(path, sizeBytes)
+	if err == nil {
+		err = syncDir(filepath.Dir(path))
+	} else if tooLarge(err) {
+		err = createSegments(path, sizeBytes, segmentBytes)
+	}
 	if err != nil {
 		return fmt.Errorf("create disk: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			os.Remove(path)
-		}
-	}()
-	defer f.Close()
-	if err := f.Truncate(sizeBytes); err != nil {
-		if errors.Is(err, unix.EFBIG) {
-			return fmt.Errorf("create disk %q of %d bytes: this file system does not hold files as large (ext4 ends at 16 TiB; XFS does not): %w", path, sizeBytes, err)
-		}
-		return fmt.Errorf("create disk: %w", err)
-	}
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("create disk: %w", err)
-	}
-	return syncDir(filepath.Dir(path))
+	return nil
 }
+
+// Remove deletes what Create made, open or not.
+func Remove(path string) error { return os.RemoveAll(path) }
 
 // Open opens an image file or a block device and locks it. The error is ErrInUse
 // when somebody else has it. The size is taken here, once, and must be a multiple
@@ -116,6 +114,9 @@ func open(path string, o Options) (_ *Disk, err error) {
 	flags := unix.O_RDWR | unix.O_CLOEXEC
 	if o.ReadOnly {
 		flags = unix.O_RDONLY | unix.O_CLOEXEC
+	}
+	if fi.IsDir() {
+		return openSegments(path, o)
 	}
 	isBlock := fi.Mode()&os.ModeDevice != 0 && fi.Mode()&os.ModeCharDevice == 0
 	switch {
@@ -190,6 +191,9 @@ func (d *Disk) Close() error {
 		return nil
 	}
 	d.closed = true
+	if d.parts != nil {
+		return closeAll(d.parts)
+	}
 	if err := unix.Close(d.fd); err != nil {
 		return fmt.Errorf("close disk %q: %w", d.path, err)
 	}
@@ -218,6 +222,17 @@ func (d *Disk) AllocatedBytes() (int64, error) {
 	if d.isBlock {
 		return d.size, nil
 	}
+	if d.parts != nil {
+		total := int64(0)
+		for _, p := range d.parts {
+			n, err := p.AllocatedBytes()
+			if err != nil {
+				return 0, err
+			}
+			total += n
+		}
+		return total, nil
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(d.fd, &st); err != nil {
 		return 0, d.fail("stat", 0, 0, err)
@@ -242,6 +257,9 @@ func (d *Disk) Witness() (w Witness, ok bool) {
 		return Witness{}, false
 	}
 	defer d.leave()
+	if d.parts != nil {
+		return d.segmentWitness()
+	}
 	var st unix.Stat_t
 	if d.isBlock || unix.Fstat(d.fd, &st) != nil {
 		return Witness{}, false

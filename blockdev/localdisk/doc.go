@@ -11,6 +11,9 @@
 //	if err := localdisk.Create(path, 8<<30); err != nil { … }
 //	d, err := localdisk.Open(path, localdisk.Options{})
 //
+// A disk that is larger than a file may be on its file system (ext4 ends at 16 TiB)
+// is a folder of files of 2 TiB, one after the other; only FileBacked is then missing.
+//
 // # Durability
 //
 // Reads and writes go through the page cache. Flush calls fdatasync directly:

@@ -16,6 +16,9 @@ import (
 // So FIEMAP is asked only about what SEEK_DATA has called a hole, and decides
 // only whether storage is allocated there.
 func (d *Disk) Extents(off, n int64, yield func(blockdev.Extent, blockdev.ExtentStatus) bool) error {
+	if d.parts != nil {
+		return d.segmentExtents(off, n, yield)
+	}
 	if err := blockdev.CheckRange(off, n, d.size); err != nil {
 		return d.fail("list extents of", off, n, err)
 	}

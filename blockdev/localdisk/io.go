@@ -20,6 +20,9 @@ const tmpfsMagic = 0x01021994 // linux/magic.h TMPFS_MAGIC
 
 // ReadAt implements blockdev.Device.
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
+	if d.parts != nil {
+		return d.acrossBytes("read", p, off, (*Disk).ReadAt)
+	}
 	if err := blockdev.CheckRange(off, int64(len(p)), d.size); err != nil {
 		return 0, d.fail("read", off, int64(len(p)), err)
 	}
@@ -51,6 +54,9 @@ func (d *Disk) pread(p []byte, off int64) (int, error) {
 
 // ReadAtNowait implements blockdev.NowaitReader with preadv2(RWF_NOWAIT).
 func (d *Disk) ReadAtNowait(p []byte, off int64) (int, error) {
+	if d.parts != nil {
+		return d.acrossBytes("read", p, off, (*Disk).ReadAtNowait)
+	}
 	if err := blockdev.CheckRange(off, int64(len(p)), d.size); err != nil {
 		return 0, d.fail("read", off, int64(len(p)), err)
 	}
@@ -92,6 +98,9 @@ func (d *Disk) learnNowait(p []byte, off int64) (int, error) {
 
 // WriteAt implements blockdev.Device.
 func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
+	if d.parts != nil {
+		return d.acrossBytes("write", p, off, (*Disk).WriteAt)
+	}
 	if err := d.enterWrite("write", off, int64(len(p))); err != nil {
 		return 0, err
 	}
@@ -134,6 +143,9 @@ func (d *Disk) enterWrite(op string, off, n int64) error {
 // Flush implements blockdev.Device with fdatasync. Once it has failed it fails for
 // ever; see the package comment.
 func (d *Disk) Flush() error {
+	if d.parts != nil {
+		return d.flushSegments()
+	}
 	if err := d.enter(); err != nil {
 		return err
 	}
@@ -162,14 +174,23 @@ func (d *Disk) Flush() error {
 // FlushError is the error of the first Flush that failed, nil if none did. After
 // one the content is suspect until the disk is opened again and compared.
 func (d *Disk) FlushError() error {
+	for _, part := range d.parts {
+		if err := part.FlushError(); err != nil {
+			return err
+		}
+	}
 	if p := d.flushErr.Load(); p != nil {
 		return *p
 	}
 	return nil
 }
 
-// ReadFD implements blockdev.FileBacked.
+// ReadFD implements blockdev.FileBacked. A segmented disk is not one file:
+// blockdev.ErrNotSupported.
 func (d *Disk) ReadFD(use func(fd int) error) error {
+	if d.parts != nil {
+		return d.fail("lend the file of", 0, d.size, blockdev.ErrNotSupported)
+	}
 	if err := d.enter(); err != nil {
 		return err
 	}

@@ -15,6 +15,9 @@ var zeros [256 << 10]byte
 // Trim implements blockdev.Trimmer by punching holes. Parts of a block device that
 // are smaller than its sector are left as they are.
 func (d *Disk) Trim(off, n int64) error {
+	if d.parts != nil {
+		return d.acrossRange("trim", off, n, (*Disk).Trim)
+	}
 	if err := d.enterWrite("trim", off, n); err != nil {
 		return err
 	}
@@ -36,6 +39,11 @@ func (d *Disk) Trim(off, n int64) error {
 // WriteZeroes implements blockdev.Zeroer: with mayPunch by a hole, else by
 // ZERO_RANGE, and by writing zeros where the file system can do neither.
 func (d *Disk) WriteZeroes(off, n int64, mayPunch bool) error {
+	if d.parts != nil {
+		return d.acrossRange("zero", off, n, func(part *Disk, off, n int64) error {
+			return part.WriteZeroes(off, n, mayPunch)
+		})
+	}
 	if err := d.enterWrite("zero", off, n); err != nil {
 		return err
 	}

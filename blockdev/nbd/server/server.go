@@ -181,7 +181,9 @@ func (s *Server) Add(x Export) error {
 	e.zeroer, _ = x.Device.(blockdev.Zeroer)
 	e.extents, _ = x.Device.(blockdev.ExtentLister)
 	e.nowait, _ = x.Device.(blockdev.NowaitReader)
-	e.file, _ = x.Device.(blockdev.FileBacked)
+	if f, ok := x.Device.(blockdev.FileBacked); ok && f.ReadFD(func(int) error { return nil }) == nil {
+		e.file = f
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing {
