@@ -88,7 +88,7 @@ func TestSendfileThatFailsIsAnErrorReply(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	t.Cleanup(func() { f.Close() }) // after the export is removed
 	if err := f.Truncate(100_000); err != nil {
 		t.Fatal(err)
 	}
