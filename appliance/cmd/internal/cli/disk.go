@@ -3,7 +3,6 @@ package cli
 import (
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -224,11 +223,4 @@ func printExtents(w io.Writer, prefix string, extents []*kb.Extent) {
 		fmt.Fprintf(&b, "%s%d %d\n", prefix, e.GetOffset(), e.GetLength())
 	}
 	_, _ = io.WriteString(w, b.String())
-}
-
-// fileExists says whether there is anything at path, without following a symbolic
-// link.
-func fileExists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
 }

@@ -75,14 +75,14 @@ stays in the foreground until the mount ends, or with -d returns when it works.`
 
 // mountPoint makes the folder if need be, and refuses one that is mounted already.
 func (a *app) mountPoint(dir string) (string, error) {
-	path, mounted, err := fusemount.Find(dir)
-	if err == nil && mounted {
+	if _, mounted, err := fusemount.Find(dir); err == nil && mounted {
 		return "", fmt.Errorf("%s is mounted already; end it with keelblock umount %s", dir, dir)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("mount: %w", err)
 	}
-	if path, _, err = fusemount.Find(dir); err != nil {
+	path, _, err := fusemount.Find(dir)
+	if err != nil {
 		return "", fmt.Errorf("mount: %w", err)
 	}
 	return path, nil

@@ -20,7 +20,6 @@ import (
 // memory is a disk in memory that knows its holes and can fail.
 type memory struct {
 	p      []byte
-	holes  bool
 	failAt int64 // reads of this byte fail; -1: none
 }
 
