@@ -56,8 +56,15 @@ func runWriter(dir string) error {
 		return err
 	}
 	var calls atomic.Int64
+	var dead atomic.Bool
+	defer func() {
+		if dead.Load() {
+			select {} // what fails without power is not an end: the kill is under way
+		}
+	}()
 	o := crashOptions.WithHook(func(string, string) error {
 		if cut > 0 && calls.Add(1) == cut {
+			dead.Store(true)
 			if err := cutPower(dir); err != nil {
 				fmt.Fprintln(os.Stderr, err)
 				os.Exit(1)
