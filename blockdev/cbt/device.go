@@ -182,22 +182,29 @@ func (t *Tracker) Size() int64 { return t.size }
 // pages it could not write, so a success would promise what nobody knows. The next
 // backup compares.
 func (t *Tracker) Flush() error {
-	t.mu.Lock()
-	failed := t.flushErr
-	t.mu.Unlock()
-	if failed != nil {
-		return fmt.Errorf("an earlier flush failed: %w", failed)
+	if err := t.flushFailed(); err != nil {
+		return err
 	}
-	err := t.dev.Flush()
-	if err != nil {
+	if err := t.dev.Flush(); err != nil {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		if t.flushErr == nil {
 			t.flushErr = err
 			t.doubt("flush failed: " + err.Error())
 		}
+		return err
 	}
-	return err
+	// The kernel tells an error once, to one of two flushes beside one another.
+	return t.flushFailed()
+}
+
+func (t *Tracker) flushFailed() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.flushErr != nil {
+		return fmt.Errorf("an earlier flush failed: %w", t.flushErr)
+	}
+	return nil
 }
 
 // Extents passes through; a Device below that cannot say is all data.

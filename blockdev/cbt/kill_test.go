@@ -172,7 +172,7 @@ func TestKillLosesNoChange(t *testing.T) {
 	if err := localdisk.Create(filepath.Join(string(k), "disk"), killDiskBytes); err != nil {
 		t.Fatal(err)
 	}
-	d, tr, err := k.open(NewClock())
+	_, tr, err := k.open(NewClock())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,7 +182,8 @@ func TestKillLosesNoChange(t *testing.T) {
 	lost, points := 0, map[PointID]bool{}
 	for range rounds {
 		killWriter(t, k, time.Duration(20+r.IntN(250))*time.Millisecond)
-		if d, tr, err = k.open(NewClock()); err != nil {
+		d, tr, err := k.open(NewClock())
+		if err != nil {
 			t.Fatal(err)
 		}
 		if state, reason := tr.Tracking(); state != TrackingEnabled {
