@@ -61,7 +61,7 @@ func processesOf(dir string) []int {
 	for _, e := range entries {
 		env, _ := os.ReadFile(e)
 		if slices.ContainsFunc(bytes.Split(env, []byte{0}), func(v []byte) bool {
-			return bytes.HasPrefix(v, []byte("KEELBLOCK_DATA="+dir))
+			return bytes.HasPrefix(v, []byte("KEELBLOCK_DATA="+dir)) || string(v) == "DIR="+dir
 		}) {
 			pid, _ := strconv.Atoi(strings.Split(e, "/")[2])
 			if pid != os.Getpid() {

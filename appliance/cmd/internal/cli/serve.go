@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -106,6 +107,11 @@ func (a *app) serveConfig(cmd *cobra.Command, s *serveFlags) (config.Config, err
 	for name, apply := range set {
 		if cmd.Flags().Changed(name) {
 			apply()
+		}
+	}
+	if cfg.MapDir != "" { // a detached daemon works in another folder
+		if cfg.MapDir, err = filepath.Abs(cfg.MapDir); err != nil {
+			return cfg, err
 		}
 	}
 	cfg.Version = a.Version
