@@ -205,6 +205,7 @@ func TestPointCarriesDefinitionAndComesBack(t *testing.T) {
 
 // A kill in mid-restore leaves no half disk, and no file.
 func TestKillDuringRestoreLeavesNoHalfDisk(t *testing.T) {
+	t.Parallel() // mostly waits for syncs
 	cfg := testConfig(t, dataDir(t))
 	p := startProcess(t, cfg)
 	p.makeDisk(t, "web0", 128<<20)
@@ -284,6 +285,7 @@ func TestBackingFile(t *testing.T) {
 // made: full, incremental, with a small spill. Each point must be exactly the disk
 // after some number K of writes: every page holds its last write up to K, whole.
 func TestPointOfABusyDiskIsOneInstant(t *testing.T) {
+	t.Parallel() // mostly waits for syncs
 	cfg := testConfig(t, dataDir(t))
 	// As large as the disk, so that no cut is aborted; a tenth of it is less than what is
 	// written during the full read, so that this is read again.

@@ -90,6 +90,7 @@ func TestDemand29OfflineMachineIsBackedUp(t *testing.T) {
 // that goes to the second disk only after the first has acknowledged is never found
 // with the second disk ahead, nor more than one step behind.
 func TestDemand30DisksOfAMachineAreCutAtOneInstant(t *testing.T) {
+	t.Parallel() // mostly waits for syncs
 	cfg := testConfig(t, dataDir(t))
 	a := start(t, cfg)
 	const writers, step = 4, 64 << 10

@@ -16,6 +16,7 @@ import (
 // readable, every acknowledged write stays, and the next backup is incremental and
 // equals the disk (the list after the kill holds all that differs).
 func TestKillDuringBackupLosesNothing(t *testing.T) {
+	t.Parallel() // mostly waits for syncs
 	cfg := testConfig(t, dataDir(t))
 	const size = 48 << 20
 	seed := uint64(time.Now().UnixNano())

@@ -28,6 +28,7 @@ const (
 // point that a backup had named is intact, flushed writes are there, nobody has to help the
 // start, and the next backup compares by itself and is right.
 func TestPowerCutKeepsWhatWasCommitted(t *testing.T) {
+	t.Parallel() // mostly waits for syncs
 	mnt := loopMount(t, "ext4", 1<<30)
 	cfg := testConfig(t, filepath.Join(mnt, "kb"))
 	seed := uint64(time.Now().UnixNano())
@@ -146,6 +147,7 @@ func remount(t *testing.T, mnt string) {
 // What a client was told is written is in the point, flushed or not, and stays there when
 // the power goes and the disk itself forgets it.
 func TestDemand36AcknowledgedWritesAreInThePoint(t *testing.T) {
+	t.Parallel() // mostly waits for syncs
 	mnt := loopMount(t, "ext4", 512<<20)
 	cfg := testConfig(t, filepath.Join(mnt, "kb"))
 	p := startProcess(t, cfg)

@@ -61,6 +61,7 @@ func loopMount(t *testing.T, fs string, sizeBytes int64) string {
 // A full file system under the vault: the backup fails with the reason and the
 // number, the disk goes on, older points are intact, and with space it works again.
 func TestVaultOnFullFileSystem(t *testing.T) {
+	t.Parallel() // mostly waits for syncs
 	mnt := loopMount(t, "ext4", 400<<20)
 	cfg := testConfig(t, filepath.Join(mnt, "kb"))
 	a := start(t, cfg)
@@ -152,6 +153,7 @@ func fill(t *testing.T, path string) {
 // A restore is refused with the number before a byte is written; a disk that runs full
 // says so to its guest and to nobody else.
 func TestDemand24RestoreWithoutRoomIsRefusedWithTheNumber(t *testing.T) {
+	t.Parallel() // mostly waits for syncs
 	mnt := loopMount(t, "ext4", 400<<20)
 	cfg := testConfig(t, filepath.Join(mnt, "kb"))
 	a := start(t, cfg)
@@ -212,6 +214,7 @@ func TestDemand24RestoreWithoutRoomIsRefusedWithTheNumber(t *testing.T) {
 // Sparse disks of 32 TiB, 32 of them, with a few MiB written: created, backed up twice
 // and restored in seconds.
 func TestDemand50ThirtyTwoSparseDisksOf32TiB(t *testing.T) {
+	t.Parallel() // mostly waits for syncs
 	mnt := loopMount(t, "xfs", 2<<30)
 	cfg := testConfig(t, filepath.Join(mnt, "kb"))
 	a := start(t, cfg)

@@ -31,6 +31,7 @@ func flipEveryPage(t *testing.T, path string) {
 // A vault that cannot be opened never takes the disks down: they are served, the API
 // says what is wrong and what to do, and the index is made anew from the packs.
 func TestBrokenVaultLeavesDisksServed(t *testing.T) {
+	t.Parallel() // mostly waits for syncs
 	for _, victim := range []string{"index/*.sst", "index/MANIFEST", "index"} {
 		t.Run(strings.ReplaceAll(victim, "/", " "), func(t *testing.T) {
 			cfg := testConfig(t, dataDir(t))
