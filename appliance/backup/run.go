@@ -233,9 +233,15 @@ func (a *attemptState) capture(ctx context.Context, i int, s *snapshot.Snapshot)
 		return err
 	}
 	defer pass.Abort()
-	err = s.Capture(ctx, func(off int64, data []byte) error {
-		a.t.AddDone(int64(len(data)))
-		return pass.Write(ctx, off, data)
+	err = s.Capture(ctx, cbt.Sink{
+		Write: func(off int64, data []byte) error {
+			a.t.AddDone(int64(len(data)))
+			return pass.Write(ctx, off, data)
+		},
+		Zero: func(off, n int64) error {
+			a.t.AddDone(n)
+			return pass.Zero(ctx, off, n)
+		},
 	})
 	if err != nil {
 		return err

@@ -163,7 +163,7 @@ func BenchmarkWriteDuringCapture(b *testing.B) {
 				case <-time.After(100 * time.Millisecond):
 				}
 				f := mustFreeze(b, c, t).Disks[0]
-				f.Capture(context.Background(), func(int64, []byte) error { return nil })
+				f.Capture(context.Background(), Sink{Write: func(int64, []byte) error { return nil }})
 				f.Prepare(PointID{1})
 				f.Commit()
 			}

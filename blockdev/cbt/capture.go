@@ -145,16 +145,22 @@ func (f *Frozen) ChangedBytes() (n int64) {
 // Size is the size of the disk in bytes.
 func (f *Frozen) Size() int64 { return f.t.size }
 
-// Capture calls fn with the changed grains as they were at the cut: ascending, in
-// pieces of at most 1 MiB that do not cross a multiple of 1 MiB, each once. p is
-// valid until fn returns. fn must not end the freeze. It runs once per freeze; when
-// it fails the freeze can only be aborted. ErrAborted means that it was.
-func (f *Frozen) Capture(ctx context.Context, fn func(off int64, p []byte) error) error {
+// Sink takes what a Capture finds: in ascending order, whole grains, each once.
+type Sink struct {
+	// Write takes content, in pieces of at most 1 MiB that do not cross a multiple of
+	// 1 MiB. p is valid until it returns.
+	Write func(off int64, p []byte) error
+	// Zero takes ranges of any length that were zeros, and spares the disk their
+	// reading. nil: zeros are read and written like all else.
+	Zero func(off, n int64) error
+}
+
+// Capture gives the sink the changed grains as they were at the cut. The sink must
+// not end the freeze. Capture runs once per freeze; when it fails the freeze can only
+// be aborted. ErrAborted means that it was.
+func (f *Frozen) Capture(ctx context.Context, sink Sink) error {
 	if !f.ready || f.started.Swap(true) {
 		return fmt.Errorf("capture disk %q: not drained, or captured before", f.t.opts.DiskID)
-	}
-	if err := f.freeze.Err(); err != nil {
-		return fmt.Errorf("capture disk %q: %w", f.t.opts.DiskID, err)
 	}
 	f.use.RLock()
 	defer f.use.RUnlock()
@@ -166,15 +172,10 @@ func (f *Frozen) Capture(ctx context.Context, fn func(off int64, p []byte) error
 	defer stop()
 	buf := buffers.Get().(*[maxChunk + 2*blockdev.GrainSize]byte)
 	defer buffers.Put(buf)
+	c := capturer{f: f, sink: sink, buf: buf[:maxChunk]}
 	var err error
 	f.changed(func(e blockdev.Extent) bool {
-		for end := e.End(); e.Offset < end && err == nil; e.Offset += e.Length {
-			e.Length = min(end, (e.Offset/maxChunk+1)*maxChunk) - e.Offset
-			p := buf[:e.Length]
-			if err = f.capture(ctx, e.Offset, p); err == nil {
-				err = fn(e.Offset, p)
-			}
-		}
+		err = c.extent(ctx, e)
 		return err == nil
 	})
 	if err == nil {
@@ -188,6 +189,121 @@ func (f *Frozen) Capture(ctx context.Context, fn func(off int64, p []byte) error
 	}
 	f.captured.Store(true)
 	return nil
+}
+
+const (
+	// holeWindow bounds how far ahead holes are asked for, and so their list.
+	holeWindow = 1 << 30
+	// minHole is the shortest range of zeros that is worth a call of its own.
+	minHole = 16 << 10
+)
+
+// capturer is one run of Capture.
+type capturer struct {
+	f    *Frozen
+	sink Sink
+	buf  []byte // maxChunk
+}
+
+// extent captures one range of changed grains. Where the disk has holes it does not
+// read: a guest that trims its free space lists most of its disk. A hole proves as
+// much as a read does, and in the same way: it was seen after the cut and before the
+// claim, and what is claimed then was not written between cut and claim.
+func (c *capturer) extent(ctx context.Context, e blockdev.Extent) error {
+	for end := e.End(); e.Offset < end; e.Offset += e.Length {
+		e.Length = min(end-e.Offset, holeWindow)
+		at := e.Offset
+		for _, h := range c.holes(e) {
+			if err := errors.Join(c.data(ctx, at, h.Offset), c.zeros(ctx, h.Offset, h.End())); err != nil {
+				return err
+			}
+			at = h.End()
+		}
+		if err := c.data(ctx, at, e.End()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// holes lists the whole grains of e that read as zeros now, as far as they are worth it.
+func (c *capturer) holes(e blockdev.Extent) (list []blockdev.Extent) {
+	t := c.f.t
+	if c.sink.Zero == nil || t.below.extents == nil {
+		return nil
+	}
+	// After an error the rest is read, which is right as well.
+	_ = t.below.extents.Extents(e.Offset, e.Length, func(x blockdev.Extent, s blockdev.ExtentStatus) bool {
+		from := (x.Offset + blockdev.GrainSize - 1) &^ (blockdev.GrainSize - 1)
+		to := x.End()
+		if to != t.size {
+			to &^= blockdev.GrainSize - 1
+		}
+		switch k := len(list) - 1; {
+		case !s.Zero:
+		case k >= 0 && list[k].End() == from:
+			list[k].Length = to - list[k].Offset
+		case to-from >= minHole:
+			list = append(list, blockdev.Extent{Offset: from, Length: to - from})
+		}
+		return true
+	})
+	return list
+}
+
+// data captures [off, end) by reading.
+func (c *capturer) data(ctx context.Context, off, end int64) error {
+	for off < end {
+		n := min(end, (off/maxChunk+1)*maxChunk) - off
+		if err := c.f.capture(ctx, off, c.buf[:n]); err != nil {
+			return err
+		}
+		if err := c.sink.Write(off, c.buf[:n]); err != nil {
+			return err
+		}
+		off += n
+	}
+	return nil
+}
+
+// zeros captures [off, end), which was a hole. Grains that a write claimed come from
+// the spill.
+func (c *capturer) zeros(ctx context.Context, off, end int64) error {
+	f := c.f
+	emit := func(to int64) error {
+		if off == to {
+			return nil
+		}
+		return c.sink.Zero(off, to-off)
+	}
+	first, last := off>>grainShift, (end-1)>>grainShift
+	for i := first >> 6; i <= last>>6; i++ {
+		if i&4095 == 0 && ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		mask := wordMask(i, first, last)
+		lost := atomic.OrUint64(&f.t.claimed.words[i], mask) & mask
+		for ; lost != 0; lost &= lost - 1 {
+			g := i<<6 + int64(bits.TrailingZeros64(lost))
+			if err := f.await(ctx, g); err != nil {
+				return err
+			}
+			at := g << grainShift
+			p := c.buf[:min(blockdev.GrainSize, end-at)]
+			if err := errors.Join(emit(at), f.t.spill.read(p, at)); err != nil {
+				return err
+			}
+			if err := c.sink.Write(at, p); err != nil {
+				return err
+			}
+			off = at + int64(len(p))
+		}
+	}
+	// After the claims: whoever overwrote without preserving had aborted first.
+	if f.freeze.aborted.Load() {
+		return f.freeze.Err()
+	}
+	return emit(end)
 }
 
 // capture fills p with the frozen grains at off. It reads first and claims then: a

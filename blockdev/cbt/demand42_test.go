@@ -24,10 +24,10 @@ func TestDemand42CaptureReadsOnlyWhatChanged(t *testing.T) {
 		}
 		return nil
 	}
-	err := f.Capture(context.Background(), func(off int64, p []byte) error {
+	err := f.Capture(context.Background(), Sink{Write: func(off int64, p []byte) error {
 		got += int64(len(p))
 		return nil
-	})
+	}})
 	if err != nil || read != want || got != want || want == 0 {
 		t.Errorf("%d bytes changed, %d were read, %d were handed on: %v", want, read, got, err)
 	}

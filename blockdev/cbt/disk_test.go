@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -58,6 +59,31 @@ func (d *memDisk) Trim(off, n int64) error { return d.WriteZeroes(off, n, true) 
 func (d *memDisk) WriteZeroes(off, n int64, _ bool) error {
 	_, err := d.WriteAt(make([]byte, n), off)
 	return err
+}
+
+// Extents tells the sectors that hold only zeros.
+func (d *memDisk) Extents(off, n int64, yield func(blockdev.Extent, blockdev.ExtentStatus) bool) error {
+	if err := d.ask("extents", off, n); err != nil {
+		return err
+	}
+	d.mu.RLock()
+	zero := make([]bool, n/512)
+	for i := range zero {
+		at := off + int64(i)*512
+		zero[i] = !slices.ContainsFunc(d.data[at:at+512], func(b byte) bool { return b != 0 })
+	}
+	d.mu.RUnlock()
+	for i := 0; i < len(zero); {
+		k := i
+		for k < len(zero) && zero[k] == zero[i] {
+			k++
+		}
+		if !yield(blockdev.Extent{Offset: off + int64(i)*512, Length: int64(k-i) * 512}, blockdev.ExtentStatus{Hole: zero[i], Zero: zero[i]}) {
+			return nil
+		}
+		i = k
+	}
+	return nil
 }
 
 func (d *memDisk) Size() int64  { return int64(len(d.data)) }

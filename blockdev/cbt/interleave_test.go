@@ -231,7 +231,7 @@ func TestAbortWaitsForTheWriteThatIsPreserving(t *testing.T) {
 	z := mustFreeze(t, r.c, r.t)
 	g, w1 := r.gates.hold(t, r.t, hookClaimed, func() { r.t.WriteAt(bytes.Repeat([]byte{2}, 4096), 0) })
 	captured := background(func() {
-		err := z.Disks[0].Capture(context.Background(), func(int64, []byte) error { return nil })
+		err := z.Disks[0].Capture(context.Background(), Sink{Write: func(int64, []byte) error { return nil }})
 		if !errors.Is(err, ErrAborted) {
 			t.Errorf("capture: %v, want ErrAborted", err)
 		}

@@ -126,10 +126,10 @@ func cutOnce(k killDir, c *Clock, t *Tracker) error {
 	if err != nil {
 		return err
 	}
-	err = f.Capture(context.Background(), func(off int64, p []byte) error {
+	err = f.Capture(context.Background(), Sink{Write: func(off int64, p []byte) error {
 		copy(img[off:], p)
 		return nil
-	})
+	}})
 	if rand.IntN(3) == 0 || errors.Is(err, ErrAborted) {
 		return f.Abort()
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"testing"
 
@@ -40,6 +41,7 @@ type property struct {
 	cut   *Freeze
 	in    []*subject // of the cut
 	next  uint64
+	zeros int64   // bytes that captures told as zeros
 	fault float64 // probability that a call to a disk fails
 	log   []string
 }
@@ -190,7 +192,7 @@ func (p *property) finish() {
 	var err error
 	for _, s := range p.in {
 		content := bytes.Clone(s.base)
-		err = errors.Join(err, s.frozen.Capture(context.Background(), func(off int64, b []byte) error {
+		err = errors.Join(err, s.frozen.Capture(context.Background(), Sink{Write: func(off int64, b []byte) error {
 			if !bytes.Equal(b, s.atCut[off:off+int64(len(b))]) {
 				p.bad("the capture of %s hands on at %d what is not of the cut", s.o.DiskID, off)
 			}
@@ -199,7 +201,17 @@ func (p *property) finish() {
 				p.mutate(p.disks[p.r.IntN(len(p.disks))])
 			}
 			return nil
-		}))
+		}, Zero: func(off, n int64) error {
+			if slices.ContainsFunc(s.atCut[off:off+n], func(b byte) bool { return b != 0 }) {
+				p.bad("the capture of %s calls %d bytes at %d zeros that were none at the cut", s.o.DiskID, n, off)
+			}
+			clear(content[off : off+n])
+			p.zeros += n
+			if p.r.IntN(3) == 0 {
+				p.mutate(p.disks[p.r.IntN(len(p.disks))])
+			}
+			return nil
+		}}))
 		if err == nil && !bytes.Equal(content, s.atCut) {
 			p.bad("the snapshot of %s is not the disk at the cut", s.o.DiskID)
 		}

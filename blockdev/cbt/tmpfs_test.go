@@ -82,7 +82,7 @@ func TestFullTmpfsMakesTheDiskSuspectAndKillsNobody(t *testing.T) {
 	mustWrite(t, tr, 300*mib, 4096, 3)
 	z := mustFreeze(t, c, tr)
 	f := z.Disks[0]
-	err := f.Capture(context.Background(), func(off int64, p []byte) error { return nil })
+	err := f.Capture(context.Background(), Sink{Write: func(int64, []byte) error { return nil }})
 	if err := errors.Join(err, f.Prepare(PointID{2}), f.Commit()); err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +122,7 @@ func TestMapGivesItsPagesBack(t *testing.T) {
 			mustWrite(t, tr, off, 1, 1)
 		}
 		f := mustFreeze(t, c, tr).Disks[0]
-		err := f.Capture(context.Background(), func(off int64, p []byte) error { return nil })
+		err := f.Capture(context.Background(), Sink{Write: func(int64, []byte) error { return nil }})
 		if err := errors.Join(err, f.Prepare(PointID{2}), f.Commit()); err != nil {
 			t.Fatal(err)
 		}

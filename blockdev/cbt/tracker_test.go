@@ -64,14 +64,21 @@ func capture(tb testing.TB, f *Frozen, base []byte) []byte {
 	tb.Helper()
 	out := bytes.Clone(base)
 	next := int64(0)
-	err := f.Capture(context.Background(), func(off int64, p []byte) error {
+	err := f.Capture(context.Background(), Sink{Write: func(off int64, p []byte) error {
 		if off < next || len(p) > maxChunk || len(p) == 0 {
 			tb.Errorf("capture gave %d bytes at %d after %d", len(p), off, next)
 		}
 		next = off + int64(len(p))
 		copy(out[off:], p)
 		return nil
-	})
+	}, Zero: func(off, n int64) error {
+		if off < next || n <= 0 {
+			tb.Errorf("capture gave %d zeros at %d after %d", n, off, next)
+		}
+		next = off + n
+		clear(out[off:next])
+		return nil
+	}})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -166,7 +173,7 @@ func TestSpillFullAbortsTheSnapshotAndNotTheWrite(t *testing.T) {
 	if !errors.Is(z.Err(), ErrSpillFull) || !errors.Is(z.Err(), ErrAborted) {
 		t.Errorf("freeze error %v, want ErrSpillFull", z.Err())
 	}
-	err := z.Disks[0].Capture(context.Background(), func(int64, []byte) error { return nil })
+	err := z.Disks[0].Capture(context.Background(), Sink{Write: func(int64, []byte) error { return nil }})
 	if !errors.Is(err, ErrAborted) {
 		t.Errorf("capture: %v, want ErrAborted", err)
 	}

@@ -117,10 +117,9 @@ func (s *Snapshot) Changed(yield func(blockdev.Extent) bool) { s.frozen.Changed(
 // ChangedBytes is the sum of Changed.
 func (s *Snapshot) ChangedBytes() int64 { return s.frozen.ChangedBytes() }
 
-// Capture calls fn with the changed grains as they were at the cut: ascending, in
-// pieces of at most 1 MiB, none across a multiple of 1 MiB, each once. p is valid
-// until fn returns. fn must not end the cut. Capture runs once; after an error the
-// cut can only be aborted.
-func (s *Snapshot) Capture(ctx context.Context, fn func(off int64, p []byte) error) error {
-	return s.frozen.Capture(ctx, fn)
+// Capture gives the sink the changed grains as they were at the cut: ascending, each
+// once; see cbt.Sink. The sink must not end the cut. Capture runs once; after an error
+// the cut can only be aborted.
+func (s *Snapshot) Capture(ctx context.Context, sink cbt.Sink) error {
+	return s.frozen.Capture(ctx, sink)
 }

@@ -105,10 +105,10 @@ func mustCut(t *testing.T, s *snapshot.Slots) *snapshot.Cut {
 // read lays a snapshot over base.
 func read(t *testing.T, s *snapshot.Snapshot, base []byte) []byte {
 	t.Helper()
-	err := s.Capture(context.Background(), func(off int64, p []byte) error {
+	err := s.Capture(context.Background(), cbt.Sink{Write: func(off int64, p []byte) error {
 		copy(base[off:], p)
 		return nil
-	})
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -222,7 +222,7 @@ func TestTroubleOfOneDiskAbortsTheCutOfAll(t *testing.T) {
 			if err := cut.Err(); !errors.Is(err, snapshot.ErrAborted) || !errors.Is(err, eio) || !strings.Contains(err.Error(), "disk-1") {
 				t.Errorf("cut error %v", err)
 			}
-			err := cut.Disks[0].Capture(context.Background(), func(int64, []byte) error { return nil })
+			err := cut.Disks[0].Capture(context.Background(), cbt.Sink{Write: func(int64, []byte) error { return nil }})
 			if !errors.Is(err, snapshot.ErrAborted) {
 				t.Errorf("capture of the other disk: %v", err)
 			}
