@@ -174,8 +174,8 @@ func (b *Batch) putContent(ctx context.Context, kind dedupe.Kind, level uint8, d
 }
 
 // held reports whether content is in this batch, or synced and verified since the
-// last unclean stop (B2). An entry of an earlier epoch is verified now, and believed
-// from now on. One that does not verify is not held.
+// last unclean stop (B2). An entry of an earlier epoch, or one whose record did not
+// verify when it was read, is verified now, and believed from now on. One that does not verify is not held.
 func (b *Batch) held(kind dedupe.Kind, d dedupe.Digest) (bool, error) {
 	if _, ok := b.pending(kind, d); ok {
 		return true, nil
@@ -184,10 +184,11 @@ func (b *Batch) held(kind dedupe.Kind, d dedupe.Digest) (bool, error) {
 	if err != nil || !ok {
 		return false, err
 	}
-	if p.epoch == b.s.Epoch() {
+	suspect := b.s.suspect.has(entry{kind, d})
+	if p.epoch == b.s.Epoch() && !suspect {
 		return b.s.reaches(p), nil
 	}
-	if b.isTouched(kind, d) {
+	if b.isTouched(kind, d) && !suspect {
 		return true, nil
 	}
 	buf := b.s.codec.buffer(b.s.sb.BlockSize)
@@ -199,6 +200,7 @@ func (b *Batch) held(kind dedupe.Kind, d dedupe.Digest) (bool, error) {
 		b.s.log.Warn("stored again: its record does not verify", "vault", b.s.dir, "err", err)
 		return false, nil
 	}
+	b.s.suspect.clear(entry{kind, d})
 	return true, b.touch(kind, d, p)
 }
 

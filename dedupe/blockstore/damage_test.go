@@ -1,6 +1,7 @@
 package blockstore_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -339,4 +340,42 @@ func TestRebuildEqualsOld(t *testing.T) {
 	if err := checkStore(s, points); err != nil {
 		t.Error(err)
 	}
+}
+
+// A record that once failed to read back is not "held" any more, also in the run that
+// wrote it: put again it is stored again, and what referred to it reads well.
+func TestRecordThatDidNotVerifyIsStoredAgain(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	dir := filepath.Join(t.TempDir(), "vault")
+	if err := blockstore.Create(dir, crashOptions); err != nil {
+		t.Fatal(err)
+	}
+	s := openVault(t, dir, crashOptions)
+	block := dedupetest.Block(s, 1)
+	d := dedupe.Sum(block)
+	b := dedupetest.Begin(t, s)
+	dedupetest.PutBlock(t, b, block)
+	dedupetest.Commit(t, b, `{"Name":"first"}`)
+	path, off, length, err := s.Locate(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flip(t, path, off+length/2)
+	if _, err := s.Get(ctx, dedupe.KindBlock, d, nil); !errors.Is(err, dedupe.ErrCorrupt) {
+		t.Fatalf("get: %v, want ErrCorrupt", err)
+	}
+	b = dedupetest.Begin(t, s)
+	if put := dedupetest.PutBlock(t, b, block); !put.New {
+		t.Fatal("a record that did not verify counts as held")
+	}
+	dedupetest.Commit(t, b, `{"Name":"second"}`)
+	if p, err := s.Get(ctx, dedupe.KindBlock, d, nil); err != nil || !bytes.Equal(p, block) {
+		t.Fatalf("get after it was stored again: %v", err)
+	}
+	b = dedupetest.Begin(t, s)
+	if put := dedupetest.PutBlock(t, b, block); put.New {
+		t.Error("the good record is stored a third time")
+	}
+	dedupetest.Commit(t, b, `{"Name":"third"}`)
 }

@@ -84,6 +84,7 @@ func (s *Store) read(p place, kind dedupe.Kind, d dedupe.Digest, buf []byte) ([]
 	}
 	if errors.Is(err, dedupe.ErrCorrupt) || errors.Is(err, dedupe.ErrNotFound) {
 		s.counts.corruptBlocks.Add(1)
+		s.suspect.add(entry{kind, d})
 	}
 	return nil, fmt.Errorf("%s %v in pack %v at %d: %w", kindName(kind), d, id, p.offset, err)
 }

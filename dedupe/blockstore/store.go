@@ -44,6 +44,7 @@ type Store struct {
 	log     *slog.Logger
 	scratch string // the folder of a read-only Store's own index
 	writing writingPacks
+	suspect suspects
 
 	// publishing is held by a commit from its first note to its transaction of
 	// the index, so that serials and sequences ascend in the order of publication.
