@@ -10,7 +10,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
 BIN      := bin/keelblock
 TOOLS    := $(CURDIR)/bin/tools
-HYGIENE  := $(TOOLS)/hygiene
+TIDY     := $(TOOLS)/hygiene
 BUILD    := $(GO) build -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
 GOSOURCE := appliance blockdev dedupe replicate tools
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -70,17 +70,17 @@ demo: try-deps build ## a tour: serve, fill, back up, change, mount, restore (un
 
 ##@ Test
 .PHONY: test
-test: try-deps build $(HYGIENE) fmt vet archtest lint-lite ## everything that CI runs; leaves nothing behind
-	$(HYGIENE) -- $(GO) test -timeout 12m ./...
-	$(HYGIENE) -- env $(WITH_RACE) -short -timeout 10m $(call present,$(RACE))
+test: try-deps build $(TIDY) fmt vet archtest lint-lite ## everything that CI runs; leaves nothing behind
+	$(TIDY) -- $(GO) test -timeout 12m ./...
+	$(TIDY) -- env $(WITH_RACE) -short -timeout 10m $(call present,$(RACE))
 	@echo "make test: all passed"
 
 .PHONY: check
 check: try-deps build fmt vet archtest lint test-race ## format, vet, lint, every test under the race detector
 
 .PHONY: test-race
-test-race: try-deps build $(HYGIENE) ## every test under the race detector
-	$(HYGIENE) -- env $(WITH_RACE) -timeout 40m ./...
+test-race: try-deps build $(TIDY) ## every test under the race detector
+	$(TIDY) -- env $(WITH_RACE) -timeout 40m ./...
 
 .PHONY: fmt
 fmt: ## is everything formatted?
@@ -97,6 +97,7 @@ archtest: ## the rules of the house: import order, package comments, top level
 .PHONY: lint-lite
 lint-lite: ## the linter's checks for plain bugs; go vet has to do where its module cannot be had
 	@$(MAKE) -s $(TOOLS)/staticcheck || { echo "lint-lite: SKIPPED, staticcheck could not be built" >&2; exit 0; }; \
+	echo "staticcheck ./..."; \
 	$(TOOLS)/staticcheck -checks 'SA*,-SA1019,-SA4006' ./...
 
 .PHONY: lint
@@ -166,7 +167,7 @@ try-deps:
 # Only those of the given package patterns whose folder exists.
 present = $(foreach p,$(1),$(if $(wildcard $(patsubst ./%/...,%,$(p))/*),$(p)))
 
-$(HYGIENE): $(wildcard tools/hygiene/*.go)
+$(TIDY): $(wildcard tools/hygiene/*.go)
 	@mkdir -p $(TOOLS)
 	@$(GO) build -buildvcs=false -o $@ ./tools/hygiene
 
