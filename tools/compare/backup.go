@@ -34,7 +34,8 @@ func (b *bench) backupRows() error {
 		if err != nil {
 			return err
 		}
-		if _, err := b.r.Shell(b.ctx, "rm -rf repo copy && "+b.restic("init")+" >&2 && sync"); err != nil {
+		// The changes go to a copy: the file system in the image stays whole.
+		if _, err := b.r.Shell(b.ctx, "rm -rf repo copy work.img && cp --sparse=always disk.img work.img && "+b.restic("init")+" >&2 && sync"); err != nil {
 			return err
 		}
 
@@ -42,11 +43,11 @@ func (b *bench) backupRows() error {
 		if err != nil {
 			return err
 		}
-		restic, err := b.timed(b.restic("backup disk.img") + " && sync repo")
+		restic, err := b.timed(b.restic("backup work.img") + " && sync repo")
 		if err != nil {
 			return err
 		}
-		cp, err := b.timed("cp --sparse=always disk.img copy && sync copy")
+		cp, err := b.timed("cp --sparse=always work.img copy && sync copy")
 		if err != nil {
 			return err
 		}
@@ -78,10 +79,10 @@ func (b *bench) backupRows() error {
 		if oursSecond.Tracking != "enabled" {
 			return fmt.Errorf("the second backup's tracking is %q", oursSecond.Tracking)
 		}
-		if restic, err = b.timed(b.restic("backup disk.img") + " && sync repo"); err != nil {
+		if restic, err = b.timed(b.restic("backup work.img") + " && sync repo"); err != nil {
 			return err
 		}
-		if cp, err = b.timed("cp --sparse=always disk.img copy && sync copy"); err != nil {
+		if cp, err = b.timed("cp --sparse=always work.img copy && sync copy"); err != nil {
 			return err
 		}
 		second.add(oursSecond.Took.Seconds(), restic.Seconds())
@@ -91,7 +92,7 @@ func (b *bench) backupRows() error {
 			return err
 		}
 		secondBytes.add(float64(oursSecond.StoredBytes)/(1<<20), float64(resticSecond-resticFirst)/(1<<20))
-		if _, err := b.r.Shell(b.ctx, "rm -rf repo copy"); err != nil {
+		if _, err := b.r.Shell(b.ctx, "rm -rf repo copy work.img"); err != nil {
 			return err
 		}
 	}
@@ -99,7 +100,7 @@ func (b *bench) backupRows() error {
 	b.t.add(row{"backup-first-ceiling", mbs(median(ceiling.ours)), mbs(median(ceiling.peer)), ceiling.faster(), 0.9,
 		"first `keelblock backup`, " + what + "; against the slower of read + SHA-256 + zstd-fastest on all cores, and appending the stored bytes + sync"})
 	b.t.add(row{"backup-first-restic", mbs(median(first.ours)), mbs(median(first.peer)), first.faster(), 1,
-		"the same against `restic backup disk.img` into a new repository (default settings), sync"})
+		"the same against `restic backup` of the image into a new repository (default settings), sync"})
 	b.t.add(row{"backup-first-cp", mbs(median(firstCp.ours)), mbs(median(firstCp.peer)), firstCp.faster(), 0,
 		"the same against `cp --sparse=always`, sync"})
 	b.t.add(row{"backup-first-bytes-restic", mib(median(firstBytes.ours)), mib(median(firstBytes.peer)), firstBytes.smaller(), 0,
@@ -121,11 +122,11 @@ const (
 	compactBytes    = 16 << 20
 )
 
-// change writes the same bytes to the live disk, through NBD, and to the image:
+// change writes the same bytes to the live disk, through NBD, and to work.img:
 // grains taken from other places of the image, so that they compress as real
 // data does, each marked so that it is new.
 func (b *bench) change(disk string, seed uint64) (err error) {
-	f, err := os.OpenFile(b.image, os.O_RDWR, 0)
+	f, err := os.OpenFile(filepath.Join(b.r.Dir, "work.img"), os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
