@@ -212,16 +212,19 @@ func TestSelector(t *testing.T) {
 		{"web@2026-11-21T20:30:01Z", "c", "", nil},
 		{"web@2026-11-21T21:30:00Z", "d", "", nil}, // as the point is shown
 		{"web@2030-01-01T00:00:00Z", "d", "", nil},
-		{"web@2026-11-21T20:30:00Z", "", "", recoverypoint.ErrAmbiguous},
+		{"web@2026-11-21T20:30:00Z", "c", "", nil}, // the newest of that second
 		{"web@2026-11-21T19:29:59Z", "", "", recoverypoint.ErrNotFound},
 		{"nosuch@latest", "", "", recoverypoint.ErrNotFound},
 		{"gone@latest", "", "", recoverypoint.ErrNotFound},
 		{"latest@latest-application", "", "", recoverypoint.ErrNotFound},
 		{"0123456789abcdef", "", "", recoverypoint.ErrNotFound},
 		{"", "", "", recoverypoint.ErrBadSelector},
-		{"abc", "", "", recoverypoint.ErrBadSelector},
-		{"web", "", "", recoverypoint.ErrBadSelector},
-		{"website", "", "", recoverypoint.ErrBadSelector},
+		{"web", "", "", recoverypoint.ErrBadSelector}, // a machine, and no point of it
+		{"web:web0", "", "", recoverypoint.ErrBadSelector},
+		{"website", "", "", recoverypoint.ErrNotFound},
+		{"website:web0", "", "", recoverypoint.ErrNotFound},
+		{":web0", "", "", recoverypoint.ErrBadSelector},
+		{"no such", "", "", recoverypoint.ErrBadSelector},
 		{"@latest", "", "", recoverypoint.ErrBadSelector},
 		{"web@", "", "", recoverypoint.ErrBadSelector},
 		{"web@late", "", "", recoverypoint.ErrBadSelector},
@@ -234,6 +237,20 @@ func TestSelector(t *testing.T) {
 		p, rest, err := x.Resolve(c.selector)
 		if !errors.Is(err, c.err) || c.err == nil && (err != nil || names[p.ID] != c.want || rest != c.rest) {
 			t.Errorf("%q: %v, %q, %v; want %s, %q, %v", c.selector, p, rest, err, c.want, c.rest, c.err)
+		}
+	}
+	// Every prefix that one id has names the point, however short, and no other does.
+	for n := 1; n < 8; n++ {
+		count := make(map[string]int)
+		for _, id := range ids {
+			count[id.String()[:n]]++
+		}
+		for i, id := range ids {
+			prefix := id.String()[:n]
+			p, _, err := x.Resolve(prefix)
+			if count[prefix] == 1 && (err != nil || p.ID != ids[i]) || count[prefix] > 1 && !errors.Is(err, recoverypoint.ErrAmbiguous) {
+				t.Errorf("%s of %d points: %v", prefix, count[prefix], err)
+			}
 		}
 	}
 	// Every point answers to the name under which it is shown.

@@ -97,7 +97,7 @@ type Manifest struct {
 	// FrozenMonotonic is the same instant on the monotonic clock of boot BootID.
 	FrozenMonotonic time.Duration
 	BootID          ID
-	// FreezeMicros is how long the freeze took.
+	// FreezeMicros is how long the freeze took, rounded up.
 	FreezeMicros int64
 
 	Consistency Consistency

@@ -10,9 +10,6 @@ import (
 	"github.com/keelblock/keelblock/dedupe"
 )
 
-// MinPrefix is the shortest prefix of an id that names a point, in hex digits.
-const MinPrefix = 4
-
 // maxNamed is how many candidates an error names.
 const maxNamed = 8
 
@@ -23,7 +20,8 @@ const (
 
 // Selector is a parsed name of a point.
 type Selector struct {
-	// Prefix of the point's id, in lower-case hex; "" when Machine is set.
+	// Prefix of the point's id, in lower case; "" when Machine is set. It may be a
+	// word that no id begins with: that is a point that does not exist.
 	Prefix string
 	// Machine is a name or an id.
 	Machine string
@@ -35,7 +33,7 @@ type Selector struct {
 
 // ParseSelector reads one of
 //
-//	ID[:REST]                                   the id or a prefix of it, 4 hex digits or more
+//	ID[:REST]                                   the id or a prefix of it that no other id has
 //	MACHINE@latest[:REST]                       the newest point
 //	MACHINE@latest-application[:REST]           the newest with that consistency
 //	MACHINE@2026-11-21T19:30:00[.123]Z[:REST]   the newest at or before that time
@@ -49,13 +47,11 @@ func ParseSelector(s string) (Selector, error) {
 	machine, _, isMachine := strings.Cut(head, "@")
 	if !isMachine {
 		prefix, rest, _ := strings.Cut(s, ":")
-		if len(prefix) < MinPrefix {
-			return bad(fmt.Sprintf("an id needs at least %d hexadecimal digits", MinPrefix))
-		}
-		if len(prefix) > 2*dedupe.DigestSize || strings.Trim(prefix, "0123456789abcdefABCDEF") != "" {
+		prefix = strings.ToLower(prefix)
+		if prefix == "" || len(prefix) > 2*dedupe.DigestSize || strings.Trim(prefix, "0123456789abcdefghijklmnopqrstuvwxyz._-") != "" {
 			return bad("this is neither an id nor MACHINE@…")
 		}
-		return Selector{Prefix: strings.ToLower(prefix), Rest: rest}, nil
+		return Selector{Prefix: prefix, Rest: rest}, nil
 	}
 	if machine == "" {
 		return bad("the machine's name is missing")
@@ -95,8 +91,10 @@ func parseTime(s string) (t time.Time, exact time.Duration, err error) {
 
 // Resolve finds the one point that a selector names, and what stands behind it. By
 // id it finds soft-deleted points too (look at Point.Deleted); by machine only
-// listed ones. It never picks one of several: ErrAmbiguous names them. ErrNotFound
-// says what there is instead.
+// listed ones, of several in the time given the newest. It never picks one of several
+// ids: ErrAmbiguous names them. ErrNotFound says what there is instead. The bare name
+// of a machine is ErrBadSelector even where ids begin with it: who forgot "@latest"
+// must not get some point.
 func (x *Index) Resolve(selector string) (p *Point, rest string, err error) {
 	sel, err := ParseSelector(selector)
 	if err != nil {
@@ -112,6 +110,11 @@ func (x *Index) Resolve(selector string) (p *Point, rest string, err error) {
 
 func (x *Index) byPrefix(prefix string) (*Point, error) {
 	var found []*Point
+	for _, p := range x.List("", true) {
+		if p.Manifest.MachineName == prefix {
+			return nil, fmt.Errorf("%q is a machine; a point of it is %s@latest or %s: %w", prefix, prefix, x.Name(p), ErrBadSelector)
+		}
+	}
 	for _, p := range x.all() {
 		if !p.purged && strings.HasPrefix(p.ID.String(), prefix) {
 			found = append(found, p)
@@ -170,22 +173,10 @@ func (x *Index) byMachine(sel Selector) (*Point, error) {
 	// comparison, else a point would not answer to its own name. "Newest at or
 	// before" goes by the clock, as the user does; of equal times the later in order.
 	var best *Point
-	var same []*Point
 	for _, p := range list {
-		at := p.Manifest.FrozenAt.Truncate(exact)
-		if at.Equal(t) {
-			same = append(same, p)
-		}
-		if !at.After(t) && (best == nil || !p.Manifest.FrozenAt.Before(best.Manifest.FrozenAt)) {
+		if !p.Manifest.FrozenAt.Truncate(exact).After(t) && (best == nil || !p.Manifest.FrozenAt.Before(best.Manifest.FrozenAt)) {
 			best = p
 		}
-	}
-	if len(same) > 1 {
-		names := make([]string, len(same))
-		for i, p := range same {
-			names[i] = fmt.Sprintf("%s (%s)", x.Name(p), shortID(p.ID))
-		}
-		return nil, fmt.Errorf("%s@%s: %s: %w", sel.Machine, sel.Which, joinNames(names), ErrAmbiguous)
 	}
 	if best == nil {
 		return nil, fmt.Errorf("machine %q has no point at or before %s; the oldest is %s: %w",
@@ -213,8 +204,6 @@ func joinNames(names []string) string {
 	}
 	return strings.Join(names, ", ")
 }
-
-func shortID(id dedupe.Digest) string { return id.String()[:12] }
 
 // Name is MACHINE@TIME, which Resolve finds the point by as long as it is listed.
 func (x *Index) Name(p *Point) string { return p.Manifest.MachineName + "@" + x.TimeName(p) }
