@@ -63,13 +63,23 @@ type Config struct {
 }
 
 // Load reads the TOML file at path over the defaults. A key that is not known is an
-// error. "" reads no file.
+// error. Sizes are integers of bytes, or strings such as "64MiB". "" reads no file.
 func Load(path string) (Config, error) {
 	var c Config
 	if path == "" {
 		return c, nil
 	}
-	md, err := toml.DecodeFile(path, &c)
+	sizes := struct {
+		*Config
+		Spill        size `toml:"spill-size"`
+		DiskReserve  size `toml:"disk-reserve"`
+		VaultReserve size `toml:"vault-reserve"`
+		Ballast      size `toml:"ballast"`
+		Cache        size `toml:"cache"`
+	}{Config: &c}
+	md, err := toml.DecodeFile(path, &sizes)
+	c.SpillBytes, c.DiskReserveBytes, c.VaultReserveBytes = int64(sizes.Spill), int64(sizes.DiskReserve), int64(sizes.VaultReserve)
+	c.BallastBytes, c.CacheBytes = int64(sizes.Ballast), int64(sizes.Cache)
 	if err != nil {
 		return c, &appliance.Error{Op: "read configuration " + path, Kind: appliance.ErrInvalid, Err: err}
 	}

@@ -49,17 +49,7 @@ func TestExitStatusOfEachClassOfError(t *testing.T) {
 	}
 }
 
-func TestSizesAreReadAsTheyAreWritten(t *testing.T) {
-	for s, want := range map[string]int64{"0": 0, "512": 512, "64MiB": 64 << 20, "8GiB": 8 << 30, "1TiB": 1 << 40, "4KiB": 4096, "7B": 7, "2048TiB": 1 << 51} {
-		if got, err := parseSize(s); err != nil || got != want {
-			t.Errorf("%s: %d, %v", s, got, err)
-		}
-	}
-	for _, s := range []string{"", "MiB", "-1", "1.5GiB", "1GB", "1G", "1 GiB", "9999999TiB", "0x10", "1mib"} {
-		if got, err := parseSize(s); err == nil {
-			t.Errorf("%q was read as %d", s, got)
-		}
-	}
+func TestSizesAreShown(t *testing.T) {
 	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1 KiB", 1536: "1.5 KiB", 2 << 30: "2 GiB", 5 << 40: "5 TiB"} {
 		if got := human(n); got != want {
 			t.Errorf("%d: %q, want %q", n, got, want)

@@ -42,7 +42,8 @@ With -d it returns then, and the daemon's log is DIR/run/serve.log. SIGTERM, SIG
 keelblock stop drain connections, flush the disks and end it. SIGHUP changes nothing.
 
 Under systemd it tells readiness (Type=notify). Every flag is also a key of the TOML file
-given with --config; sizes there are bytes. Flags win over the file.`,
+given with --config; sizes there are bytes, or text such as "1GiB". Flags win over the
+file.`,
 		Example: "  keelblock serve -d --data /srv/keelblock\n  keelblock serve --nbd-listen tcp:127.0.0.1:10809",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
