@@ -68,8 +68,12 @@ func (e *Error) Unwrap() []error {
 	return out
 }
 
-// NotFound is the usual error for a name that does not exist.
+// NotFound is the usual error for a name that does not exist. An op that only looked
+// for it is left out: it would say the same.
 func NotFound(op, noun, name string) error {
+	if op == fmt.Sprintf("find %s %q", noun, name) {
+		op = ""
+	}
 	return &Error{Op: op, Kind: ErrNotFound, Text: fmt.Sprintf("%s %q does not exist", noun, name),
 		Hint: fmt.Sprintf("see keelblock %s list", noun)}
 }

@@ -37,7 +37,7 @@ func (a *attemptState) manifest(ctx context.Context, cut *snapshot.Cut) (*recove
 		FrozenAt:        cut.FrozenAt.UTC().Round(0),
 		FrozenMonotonic: monotonic() - since(cut.FrozenAt),
 		BootID:          bootID(),
-		FreezeMicros:    cut.FreezeDuration.Microseconds(),
+		FreezeMicros:    microseconds(cut.FreezeDuration),
 
 		Consistency: recoverypoint.Crash,
 		Reason:      a.label(),
@@ -139,4 +139,9 @@ func monotonic() time.Duration {
 		return 0
 	}
 	return time.Duration(ts.Nano())
+}
+
+// microseconds is d rounded up: no freeze took no time.
+func microseconds(d time.Duration) int64 {
+	return max(1, int64((d+time.Microsecond-1)/time.Microsecond))
 }

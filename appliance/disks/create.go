@@ -305,7 +305,7 @@ func (r *Registry) checkUnused(op string, d *Disk) error {
 		return &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: "a job uses it", Hint: "see keelblock job list"}
 	}
 	if n := r.o.Server.Connections(name); n > 0 {
-		return &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: fmt.Sprintf("%d NBD connections are open", n),
+		return &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: fmt.Sprintf("NBD connections open to it: %d", n),
 			Hint: "disconnect the guest first"}
 	}
 	return nil

@@ -18,17 +18,17 @@ func (r *Registry) SetOwners(owners map[string]string) {
 }
 
 // Claim gives disks to a machine, all or none. A disk of another machine is
-// ErrInUse; one that machine has already stays with it.
+// ErrInUse; one that machine has already stays with it. The caller's operation names
+// the machine, so the errors do not.
 func (r *Registry) Claim(machine string, names ...string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	op := fmt.Sprintf("give disks to machine %q", machine)
 	for _, n := range names {
 		if r.disks[n] == nil {
-			return appliance.NotFound(op, "disk", n)
+			return appliance.NotFound("", "disk", n)
 		}
 		if o := r.owners[n]; o != "" && o != machine {
-			return &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: fmt.Sprintf("disk %q belongs to machine %q", n, o),
+			return &appliance.Error{Kind: appliance.ErrInUse, Text: fmt.Sprintf("disk %q belongs to machine %q", n, o),
 				Hint: fmt.Sprintf("a disk belongs to one machine; keelblock machine edit %s --remove-disk %s", o, n)}
 		}
 	}
