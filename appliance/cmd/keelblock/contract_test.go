@@ -24,7 +24,7 @@ var (
 	pointShape   = object{"id": "string", "machineName": "string", "cutId": "string", "generation": "int", "sequence": "int", "frozenAt": "time",
 		"consistency": "string", "reason": "string", "tracking": "string",
 		"disks":     []shape{object{"name": "string", "sizeBytes": "int", "rootDigest": "string"}},
-		"readBytes": "int", "changedBytes": "int", "newBytes": "int", "storedBytes": "int", "uniqueBytes": "int", "freezeMicros": "int", "state": "string"}
+		"readBytes": "int", "changedBytes": "int", "newBytes": "int", "storedBytes": "int", "uniqueBytes": "int", "freezeMicros": "positive", "state": "string"}
 	jobShape = object{"jobId": "string", "kind": "string", "objectName": "string", "state": "string", "doneBytes": "int", "totalBytes": "int",
 		"startedAt": "time", "endedAt": "time?", "error": "string"}
 	extentShape = object{"offset": "int", "length": "int"}
@@ -44,7 +44,7 @@ func check(path string, want shape, got any) []string {
 		switch {
 		case want == "string" && isString, want == "bool" && isBool, want == "time?" && got == nil:
 			return nil
-		case want == "int" && isNumber && !strings.ContainsAny(number.String(), ".eE"):
+		case (want == "int" || want == "positive" && !strings.HasPrefix(number.String(), "0")) && isNumber && !strings.ContainsAny(number.String(), ".eE-"):
 			return nil
 		case strings.HasPrefix(want, "time") && isString:
 			if at, err := time.Parse(time.RFC3339Nano, text); err != nil || at.Location() != time.UTC {
@@ -125,6 +125,8 @@ func TestJSONIsAsPromised(t *testing.T) {
 		{"export web@latest:web0 --as look", export},
 		{"export --list", []shape{export}},
 		{"unexport look", object{"name": "string"}},
+		{"recovery-point verify --all", jobShape},
+		{"vault verify", jobShape},
 		{"recovery-point delete web@latest", pointShape},
 		{"job list", []shape{jobShape}},
 		{"vault status", vaultShape},

@@ -155,7 +155,7 @@ func TestNobodyMounts(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// As keelblock help files says.
+	// As keelblock help single-files says.
 	if err := errors.Join(os.Chown(dir+"/d/run", 0, nogroup), os.Chmod(dir+"/d/run", 0o750|os.ModeSetgid),
 		os.Chown(dir+"/mine", nobody, nogroup), copyFile("/proc/self/exe", dir+"/bin/keelblock")); err != nil {
 		t.Fatal(err)

@@ -49,7 +49,10 @@ func Main(ctx context.Context, args []string, s Streams) int {
 	a := &app{Streams: s, args: args, outTerminal: isTerminal(s.Out), errTerminal: isTerminal(s.Err), inTerminal: isTerminal(s.In)}
 	root := a.root()
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	err := known(root, args)
+	if err == nil {
+		err = root.ExecuteContext(ctx)
+	}
 	if err != nil {
 		a.printError(err)
 	}
@@ -116,7 +119,11 @@ A first session:
 	group("watch", a.jobCommand(), a.vaultCommand())
 	root.AddCommand(a.manCommand(root))
 	addTopics(root)
-	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetHelpCommand(helpCommand())
+	root.SetHelpCommandGroupID("watch")
+	root.SetCompletionCommandGroupID("watch")
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
 	root.SetVersionTemplate("keelblock {{.Version}}\n")
 	strict(root)
 	return root
@@ -146,6 +153,49 @@ func strict(cmd *cobra.Command) {
 			}
 			return nil
 		}
+	}
+}
+
+// known refuses a word that is no command. cobra would complain about the flags behind
+// it, or answer --help with the help of something else.
+func known(root *cobra.Command, args []string) error {
+	cmd, rest, err := root.Find(args)
+	if err != nil || !cmd.HasSubCommands() && !cmd.IsAdditionalHelpTopicCommand() {
+		return nil
+	}
+	_ = cmd.ParseFlags(rest) // ends at the first flag that is not known
+	if words := cmd.Flags().Args(); len(words) > 0 && !strings.HasPrefix(words[0], cobra.ShellCompRequestCmd) {
+		return unknownCommand(cmd, words[0])
+	}
+	return nil
+}
+
+// helpCommand is cobra's, save that a topic which does not exist is wrong usage.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "help [COMMAND | TOPIC]", Short: "explain a command or a topic",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			about, rest, err := cmd.Root().Find(args)
+			if err != nil {
+				return usageError{err}
+			}
+			if len(rest) > 0 {
+				return unknownCommand(about, rest[0])
+			}
+			about.InitDefaultHelpFlag()
+			return about.Help()
+		},
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+			var out []string
+			if about, rest, err := cmd.Root().Find(args); err == nil && len(rest) == 0 {
+				for _, c := range about.Commands() {
+					if !c.Hidden && strings.HasPrefix(c.Name(), word) {
+						out = append(out, c.Name()+"\t"+c.Short)
+					}
+				}
+			}
+			return out, cobra.ShellCompDirectiveNoFileComp
+		},
 	}
 }
 

@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"strings"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -79,7 +80,8 @@ func (a *app) printBackup(cmd *cobra.Command, c *client, j *kb.Job, asked string
 		return err
 	}
 	if asked != "" && ranks[p.GetConsistency()] < ranks[asked] {
-		return partialError{fmt.Sprintf("the point is %s-consistent and %s was asked for: %s", p.GetConsistency(), asked, p.GetReason())}
+		why := strings.TrimPrefix(p.GetReason(), "asked for "+asked+": ")
+		return partialError{fmt.Sprintf("point %s is %s-consistent and %s was asked for: %s", a.shortID(id), p.GetConsistency(), asked, why)}
 	}
 	return nil
 }

@@ -105,8 +105,11 @@ func (e explainer) explain(err error) error {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist):
 		hint := "start it with " + start
-		if !strings.HasPrefix(e.address, "unix:") || e.a.api != "" {
+		switch {
+		case e.a.api != "":
 			hint = "start it there, or check --api"
+		case e.a.data == "" && e.a.Getenv("KEELBLOCK_API") != "":
+			hint = "start it there, or check $KEELBLOCK_API"
 		}
 		return unreachable{fmt.Errorf("no daemon at %s; %s", e.address, hint), err}
 	case errors.Is(err, fs.ErrPermission):

@@ -207,6 +207,9 @@ func (a *app) umountCommand() *cobra.Command {
 			case err != nil:
 				return err
 			}
+			if dir, err = filepath.Abs(dir); err != nil {
+				return err
+			}
 			return a.print(directoryShape{dir, 0}, nil)
 		},
 	}

@@ -159,23 +159,28 @@ func (a *app) pointVerify() *cobra.Command {
 				}
 				r.Point = p.GetId()
 			}
-			j, err := c.points.Verify(cmd.Context(), connect.NewRequest(r))
-			if err != nil {
-				return err
-			}
-			return a.finish(cmd.Context(), c, j.Msg, noWait, func(j *kb.Job) error {
-				return a.print(toJob(j), func(w io.Writer) {
-					for _, line := range j.GetResult() {
-						fmt.Fprintln(w, line)
-					}
-				})
-			})
+			return a.verify(cmd.Context(), c, r, noWait)
 		},
 		ValidArgsFunction: a.completing(false, completePoints),
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "verify every point")
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "print the job's id and return at once")
 	return cmd
+}
+
+// verify starts a job that reads blocks, and prints what it found.
+func (a *app) verify(ctx context.Context, c *client, r *kb.VerifyRequest, noWait bool) error {
+	j, err := c.points.Verify(ctx, connect.NewRequest(r))
+	if err != nil {
+		return err
+	}
+	return a.finish(ctx, c, j.Msg, noWait, func(j *kb.Job) error {
+		return a.print(toJob(j), func(w io.Writer) {
+			for _, line := range j.GetResult() {
+				fmt.Fprintln(w, line)
+			}
+		})
+	})
 }
 
 // finish waits for a job, prints its result, failed or not, and returns what it means

@@ -14,8 +14,8 @@ import (
 // suggest adds to a "not found" the name that was probably meant. list gives the
 // names that exist.
 func suggest(err error, name string, list func() []string) error {
-	if connect.CodeOf(err) != connect.CodeNotFound {
-		return err
+	if connect.CodeOf(err) != connect.CodeNotFound || !strings.Contains(err.Error(), fmt.Sprintf("%q", name)) {
+		return err // something else does not exist
 	}
 	for _, n := range list() {
 		if alike(name, n) {

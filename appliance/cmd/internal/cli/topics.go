@@ -10,7 +10,8 @@ var topics = []struct{ name, short, text string }{
   MACHINE@latest                      its newest point
   MACHINE@latest-application          its newest application-consistent point
   MACHINE@2026-11-21T19:30:00Z        its newest point at or before that time (UTC);
-                                      with milliseconds: 2026-11-21T19:30:00.250Z
+                                      with milliseconds: 2026-11-21T19:30:00.250Z;
+                                      a time without them is the whole second
 
 A disk of the point follows after a colon: web@latest:web0, 3f2a9c:web0. A point with
 one disk needs none. A time ends at its Z, so the colons in it do no harm.`},
@@ -42,7 +43,7 @@ Numbers are integers, every field is present, times are RFC 3339 in UTC or null.
   recovery-point diff [{diskName, extents: [{offset, length}]}]
 
 Standard error carries progress and messages, with and without --json.`},
-	{"files", "how to get single files back", `  keelblock mount DIR -d
+	{"single-files", "how to get single files back", `  keelblock mount DIR -d
 
 shows every point as MACHINE/TIME/, and MACHINE/latest/ for the newest:
 

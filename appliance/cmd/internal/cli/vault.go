@@ -11,7 +11,7 @@ import (
 )
 
 func (a *app) vaultCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "vault", Short: "the vault, where recovery points live: status"}
+	cmd := &cobra.Command{Use: "vault", Short: "the vault, where recovery points live: status, verify, rebuild-index"}
 	cmd.AddCommand(&cobra.Command{
 		Use: "status", Short: "show what the vault holds and how much room is left", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -34,7 +34,23 @@ func (a *app) vaultCommand() *cobra.Command {
 			})
 		},
 	})
-	cmd.AddCommand(a.vaultRebuild())
+	cmd.AddCommand(a.vaultVerify(), a.vaultRebuild())
+	return cmd
+}
+
+func (a *app) vaultVerify() *cobra.Command {
+	var noWait bool
+	cmd := &cobra.Command{
+		Use: "verify", Short: "read every block of every point and compare it with its digest", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			return a.verify(cmd.Context(), c, &kb.VerifyRequest{}, noWait)
+		},
+	}
+	cmd.Flags().BoolVar(&noWait, "no-wait", false, "print the job's id and return at once")
 	return cmd
 }
 
