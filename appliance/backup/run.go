@@ -195,6 +195,9 @@ func (a *attemptState) transfer(ctx context.Context, cut *snapshot.Cut) (*recove
 	err := a.each(ctx, all, func(ctx context.Context, i int) error {
 		return a.capture(ctx, i, cut.Disks[i])
 	})
+	if err == nil {
+		err = a.flush(ctx, all)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -219,6 +222,14 @@ func (a *attemptState) transfer(ctx context.Context, cut *snapshot.Cut) (*recove
 		return nil, err
 	}
 	return points[0], nil
+}
+
+// flush makes durable what the point will hold of the disks. The map forgets it with
+// the commit, so a disk must not lose it afterwards and keep its map: that is what
+// happens when its file system dies and comes back under a living kernel.
+func (a *attemptState) flush(ctx context.Context, plans []int) error {
+	a.t.Detail("syncing the disks")
+	return a.each(ctx, plans, func(_ context.Context, i int) error { return a.plans[i].disk.Tracker().Flush() })
 }
 
 // capture ingests the changes of one frozen disk over its base.

@@ -253,8 +253,24 @@ func (d *daemon) drain(endSweep func(), readersGroup *errgroup.Group) error {
 	})
 	bounded(d.points.server.Shutdown)
 	bounded(d.nbd.Shutdown)
-	errs = append(errs, d.disks.Close(), d.vault.Close(), d.closeCatalog(), d.closeListeners())
+	errs = append(errs, d.disks.Close(), d.within("vault", d.vault.Close), d.within("catalog", d.closeCatalog), d.closeListeners())
 	return errors.Join(errs...)
+}
+
+// within bounds a close that cannot be told to end: Badger tries for ever to write its
+// tables to a file system that died. The process ends soon, and the next start finds
+// what it would find after a kill.
+func (d *daemon) within(what string, closeIt func() error) error {
+	ctx, cancel := d.step()
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- closeIt() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("close the %s: it did not end within %d s", what, d.cfg.DrainSeconds)
+	}
 }
 
 func (d *daemon) closeCatalog() error {

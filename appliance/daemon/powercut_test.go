@@ -3,6 +3,7 @@ package daemon_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -136,12 +137,27 @@ func remount(t *testing.T, mnt string) {
 		if out, err := exec.Command("umount", mnt).CombinedOutput(); err != nil {
 			t.Fatalf("umount: %v: %s", err, out)
 		}
+		waitGone(t, f[0])
 		if out, err := exec.Command("mount", f[0], mnt).CombinedOutput(); err != nil {
 			t.Fatalf("mount: %v: %s", err, out)
 		}
 		return
 	}
 	t.Fatalf("%s is not mounted", mnt)
+}
+
+// waitGone returns when the kernel has let go of the file system on a loop device. A
+// process that copied the mount namespace, as sandboxes do, keeps it a little longer,
+// and a mount meanwhile would get the same one again, still without power.
+func waitGone(t *testing.T, loop string) {
+	t.Helper()
+	for range 1000 {
+		if _, err := os.Stat(filepath.Join("/proc/fs/ext4", filepath.Base(loop))); errors.Is(err, os.ErrNotExist) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("%s is still mounted somewhere", loop)
 }
 
 // What a client was told is written is in the point, flushed or not, and stays there when
