@@ -96,7 +96,9 @@ func TestErrorsNameTheObjectAndTheNextStep(t *testing.T) {
 			_, err := tryCall(a.machines.Backup, &kb.BackupRequest{Machine: "web", Consistency: "perfect"})
 			return err
 		}, connect.CodeInvalidArgument, `"perfect"`},
-		{"point: nonsense", getPoint("zzz"), connect.CodeInvalidArgument, "zzz"},
+		{"point: nonsense", getPoint("z z"), connect.CodeInvalidArgument, "z z"},
+		{"point: only a machine", getPoint("web"), connect.CodeInvalidArgument, "web@latest"},
+		{"point: only a word", getPoint("zzz"), connect.CodeNotFound, "zzz"},
 		{"point: unknown id", getPoint("0123456789"), connect.CodeNotFound, "0123456789"},
 		{"point: unknown machine", getPoint("nope@latest"), connect.CodeNotFound, `"nope"`},
 		{"point: too early", getPoint("web@2001-01-01T00:00:00Z"), connect.CodeNotFound, "2001"},
