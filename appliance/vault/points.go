@@ -28,7 +28,7 @@ func (v *Vault) Find(ctx context.Context, selector string) (*Handle, *recoverypo
 		case errors.Is(err, recoverypoint.ErrAmbiguous):
 			e.Kind, e.Hint = appliance.ErrInvalid, "give more of the id, or of the time"
 		case errors.Is(err, recoverypoint.ErrBadSelector):
-			e.Kind, e.Hint = appliance.ErrInvalid, "see keelblock help"
+			e.Kind, e.Hint = appliance.ErrInvalid, "see keelblock help points"
 		}
 		if e.Kind != nil {
 			e.Text, e.Err = err.Error(), nil
