@@ -43,10 +43,11 @@ func (r row) verdict() string {
 type table struct {
 	out  io.Writer
 	rows []row
+	load string // of the machine, over the minute before the first row
 }
 
 func newTable(out io.Writer) *table {
-	t := &table{out: out}
+	t := &table{out: out, load: loadAverage()}
 	fmt.Fprintf(out, "%-28s %14s %14s %7s %6s  %s\n", "row", "ours", "peer", "ratio", "goal", "ok|missed")
 	return t
 }
@@ -60,7 +61,8 @@ func (t *table) add(r row) {
 func (t *table) writeMarkdown(ctx context.Context, path string) error {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# Results\n\nWritten by `make bench-results` on %s. Nothing here is edited by hand.\n\n", time.Now().UTC().Format("2006-01-02 15:04 UTC"))
-	fmt.Fprintf(&b, "Machine: %s, %d cores, %s, kernel %s.\n\n", cpuModel(), runtime.NumCPU(), memory(), firstLine(ctx, "uname", "-r"))
+	fmt.Fprintf(&b, "Machine: %s, %d cores, %s, kernel %s. Load average when it began: %s.\n\n",
+		cpuModel(), runtime.NumCPU(), memory(), firstLine(ctx, "uname", "-r"), t.load)
 	b.WriteString("Versions:")
 	for i, v := range []string{
 		firstLine(ctx, "nbdkit", "--version"), firstLine(ctx, "restic", "version"), firstLine(ctx, "cp", "--version"),
@@ -112,6 +114,16 @@ func memory() string {
 		return "unknown memory"
 	}
 	return fmt.Sprintf("%d GiB of memory", (kib+1<<19)>>20)
+}
+
+// loadAverage shows a reader whether the machine was busy with something else.
+func loadAverage() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	first, _, _ := strings.Cut(string(text), " ")
+	return first
 }
 
 // median of at least one value.
