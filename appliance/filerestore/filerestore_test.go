@@ -253,6 +253,18 @@ func TestNamesFollowThePoints(t *testing.T) {
 	if got := walk(t, web, "2026-11-21T19:30:00.250000Z").ID; got != "point:aaaa1111" {
 		t.Errorf("by a longer form: %s", got)
 	}
+	// By id, as a script has it from backup, and by the time as JSON has it; neither is listed.
+	for name, want := range map[string]string{"aaaa1111": "point:aaaa1111", "cccc": "point:cccc3333", "2026-11-21T19:30:00.25Z": "point:aaaa1111",
+		"2026-11-21T19:30:00.6Z": "point:cccc3333", "2026-11-21T19:30:00.650000000Z": "point:cccc3333"} {
+		if got := walk(t, web, name).ID; got != want {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+	for _, name := range []string{"aaa", "aaaa11112", "bbbb", "", ".", "2026-11-21T19:30:00.65", "2026-11-21T19:30:00.66Z", "2026-11-21T19:30:00.6500000000Z", "2026-11-21"} {
+		if _, err := web.Lookup(context.Background(), name); !errors.Is(err, filesystem.ErrNotExist) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
 	// The clock was set back: two points of one name are both reachable.
 	s.add("dddd4444", "web", frozen, "2026-11-21T19:30:00.250Z", disk)
 	time.Sleep(30 * time.Millisecond)

@@ -190,7 +190,7 @@ func (d machineDir) machine(ctx context.Context) (*machine, error) {
 	return nil, filesystem.ErrNotExist
 }
 
-// Lookup finds a point by its time, or the latest.
+// Lookup finds a point by its time or id, or the latest.
 func (d machineDir) Lookup(ctx context.Context, name string) (fusemount.Entry, error) {
 	m, err := d.machine(ctx)
 	if err != nil {

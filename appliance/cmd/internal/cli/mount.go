@@ -39,6 +39,8 @@ func (a *app) mountCommand() *cobra.Command {
   MACHINE/TIME/STATUS              what could not be read, and why
   MACHINE/latest/…                 the same for the newest point
 
+A point is also found by its id, as MACHINE/ID/…, which is not listed.
+
 DIR is made if it does not exist. --machine and --point narrow what is listed; paths stay
 the same. An ordinary user who may reach the daemon's folder can mount too. The process
 stays in the foreground until the mount ends, or with -d returns when it works.`,

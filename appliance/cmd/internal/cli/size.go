@@ -34,6 +34,14 @@ func (v *sizeValue) Set(s string) error {
 // Type implements pflag.Value.
 func (v *sizeValue) Type() string { return "SIZE" }
 
+// count is a number of things: 1 point, 2 points.
+func count(n int64, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return strconv.FormatInt(n, 10) + " " + what
+}
+
 // human is a size as a person reads it: 512 B, 1.5 GiB, 2 TiB.
 func human(n int64) string {
 	for _, u := range units {

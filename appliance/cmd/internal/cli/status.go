@@ -77,13 +77,13 @@ func (a *app) statusScreen(w io.Writer, s *kb.StatusResponse, now time.Time) {
 	}
 
 	v := s.GetVault()
-	fmt.Fprintf(w, "vault %s: %s, %d points (%d soft-deleted), %s in %d packs for %s protected, %s free\n", v.GetName(), v.GetState(),
-		v.GetPoints(), v.GetDeletedPoints(), human(v.GetPackBytes()), v.GetPacks(), human(v.GetProtectedBytes()), human(v.GetFreeBytes()))
+	fmt.Fprintf(w, "vault %s: %s, %s (%d soft-deleted), %s in %s for %s protected, %s free\n", v.GetName(), v.GetState(),
+		count(v.GetPoints(), "point"), v.GetDeletedPoints(), human(v.GetPackBytes()), count(v.GetPacks(), "pack"), human(v.GetProtectedBytes()), human(v.GetFreeBytes()))
 	if v.GetReason() != "" {
 		fmt.Fprintf(w, "  %s\n", v.GetReason())
 	}
 	if n := v.GetCorruptBlocks(); n > 0 {
-		fmt.Fprintf(w, "  %d corrupt blocks; see keelblock recovery-point verify --all\n", n)
+		fmt.Fprintf(w, "  %s; see keelblock recovery-point verify --all\n", count(n, "corrupt block"))
 	}
 	if len(s.GetAlerts()) == 0 {
 		fmt.Fprintln(w, "alerts: none")

@@ -51,6 +51,8 @@ shows every point as MACHINE/TIME/, and MACHINE/latest/ for the newest:
   volumes/DISK-N/         the files of partition N (0: no partition table)
   STATUS                  what could not be read, and why
 
+A point is also found by its id, as MACHINE/ID/, which is not listed.
+
 Copy what you need with cp -a, rsync or tar. The mount reads only. End it with
 keelblock umount DIR.
 
