@@ -57,12 +57,17 @@ func (s pointsService) Get(ctx context.Context, r *connect.Request[kb.GetPointRe
 
 // Delete deletes a point softly, or for good.
 func (s pointsService) Delete(ctx context.Context, r *connect.Request[kb.DeletePointRequest]) (*connect.Response[kb.RecoveryPoint], error) {
-	h, p, _, err := s.Vault.Find(ctx, r.Msg.Point)
+	h, p, rest, err := s.Vault.Find(ctx, r.Msg.Point)
 	if err != nil {
 		return nil, err
 	}
 	before := s.point(ctx, h, p)
-	if p, err = s.Vault.Delete(ctx, r.Msg.Point, r.Msg.Purge, actor(ctx), time.Now()); err != nil {
+	// By id: another point may be the latest by now.
+	selector := p.ID.String()
+	if rest != "" {
+		selector += ":" + rest
+	}
+	if p, err = s.Vault.Delete(ctx, selector, r.Msg.Purge, actor(ctx), time.Now()); err != nil {
 		return nil, err
 	}
 	before.State = "deleted"

@@ -121,6 +121,12 @@ func (a *app) diskShow() *cobra.Command {
 
 // nextBackup says what the tracker will make the next backup do.
 func nextBackup(d *kb.Disk) string {
+	switch {
+	case d.GetRole() == "temporary":
+		return "leaves it out"
+	case d.GetMachineName() == "":
+		return "none (it belongs to no machine)"
+	}
 	switch d.GetTracking() {
 	case "enabled":
 		return "reads " + human(d.GetChangedBytes()) + " of changes"

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -118,7 +119,7 @@ func (a *app) pointTable(w io.Writer, points []*kb.RecoveryPoint) {
 		case p.GetDeletedUntil() != nil:
 			state += ",until=" + at(p.GetDeletedUntil())
 		}
-		row := []string{a.shortID(p.GetId()), p.GetMachineName(), at(p.GetFrozenAt()), p.GetConsistency(),
+		row := []string{a.shortID(p.GetId()), p.GetMachineName(), cmp.Or(p.GetTimeName(), at(p.GetFrozenAt())), p.GetConsistency(),
 			human(size), human(p.GetChangedBytes()), human(p.GetStoredBytes()), human(p.GetUniqueBytes()), state}
 		row = spaceless([][]string{row})[0]
 		return append(row, p.GetNote())
