@@ -100,6 +100,9 @@ func Open(dir string, o Options) (*DB, error) {
 		err = d.checkSpace()
 	}
 	if err == nil {
+		err = checkFiles(dir)
+	}
+	if err == nil {
 		d.b, err = openBadger(bo)
 	}
 	if err != nil {

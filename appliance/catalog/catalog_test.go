@@ -1,6 +1,7 @@
 package catalog_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -124,5 +125,45 @@ func TestFlippedByteInTheTableIsAnError(t *testing.T) {
 	}
 	if !failed {
 		t.Fatal("the flipped byte went unnoticed")
+	}
+}
+
+// Badger ends the process at a table of wrong length, and forgets all when its manifest
+// is gone: both must be errors, since the disks are served by the same process.
+func TestDamagedFilesAreErrors(t *testing.T) {
+	for name, damage := range map[string]func(path string) error{
+		"*.sst cut":     func(p string) error { return os.Truncate(p, 100) },
+		"*.sst empty":   func(p string) error { return os.Truncate(p, 0) },
+		"*.sst zeroed":  func(p string) error { return os.WriteFile(p, make([]byte, 4096), 0o600) },
+		"*.sst noise":   func(p string) error { return os.WriteFile(p, bytes.Repeat([]byte{0xa7, 3, 0x5e}, 2000), 0o600) },
+		"*.sst gone":    os.Remove,
+		"MANIFEST cut":  func(p string) error { return os.Truncate(p, 20) },
+		"MANIFEST gone": os.Remove,
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			db, err := catalog.Open(dir, catalog.Options{})
+			if err == nil {
+				err = errors.Join(catalog.NewCollection[item](db, "a").Put("web", item{[]string{"web0"}}), db.Close())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			pattern, _, _ := strings.Cut(name, " ")
+			files, err := filepath.Glob(filepath.Join(dir, pattern))
+			if err != nil || len(files) == 0 {
+				t.Fatalf("no %s to damage: %v", pattern, err)
+			}
+			if err := damage(files[0]); err != nil {
+				t.Fatal(err)
+			}
+			db, err = catalog.Open(dir, catalog.Options{})
+			if err == nil {
+				db.Close()
+			}
+			if !errors.Is(err, catalog.ErrDamaged) {
+				t.Errorf("open: %v, want ErrDamaged", err)
+			}
+		})
 	}
 }
