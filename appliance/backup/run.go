@@ -32,6 +32,10 @@ func (e *Engine) run(ctx context.Context, t *job.Task, h *vault.Handle, r Reques
 		return err
 	}
 	defer release()
+	if h.Site.Key == nil {
+		return &appliance.Error{Kind: appliance.ErrUnavailable, Text: "the key that signs points cannot be read",
+			Hint: "put site.key and site.json back from a copy and start the daemon again; points can be read without"}
+	}
 	if err := checkSpace(h); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/keelblock/keelblock/appliance"
 	"github.com/keelblock/keelblock/appliance/catalog"
@@ -44,10 +45,8 @@ func (d *daemon) refuse(reason error) {
 }
 
 func (d *daemon) openVault(ctx context.Context) {
-	if d.siteErr != nil {
-		d.vault.Refuse(&appliance.Error{Op: "open the vault", Kind: appliance.ErrUnavailable, Err: d.siteErr})
-		d.log.Error("the vault stays closed; disks are served", "error", d.siteErr)
-		return
+	if d.siteErr != nil { // points are read without the key, and that matters most now
+		d.alert("site", fmt.Sprintf("no backup can be made: %v", d.siteErr))
 	}
 	if err := d.vault.Open(ctx); err != nil {
 		d.log.Error("the vault stays closed; disks are served", "error", err)
