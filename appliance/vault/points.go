@@ -31,11 +31,23 @@ func (v *Vault) Find(ctx context.Context, selector string) (*Handle, *recoverypo
 			e.Kind, e.Hint = appliance.ErrInvalid, "see keelblock help points"
 		}
 		if e.Kind != nil {
-			e.Text, e.Err = err.Error(), nil
+			e.Text, e.Err = explanation(err), nil
 		}
 		return nil, nil, "", e
 	}
 	return h, p, rest, nil
+}
+
+// explanation is the text of a selector's error without the class at its end, where the
+// text says as much by itself.
+func explanation(err error) string {
+	text := err.Error()
+	for _, class := range []error{recoverypoint.ErrNotFound, recoverypoint.ErrAmbiguous, recoverypoint.ErrBadSelector} {
+		if short, ok := strings.CutSuffix(text, ": "+class.Error()); ok && strings.Contains(short, " ") {
+			return short
+		}
+	}
+	return text
 }
 
 // FindDisk resolves a selector and the disk of the point: the one given, else the

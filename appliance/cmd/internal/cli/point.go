@@ -208,12 +208,20 @@ func (a *app) pointDelete() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if purge {
-				if err := a.confirm("delete point %s for good", args[0]); err != nil {
+			selector := args[0]
+			if purge { // what is shown in the question is what is deleted
+				p, rest, err := a.point(cmd.Context(), c, selector)
+				if err != nil {
 					return err
 				}
+				if err := a.confirm("delete point %s (%s) for good", a.shortID(p.GetId()), pointName(p)); err != nil {
+					return err
+				}
+				if selector = p.GetId(); rest != "" {
+					selector += ":" + rest // the daemon refuses it
+				}
 			}
-			r, err := c.points.Delete(cmd.Context(), connect.NewRequest(&kb.DeletePointRequest{Point: args[0], Purge: purge}))
+			r, err := c.points.Delete(cmd.Context(), connect.NewRequest(&kb.DeletePointRequest{Point: selector, Purge: purge}))
 			if err != nil {
 				return err
 			}
