@@ -64,7 +64,9 @@ type Store interface {
 	// Manifests calls yield with the digest of every published manifest, in no
 	// particular order, until it returns false.
 	Manifests(ctx context.Context, yield func(Digest) bool) error
-	// Notes calls yield with every published note in ascending order of sequence.
+	// Notes calls yield with every published note in ascending order of sequence,
+	// until it returns false. Notes that are damaged are left out; the error is then
+	// ErrCorrupt, after all others were yielded.
 	Notes(ctx context.Context, yield func(Note) bool) error
 
 	// Close waits for calls under way, aborts open batches and releases the

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -378,4 +379,48 @@ func TestRecordThatDidNotVerifyIsStoredAgain(t *testing.T) {
 		t.Error("the good record is stored a third time")
 	}
 	dedupetest.Commit(t, b, `{"Name":"third"}`)
+}
+
+// A damaged note hides no other one, and is told.
+func TestDamagedNoteHidesNoOther(t *testing.T) {
+	dir := newVault(t, crashOptions)
+	s, err := blockstore.Open(dir, crashOptions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rand.NewChaCha8([32]byte{7})
+	var bodies [3][100]byte
+	for i := range bodies {
+		r.Read(bodies[i][:])
+		b := dedupetest.Begin(t, s)
+		if _, err := b.Commit(t.Context(), dedupe.Publication{Notes: []dedupe.Note{{Type: 1, Body: bodies[i][:]}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	flipped := false
+	for _, name := range glob(t, dir, "packs/*.pack") {
+		content, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at := bytes.Index(content, bodies[1][:]); at >= 0 {
+			flip(t, name, int64(at))
+			flipped = true
+		}
+	}
+	if !flipped {
+		t.Fatal("the note is in no pack")
+	}
+	if s, err = blockstore.Open(dir, crashOptions); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	var got []string
+	err = s.Notes(t.Context(), func(n dedupe.Note) bool { got = append(got, string(n.Body)); return true })
+	if want := []string{string(bodies[0][:]), string(bodies[2][:])}; !slices.Equal(got, want) || !errors.Is(err, dedupe.ErrCorrupt) {
+		t.Errorf("%d notes, want the first and the third; error %v, want ErrCorrupt", len(got), err)
+	}
 }

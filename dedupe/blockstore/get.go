@@ -1,6 +1,7 @@
 package blockstore
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -214,18 +215,23 @@ func (s *Store) Manifests(ctx context.Context, yield func(dedupe.Digest) bool) e
 	return nil
 }
 
-// Notes implements dedupe.Store. A note that does not verify ends the listing with
-// dedupe.ErrCorrupt: leaving out a deletion or a hold would change what it is about.
+// Notes implements dedupe.Store. Notes that do not verify are left out, and the listing
+// is dedupe.ErrCorrupt at its end: a deletion or a hold may be among them.
 func (s *Store) Notes(ctx context.Context, yield func(dedupe.Note) bool) error {
 	if err := s.enter(); err != nil {
 		return err
 	}
 	defer s.leave()
+	var damage error // the first
 	err := s.index.scan(prefixNote, func(key, val []byte) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		n, err := s.readNote(key, val)
+		if errors.Is(err, dedupe.ErrCorrupt) {
+			damage = cmp.Or(damage, err)
+			return nil
+		}
 		if err != nil {
 			return err
 		}
@@ -234,7 +240,10 @@ func (s *Store) Notes(ctx context.Context, yield func(dedupe.Note) bool) error {
 		}
 		return nil
 	})
-	if err != nil && !errors.Is(err, errStop) {
+	if errors.Is(err, errStop) {
+		err, damage = nil, nil
+	}
+	if err = cmp.Or(err, damage); err != nil {
 		return fmt.Errorf("list notes: %w", err)
 	}
 	return nil

@@ -70,7 +70,8 @@ type Index struct {
 
 // OpenIndex reads all manifests and notes of s. A manifest that cannot be read is no
 // error: the other points must stay usable. It is listed by Problems, and naming it
-// says why.
+// says why. Nor is a note: it may have said anything, so points that were deleted may
+// be back, and no point can be deleted.
 func OpenIndex(ctx context.Context, s dedupe.Store) (*Index, error) {
 	x := &Index{store: s, entries: censusEntries, points: make(map[dedupe.Digest]*Point)}
 	err := s.Manifests(ctx, func(id dedupe.Digest) bool {
@@ -88,10 +89,23 @@ func OpenIndex(ctx context.Context, s dedupe.Store) (*Index, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list recovery points: %w", err)
 	}
-	if err := s.Notes(ctx, func(n dedupe.Note) bool { x.replay(n); return true }); err != nil {
+	err = s.Notes(ctx, func(n dedupe.Note) bool { x.replay(n); return true })
+	if errors.Is(err, dedupe.ErrCorrupt) {
+		x.problems = append(x.problems, Problem{Err: fmt.Errorf("recovery points are held, as a note is not readable: %w", err)})
+		x.holdAll()
+	} else if err != nil {
 		return nil, fmt.Errorf("read notes of recovery points: %w", err)
 	}
 	return x, nil
+}
+
+// holdAll holds every point: a hold may be among the notes that are not readable.
+func (x *Index) holdAll() {
+	for id, old := range x.points {
+		p := *old
+		p.Held = true
+		x.points[id] = &p
+	}
 }
 
 func loadPoint(ctx context.Context, s dedupe.Store, id dedupe.Digest) (*Point, error) {

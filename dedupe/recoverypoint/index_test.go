@@ -1,6 +1,7 @@
 package recoverypoint_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -395,5 +396,43 @@ func TestIndexConcurrent(t *testing.T) {
 	wg.Wait()
 	if got := len(openIndex(t, s).List("", false)); got != 40 {
 		t.Errorf("%d points are left, want 40", got)
+	}
+}
+
+// damagedNotes is a store one of whose notes is unreadable.
+type damagedNotes struct {
+	dedupe.Store
+	skip uint64
+}
+
+func (s damagedNotes) Notes(ctx context.Context, yield func(dedupe.Note) bool) error {
+	err := s.Store.Notes(ctx, func(n dedupe.Note) bool { return n.Sequence == s.skip || yield(n) })
+	return errors.Join(err, fmt.Errorf("note %d: %w", s.skip, dedupe.ErrCorrupt))
+}
+
+// One damaged note must not keep all points from being read. It may have been a hold,
+// so none can be deleted.
+func TestDamagedNoteLeavesPointsReadableAndHeld(t *testing.T) {
+	s := dedupetest.NewMemory(64 << 10)
+	x := openIndex(t, s)
+	ps := publish(t, s, x, point("web", 1, 1, day, recoverypoint.Crash), point("db", 2, 1, day, recoverypoint.Crash))
+	if _, err := x.Delete(t.Context(), ps[1].ID, day); err != nil {
+		t.Fatal(err)
+	}
+	last := uint64(0)
+	if err := s.Notes(t.Context(), func(n dedupe.Note) bool { last = n.Sequence; return true }); err != nil {
+		t.Fatal(err)
+	}
+	for skip := uint64(1); skip <= last; skip++ {
+		x := openIndex(t, damagedNotes{s, skip})
+		if n := len(x.List("", true)); n != 2 {
+			t.Errorf("note %d: %d points, want 2", skip, n)
+		}
+		if p := x.Problems(); len(p) != 1 || !errors.Is(p[0].Err, dedupe.ErrCorrupt) {
+			t.Errorf("note %d: problems %v", skip, p)
+		}
+		if _, err := x.Purge(t.Context(), ps[0].ID, day); !errors.Is(err, recoverypoint.ErrHeld) {
+			t.Errorf("note %d: purge: %v, want ErrHeld", skip, err)
+		}
 	}
 }
