@@ -134,8 +134,8 @@ func remount(t *testing.T, mnt string) {
 		if len(f) < 2 || f[1] != mnt {
 			continue
 		}
-		if out, err := exec.Command("umount", mnt).CombinedOutput(); err != nil {
-			t.Fatalf("umount: %v: %s", err, out)
+		if err := unmount(mnt); err != nil {
+			t.Fatal(err)
 		}
 		waitGone(t, f[0])
 		if out, err := exec.Command("mount", f[0], mnt).CombinedOutput(); err != nil {

@@ -51,11 +51,25 @@ func loopMount(t *testing.T, fs string, sizeBytes int64) string {
 	})
 	run("mount", loop, mnt)
 	t.Cleanup(func() {
-		if out, err := exec.Command("umount", mnt).CombinedOutput(); err != nil {
-			t.Errorf("umount: %v: %s", err, out)
+		if err := unmount(mnt); err != nil {
+			t.Error(err)
 		}
 	})
 	return mnt
+}
+
+// unmount waits a while for a file system that is busy: a test beside this one may
+// just start a process, which holds our open files until it runs its program.
+func unmount(mnt string) error {
+	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		out, err := exec.Command("umount", mnt).CombinedOutput()
+		if err == nil {
+			return nil
+		}
+		if time.Since(began) > 10*time.Second {
+			return fmt.Errorf("umount: %w: %s", err, out)
+		}
+	}
 }
 
 // A full file system under the vault: the backup fails with the reason and the
