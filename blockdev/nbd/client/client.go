@@ -274,7 +274,7 @@ func (c *Client) Close() error {
 	}
 	err := c.nc.Close()
 	c.breakOff(fmt.Errorf("%w", blockdev.ErrClosed))
-	if err != nil && !broken {
+	if err != nil && !broken && !errors.Is(err, net.ErrClosed) { // the reader closes it when the server answers DISC first
 		return fmt.Errorf("close %s: %w", c.uri, err)
 	}
 	return nil
