@@ -212,6 +212,7 @@ func (c *copier) piece(x blockdev.Extent, buf, back []byte, target *disks.Unfini
 		}
 		from = to
 	}
+	dev.StartWriteback(x.Offset, x.Length)
 	return nil
 }
 

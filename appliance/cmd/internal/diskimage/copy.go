@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/keelblock/keelblock/blockdev"
 )
@@ -145,6 +146,11 @@ func WriteRaw(ctx context.Context, f File, d blockdev.Device, progress Progress)
 	}
 	c := copier{progress: progress, write: func(p []byte, off int64) error {
 		_, err := f.WriteAt(p, off)
+		if o, ok := f.(interface{ Fd() uintptr }); ok {
+			// The disk begins to write while the rest is still being read; the sync at
+			// the end is then short. A hint: errors show there.
+			_ = unix.SyncFileRange(int(o.Fd()), off, int64(len(p)), unix.SYNC_FILE_RANGE_WRITE)
+		}
 		return err
 	}}
 	n, err := c.run(ctx, readDevice(d), dataExtents(d, progress))
