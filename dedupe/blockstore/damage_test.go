@@ -76,8 +76,8 @@ func TestDamagedBlock(t *testing.T) {
 	ctx := context.Background()
 	s := openVault(t, dir, crashOptions)
 	seed := uint64(0)
-	block := dedupetest.Block(s, seed)
-	d := dedupe.Sum(block)
+	var block []byte
+	var d dedupe.Digest
 	for ; ; seed++ { // one that is in the vault
 		block = dedupetest.Block(s, seed)
 		d = dedupe.Sum(block)

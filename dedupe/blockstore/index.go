@@ -255,18 +255,6 @@ func (c *change) setPack(r packRow) error {
 	return c.set(packKey(r.number), r.encode())
 }
 
-// dropPack forgets a pack that holds nothing.
-func (c *change) dropPack(r packRow) error {
-	c.m.packs--
-	c.m.packBytes -= r.end
-	for _, key := range [][]byte{packKey(r.number), append([]byte{prefixPackID}, r.id[:]...)} {
-		if err := c.txn.Delete(key); err != nil {
-			return fmt.Errorf("write index: %w", err)
-		}
-	}
-	return nil
-}
-
 // addEntries enters records of one pack, durably, in transactions of bounded size;
 // the pack's row goes into each of them. Kinds that are published otherwise are
 // left out.
