@@ -214,7 +214,10 @@ func (c *capturer) extent(ctx context.Context, e blockdev.Extent) error {
 		e.Length = min(end-e.Offset, holeWindow)
 		at := e.Offset
 		for _, h := range c.holes(e) {
-			if err := errors.Join(c.data(ctx, at, h.Offset), c.zeros(ctx, h.Offset, h.End())); err != nil {
+			if err := c.data(ctx, at, h.Offset); err != nil {
+				return err
+			}
+			if err := c.zeros(ctx, h.Offset, h.End()); err != nil {
 				return err
 			}
 			at = h.End()
@@ -290,7 +293,10 @@ func (c *capturer) zeros(ctx context.Context, off, end int64) error {
 			}
 			at := g << grainShift
 			p := c.buf[:min(blockdev.GrainSize, end-at)]
-			if err := errors.Join(emit(at), f.t.spill.read(p, at)); err != nil {
+			if err := emit(at); err != nil {
+				return err
+			}
+			if err := f.t.spill.read(p, at); err != nil {
 				return err
 			}
 			if err := c.sink.Write(at, p); err != nil {
