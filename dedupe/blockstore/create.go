@@ -71,8 +71,10 @@ func create(dir string, o Options) error {
 	if err := writeFile(filepath.Join(dir, stateName), pack.State{Clean: true, Epoch: 1}.Encode(), o.hook); err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(dir, superblockName), sb.Encode(), o.hook); err != nil {
-		return err
+	for _, name := range []string{superblockCopyName, superblockName} {
+		if err := writeFile(filepath.Join(dir, name), sb.Encode(), o.hook); err != nil {
+			return err
+		}
 	}
 	return syncDir(filepath.Dir(dir), o.hook)
 }

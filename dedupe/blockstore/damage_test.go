@@ -276,11 +276,46 @@ func countLost(t *testing.T, s dedupe.Store, points []dedupe.Digest) (lost int) 
 	return lost
 }
 
-// A superblock that is damaged or of another version is refused.
+// One damaged or missing superblock is written again from the other.
+func TestSuperblockHasACopy(t *testing.T) {
+	t.Parallel()
+	dir, points := writtenVault(t)
+	main, spare := filepath.Join(dir, "superblock"), filepath.Join(dir, "superblock.copy")
+	want, err := os.ReadFile(main)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, damage := range map[string]func() error{
+		"damaged": func() error { flip(t, main, 30); return nil },
+		"missing": func() error { return os.Remove(main) },
+		"copy":    func() error { return os.Remove(spare) },
+	} {
+		if err := damage(); err != nil {
+			t.Fatal(err)
+		}
+		s := openVault(t, dir, crashOptions)
+		for _, id := range points {
+			if err := checkPoint(s, id); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range []string{main, spare} {
+			if got, err := os.ReadFile(p); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("%s: %s was not written again: %v", name, p, err)
+			}
+		}
+	}
+}
+
+// A superblock that is damaged or of another version is refused when its copy is, too.
 func TestDamagedSuperblock(t *testing.T) {
 	t.Parallel()
 	dir, _ := writtenVault(t)
 	flip(t, filepath.Join(dir, "superblock"), 30)
+	flip(t, filepath.Join(dir, "superblock.copy"), 30)
 	for _, o := range []blockstore.Options{crashOptions, {ReadOnly: true}} {
 		if _, err := blockstore.Open(dir, o); !errors.Is(err, dedupe.ErrCorrupt) {
 			t.Errorf("open: %v", err)

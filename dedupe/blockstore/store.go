@@ -21,12 +21,13 @@ import (
 
 // Names in a vault's folder.
 const (
-	superblockName = "superblock"
-	stateName      = "state"
-	lockName       = "lock"
-	packsName      = "packs"
-	indexName      = "index"
-	newIndexName   = "index.new"
+	superblockName     = "superblock"
+	superblockCopyName = "superblock.copy"
+	stateName          = "state"
+	lockName           = "lock"
+	packsName          = "packs"
+	indexName          = "index"
+	newIndexName       = "index.new"
 )
 
 // HintRebuild is what an operator does about a damaged or missing index.
@@ -83,13 +84,15 @@ func Open(dir string, o Options) (*Store, error) {
 
 // readSuperblock reads a vault's superblock and compares it with the options.
 func readSuperblock(dir string, o Options) (*pack.Superblock, error) {
-	b, err := os.ReadFile(filepath.Join(dir, superblockName))
+	sb, err := decodeSuperblock(dir, superblockName)
 	if err != nil {
-		return nil, err
-	}
-	sb, err := pack.DecodeSuperblock(b)
-	if err != nil {
-		return nil, err
+		// Without packs it may be what an interrupted Create left.
+		packs, _ := os.ReadDir(filepath.Join(dir, packsName))
+		spare, spareErr := decodeSuperblock(dir, superblockCopyName)
+		if spareErr != nil || len(packs) == 0 {
+			return nil, err
+		}
+		sb = spare
 	}
 	if o.BlockSize != 0 && o.BlockSize != sb.BlockSize {
 		return nil, fmt.Errorf("block size is %d, not %d", sb.BlockSize, o.BlockSize)
@@ -98,6 +101,32 @@ func readSuperblock(dir string, o Options) (*pack.Superblock, error) {
 		return nil, fmt.Errorf("key domain %x is not one of the vault's", o.Domain)
 	}
 	return sb, nil
+}
+
+func decodeSuperblock(dir, name string) (*pack.Superblock, error) {
+	b, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		return nil, err
+	}
+	sb, err := pack.DecodeSuperblock(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return sb, nil
+}
+
+// healSuperblock writes the superblock, or its copy, again when it cannot be read.
+// What fails here can wait: the other one is good.
+func (s *Store) healSuperblock() {
+	for _, name := range []string{superblockName, superblockCopyName} {
+		if _, err := decodeSuperblock(s.dir, name); err == nil {
+			continue
+		} else if werr := writeFile(filepath.Join(s.dir, name), s.sb.Encode(), s.o.hook); werr != nil {
+			s.log.Error("superblock cannot be written again", "vault", s.dir, "file", name, "err", errors.Join(err, werr))
+		} else {
+			s.log.Warn("superblock is written again from its other copy", "vault", s.dir, "file", name, "err", err)
+		}
+	}
 }
 
 // newStore is a Store without an index.
@@ -133,6 +162,7 @@ func open(dir string, o Options) (_ *Store, err error) {
 	if err := s.checkRoom(indexRoom); err != nil {
 		return nil, err
 	}
+	s.healSuperblock()
 	if err := os.RemoveAll(filepath.Join(dir, newIndexName)); err != nil {
 		return nil, fmt.Errorf("remove an unfinished index: %w", err)
 	}
