@@ -45,8 +45,12 @@ func parseRows(text string) []row {
 		if err != nil && f[4] != "-" {
 			continue
 		}
+		against := "nbdkit file plugin"
+		if strings.HasPrefix(f[0], "tracked-") {
+			against = "a tracked disk without snapshot against the same raw file"
+		}
 		rows = append(rows, row{name: f[0], ours: f[1], peer: f[2], ratio: ratio, goal: goal,
-			command: "tools/compare/nbdslices: interleaved slices, nbdkit file plugin, unix socket"})
+			command: "tools/compare/nbdslices: interleaved slices, " + against + ", unix socket"})
 	}
 	return rows
 }

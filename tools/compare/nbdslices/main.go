@@ -1,6 +1,7 @@
-// Command nbdslices compares our NBD server with nbdkit's file plugin.
+// Command nbdslices compares our NBD server with nbdkit's file plugin, and a tracked
+// disk with the same raw file behind our own server.
 //
-// Both run at the same time, each in a process of its own, over files of the same
+// Both sides run at the same time, each in a process of its own, over files of the same
 // content on tmpfs. One load generator turns to them in slices of 20 ms, so that
 // whatever else the machine does meets both alike: two separate runs of a
 // benchmark have contradicted each other by a factor of three on a shared machine.
@@ -8,12 +9,13 @@
 //
 //	go run ./tools/compare/nbdslices [-rounds 40] [-row REGEXP] [-syscalls]
 //
-// It prints one line per row: name, ours, nbdkit, ratio, goal, ok or missed; rates
+// It prints one line per row: name, ours, the peer, ratio, goal, ok or missed; rates
 // are in requests or MiB per second.
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"net"
@@ -29,12 +31,24 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/keelblock/keelblock/blockdev"
+	"github.com/keelblock/keelblock/blockdev/cbt"
 	"github.com/keelblock/keelblock/blockdev/localdisk"
 	"github.com/keelblock/keelblock/blockdev/nbd/server"
 )
 
+// sides are the two servers of a row.
+type sides [2]string
+
+// The sides. tracked is raw with the changed-block tracker in between, without a snapshot.
+var (
+	againstNbdkit = sides{"ours", "nbdkit"}
+	againstRaw    = sides{"tracked", "raw"}
+)
+
 // row is one kind of load.
 type row struct {
+	sides sides
 	name  string
 	write bool
 	bytes int // per request
@@ -43,12 +57,16 @@ type row struct {
 }
 
 var rows = []row{
-	{"nbd-read-4k-qd1", false, 4 << 10, 1, 0.9},
-	{"nbd-write-4k-qd1", true, 4 << 10, 1, 0.9},
-	{"nbd-read-4k-qd32", false, 4 << 10, 32, 1.0},
-	{"nbd-write-4k-qd32", true, 4 << 10, 32, 1.0},
-	{"nbd-read-1m", false, 1 << 20, 4, 1.0},
-	{"nbd-write-1m", true, 1 << 20, 4, 1.0},
+	{againstNbdkit, "nbd-read-4k-qd1", false, 4 << 10, 1, 0.9},
+	{againstNbdkit, "nbd-write-4k-qd1", true, 4 << 10, 1, 0.9},
+	{againstNbdkit, "nbd-read-4k-qd32", false, 4 << 10, 32, 1.0},
+	{againstNbdkit, "nbd-write-4k-qd32", true, 4 << 10, 32, 1.0},
+	{againstNbdkit, "nbd-read-1m", false, 1 << 20, 4, 1.0},
+	{againstNbdkit, "nbd-write-1m", true, 1 << 20, 4, 1.0},
+	{againstRaw, "tracked-read-4k-qd32", false, 4 << 10, 32, 0.98},
+	{againstRaw, "tracked-write-4k-qd1", true, 4 << 10, 1, 0.98},
+	{againstRaw, "tracked-write-4k-qd32", true, 4 << 10, 32, 0.98},
+	{againstRaw, "tracked-write-1m", true, 1 << 20, 4, 0.98},
 }
 
 // diskBytes is the size of the export. It stays in memory.
@@ -64,12 +82,13 @@ func main() {
 	pick := flag.String("row", ".", "rows to run, a regular expression")
 	syscalls := flag.Bool("syscalls", false, "count system calls per request with strace instead")
 	serveFile := flag.String("serve", "", "serve this file on the socket named by the argument (used by itself)")
+	track := flag.Bool("track", false, "serve it with a changed-block tracker (used by itself)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var err error
 	if *serveFile != "" {
-		err = serve(ctx, *serveFile, flag.Arg(0))
+		err = serve(ctx, *serveFile, *track, flag.Arg(0))
 	} else {
 		err = run(ctx, *rounds, *slice, *pick, *syscalls)
 	}
@@ -81,8 +100,8 @@ func main() {
 
 // serve is our server, in the process that run starts. Its standard input ends with
 // that of its parent.
-func serve(ctx context.Context, file, socket string) error {
-	d, err := localdisk.Open(file, localdisk.Options{})
+func serve(ctx context.Context, file string, track bool, socket string) error {
+	d, err := open(file, track)
 	if err != nil {
 		return err
 	}
@@ -107,6 +126,19 @@ func serve(ctx context.Context, file, socket string) error {
 	return s.Shutdown(context.Background())
 }
 
+// open opens the file as the daemon does, or without its tracker.
+func open(file string, track bool) (blockdev.Device, error) {
+	d, err := localdisk.Open(file, localdisk.Options{})
+	if err != nil || !track {
+		return d, err
+	}
+	t, err := cbt.Open(d, cbt.NewClock(), cbt.Options{DiskID: "slices", MapPath: file + ".map", SavePath: file + ".saved"})
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return t, nil
+}
+
 func run(ctx context.Context, rounds int, slice time.Duration, pick string, syscalls bool) error {
 	picked, err := regexp.Compile(pick)
 	if err != nil {
@@ -117,16 +149,31 @@ func run(ctx context.Context, rounds int, slice time.Duration, pick string, sysc
 		return err
 	}
 	defer os.RemoveAll(dir)
-	peers, stop, err := startPeers(ctx, dir)
+	fmt.Printf("# %d rounds of %v slices, tmpfs, unix socket; requests or MiB per second; ratio: median of rounds\n", rounds, slice)
+	for _, s := range []sides{againstNbdkit, againstRaw} {
+		var chosen []row
+		for _, r := range rows {
+			if r.sides == s && picked.MatchString(r.name) {
+				chosen = append(chosen, r)
+			}
+		}
+		if len(chosen) > 0 {
+			if err := runSides(ctx, dir, s, chosen, rounds, slice, syscalls); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// runSides runs the rows of one pair of servers.
+func runSides(ctx context.Context, dir string, s sides, rows []row, rounds int, slice time.Duration, syscalls bool) error {
+	peers, stop, err := startPeers(ctx, dir, s)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	fmt.Printf("# %d rounds of %v slices, tmpfs, unix socket; requests or MiB per second; ratio: median of rounds\n", rounds, slice)
 	for _, r := range rows {
-		if !picked.MatchString(r.name) {
-			continue
-		}
 		if syscalls {
 			err = countSyscalls(ctx, r, peers)
 		} else {
@@ -146,14 +193,14 @@ type peer struct {
 	load *load
 }
 
-// startPeers starts our server and nbdkit, each over a file of the same content,
-// and connects to them. stop ends them.
-func startPeers(ctx context.Context, dir string) (peers [2]*peer, stop func(), err error) {
+// startPeers starts two servers, each over a file of the same content, and connects
+// to them. stop ends them.
+func startPeers(ctx context.Context, dir string, s sides) (peers [2]*peer, stop func(), err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return peers, nil, err
 	}
-	if _, err := exec.LookPath("nbdkit"); err != nil {
+	if _, err := exec.LookPath("nbdkit"); err != nil && s == againstNbdkit {
 		return peers, nil, fmt.Errorf("nbdkit is not installed (apt-get install nbdkit)")
 	}
 	content := content()
@@ -171,13 +218,13 @@ func startPeers(ctx context.Context, dir string) (peers [2]*peer, stop func(), e
 			late.Stop()
 		}
 	}
-	for i, name := range []string{"ours", "nbdkit"} {
+	for i, name := range s {
 		file, socket := filepath.Join(dir, name+".raw"), filepath.Join(dir, name+".sock")
 		if err := os.WriteFile(file, content, 0o600); err != nil {
 			stop()
 			return peers, nil, err
 		}
-		cmd := exec.CommandContext(ctx, self, "-serve", file, socket)
+		cmd := exec.CommandContext(ctx, self, "-serve", file, fmt.Sprintf("-track=%v", name == "tracked"), socket)
 		if name == "nbdkit" {
 			cmd = exec.CommandContext(ctx, "nbdkit", "--foreground", "--exit-with-parent", "--unix", socket, "file", file)
 		}
@@ -248,7 +295,7 @@ func measure(ctx context.Context, r row, rounds int, slice time.Duration, peers 
 	if ratio < r.goal {
 		verdict = "missed"
 	}
-	fmt.Printf("%-18s %12s %12s %6.2f %5.2f %s\n", r.name,
+	fmt.Printf("%-22s %12s %12s %6.2f %5.2f %s\n", r.name,
 		fmt.Sprintf("%.0f%s", median(rates[0])*scale, unit), fmt.Sprintf("%.0f%s", median(rates[1])*scale, unit), ratio, r.goal, verdict)
 	return nil
 }
