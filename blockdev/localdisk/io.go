@@ -174,6 +174,8 @@ func (d *Disk) Flush() error {
 // StartWriteback asks the kernel to begin writing [off, off+n) to the disk and does
 // not wait for it. It promises nothing (sync_file_range(2) is no durability): it lets
 // the disk work while a copier is still computing, so that the Flush at the end is short.
+// Measured on 750 MiB, 2 cores, five interleaved rounds, medians: restore to a disk 1.60 s
+// without and 1.14 s with it, restore to a file 2.35 s and 1.77 s, cp and sync 0.80 s.
 func (d *Disk) StartWriteback(off, n int64) {
 	if blockdev.CheckRange(off, n, d.size) != nil || d.enter() != nil {
 		return
