@@ -52,6 +52,9 @@ type Disk struct {
 	Connections    int64                  `protobuf:"varint,13,opt,name=connections,proto3" json:"connections,omitempty"`                       // NBD connections open now
 	ChangedBytes   int64                  `protobuf:"varint,14,opt,name=changed_bytes,json=changedBytes,proto3" json:"changed_bytes,omitempty"` // listed by the map now
 	Reason         string                 `protobuf:"bytes,15,opt,name=reason,proto3" json:"reason,omitempty"`                                  // why it is suspect or offline
+	Allow          []string               `protobuf:"bytes,16,rep,name=allow,proto3" json:"allow,omitempty"`                                    // common names of the client certificates that may use it; empty: no restriction
+	Exclusive      bool                   `protobuf:"varint,17,opt,name=exclusive,proto3" json:"exclusive,omitempty"`                           // a new writer cuts the connections before it
+	Device         string                 `protobuf:"bytes,18,opt,name=device,proto3" json:"device,omitempty"`                                  // the host's device that it is attached to, "/dev/nbd0", or ""
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -187,6 +190,27 @@ func (x *Disk) GetChangedBytes() int64 {
 func (x *Disk) GetReason() string {
 	if x != nil {
 		return x.Reason
+	}
+	return ""
+}
+
+func (x *Disk) GetAllow() []string {
+	if x != nil {
+		return x.Allow
+	}
+	return nil
+}
+
+func (x *Disk) GetExclusive() bool {
+	if x != nil {
+		return x.Exclusive
+	}
+	return false
+}
+
+func (x *Disk) GetDevice() string {
+	if x != nil {
+		return x.Device
 	}
 	return ""
 }
@@ -1060,6 +1084,7 @@ type MapDiskRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	SincePoint    string                 `protobuf:"bytes,2,opt,name=since_point,json=sincePoint,proto3" json:"since_point,omitempty"`
+	Cursor        string                 `protobuf:"bytes,3,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1108,6 +1133,261 @@ func (x *MapDiskRequest) GetSincePoint() string {
 	return ""
 }
 
+func (x *MapDiskRequest) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
+type ResizeDiskRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	SizeBytes     int64                  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"` // a multiple of 512
+	Shrink        bool                   `protobuf:"varint,3,opt,name=shrink,proto3" json:"shrink,omitempty"`                        // required to make it smaller: what lies behind the new end is lost
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeDiskRequest) Reset() {
+	*x = ResizeDiskRequest{}
+	mi := &file_keelblock_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeDiskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeDiskRequest) ProtoMessage() {}
+
+func (x *ResizeDiskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeDiskRequest.ProtoReflect.Descriptor instead.
+func (*ResizeDiskRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ResizeDiskRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ResizeDiskRequest) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *ResizeDiskRequest) GetShrink() bool {
+	if x != nil {
+		return x.Shrink
+	}
+	return false
+}
+
+type EditDiskRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Allow         []string               `protobuf:"bytes,2,rep,name=allow,proto3" json:"allow,omitempty"`       // common names to add
+	Disallow      []string               `protobuf:"bytes,3,rep,name=disallow,proto3" json:"disallow,omitempty"` // common names to take away
+	Exclusive     *bool                  `protobuf:"varint,4,opt,name=exclusive,proto3,oneof" json:"exclusive,omitempty"`
+	Role          string                 `protobuf:"bytes,5,opt,name=role,proto3" json:"role,omitempty"` // "": unchanged
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EditDiskRequest) Reset() {
+	*x = EditDiskRequest{}
+	mi := &file_keelblock_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EditDiskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EditDiskRequest) ProtoMessage() {}
+
+func (x *EditDiskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EditDiskRequest.ProtoReflect.Descriptor instead.
+func (*EditDiskRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *EditDiskRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EditDiskRequest) GetAllow() []string {
+	if x != nil {
+		return x.Allow
+	}
+	return nil
+}
+
+func (x *EditDiskRequest) GetDisallow() []string {
+	if x != nil {
+		return x.Disallow
+	}
+	return nil
+}
+
+func (x *EditDiskRequest) GetExclusive() bool {
+	if x != nil && x.Exclusive != nil {
+		return *x.Exclusive
+	}
+	return false
+}
+
+func (x *EditDiskRequest) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+type AttachDiskRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Device        string                 `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`            // "/dev/nbd0"
+	Connections   int64                  `protobuf:"varint,3,opt,name=connections,proto3" json:"connections,omitempty"` // 0: 2
+	ReadOnly      bool                   `protobuf:"varint,4,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachDiskRequest) Reset() {
+	*x = AttachDiskRequest{}
+	mi := &file_keelblock_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachDiskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachDiskRequest) ProtoMessage() {}
+
+func (x *AttachDiskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachDiskRequest.ProtoReflect.Descriptor instead.
+func (*AttachDiskRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *AttachDiskRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AttachDiskRequest) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *AttachDiskRequest) GetConnections() int64 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *AttachDiskRequest) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+type DetachDiskRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetachDiskRequest) Reset() {
+	*x = DetachDiskRequest{}
+	mi := &file_keelblock_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetachDiskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetachDiskRequest) ProtoMessage() {}
+
+func (x *DetachDiskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetachDiskRequest.ProtoReflect.Descriptor instead.
+func (*DetachDiskRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *DetachDiskRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 type Extent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Offset        int64                  `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
@@ -1118,7 +1398,7 @@ type Extent struct {
 
 func (x *Extent) Reset() {
 	*x = Extent{}
-	mi := &file_keelblock_proto_msgTypes[13]
+	mi := &file_keelblock_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1410,7 @@ func (x *Extent) String() string {
 func (*Extent) ProtoMessage() {}
 
 func (x *Extent) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[13]
+	mi := &file_keelblock_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1423,7 @@ func (x *Extent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Extent.ProtoReflect.Descriptor instead.
 func (*Extent) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{13}
+	return file_keelblock_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Extent) GetOffset() int64 {
@@ -1169,7 +1449,7 @@ type MapDiskResponse struct {
 
 func (x *MapDiskResponse) Reset() {
 	*x = MapDiskResponse{}
-	mi := &file_keelblock_proto_msgTypes[14]
+	mi := &file_keelblock_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1181,7 +1461,7 @@ func (x *MapDiskResponse) String() string {
 func (*MapDiskResponse) ProtoMessage() {}
 
 func (x *MapDiskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[14]
+	mi := &file_keelblock_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1194,7 +1474,7 @@ func (x *MapDiskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapDiskResponse.ProtoReflect.Descriptor instead.
 func (*MapDiskResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{14}
+	return file_keelblock_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *MapDiskResponse) GetExtents() []*Extent {
@@ -1215,7 +1495,7 @@ type CreateMachineRequest struct {
 
 func (x *CreateMachineRequest) Reset() {
 	*x = CreateMachineRequest{}
-	mi := &file_keelblock_proto_msgTypes[15]
+	mi := &file_keelblock_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1507,7 @@ func (x *CreateMachineRequest) String() string {
 func (*CreateMachineRequest) ProtoMessage() {}
 
 func (x *CreateMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[15]
+	mi := &file_keelblock_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1520,7 @@ func (x *CreateMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMachineRequest.ProtoReflect.Descriptor instead.
 func (*CreateMachineRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{15}
+	return file_keelblock_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateMachineRequest) GetName() string {
@@ -1272,7 +1552,7 @@ type ListMachinesRequest struct {
 
 func (x *ListMachinesRequest) Reset() {
 	*x = ListMachinesRequest{}
-	mi := &file_keelblock_proto_msgTypes[16]
+	mi := &file_keelblock_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1284,7 +1564,7 @@ func (x *ListMachinesRequest) String() string {
 func (*ListMachinesRequest) ProtoMessage() {}
 
 func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[16]
+	mi := &file_keelblock_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1297,7 +1577,7 @@ func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesRequest.ProtoReflect.Descriptor instead.
 func (*ListMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{16}
+	return file_keelblock_proto_rawDescGZIP(), []int{20}
 }
 
 type ListMachinesResponse struct {
@@ -1309,7 +1589,7 @@ type ListMachinesResponse struct {
 
 func (x *ListMachinesResponse) Reset() {
 	*x = ListMachinesResponse{}
-	mi := &file_keelblock_proto_msgTypes[17]
+	mi := &file_keelblock_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1321,7 +1601,7 @@ func (x *ListMachinesResponse) String() string {
 func (*ListMachinesResponse) ProtoMessage() {}
 
 func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[17]
+	mi := &file_keelblock_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1334,7 +1614,7 @@ func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesResponse.ProtoReflect.Descriptor instead.
 func (*ListMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{17}
+	return file_keelblock_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListMachinesResponse) GetMachines() []*Machine {
@@ -1353,7 +1633,7 @@ type GetMachineRequest struct {
 
 func (x *GetMachineRequest) Reset() {
 	*x = GetMachineRequest{}
-	mi := &file_keelblock_proto_msgTypes[18]
+	mi := &file_keelblock_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1365,7 +1645,7 @@ func (x *GetMachineRequest) String() string {
 func (*GetMachineRequest) ProtoMessage() {}
 
 func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[18]
+	mi := &file_keelblock_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1378,7 +1658,7 @@ func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineRequest.ProtoReflect.Descriptor instead.
 func (*GetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{18}
+	return file_keelblock_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetMachineRequest) GetName() string {
@@ -1401,7 +1681,7 @@ type EditMachineRequest struct {
 
 func (x *EditMachineRequest) Reset() {
 	*x = EditMachineRequest{}
-	mi := &file_keelblock_proto_msgTypes[19]
+	mi := &file_keelblock_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1413,7 +1693,7 @@ func (x *EditMachineRequest) String() string {
 func (*EditMachineRequest) ProtoMessage() {}
 
 func (x *EditMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[19]
+	mi := &file_keelblock_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1426,7 +1706,7 @@ func (x *EditMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EditMachineRequest.ProtoReflect.Descriptor instead.
 func (*EditMachineRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{19}
+	return file_keelblock_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *EditMachineRequest) GetName() string {
@@ -1473,7 +1753,7 @@ type DeleteMachineRequest struct {
 
 func (x *DeleteMachineRequest) Reset() {
 	*x = DeleteMachineRequest{}
-	mi := &file_keelblock_proto_msgTypes[20]
+	mi := &file_keelblock_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1485,7 +1765,7 @@ func (x *DeleteMachineRequest) String() string {
 func (*DeleteMachineRequest) ProtoMessage() {}
 
 func (x *DeleteMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[20]
+	mi := &file_keelblock_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1498,7 +1778,7 @@ func (x *DeleteMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteMachineRequest.ProtoReflect.Descriptor instead.
 func (*DeleteMachineRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{20}
+	return file_keelblock_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DeleteMachineRequest) GetName() string {
@@ -1516,7 +1796,7 @@ type DeleteMachineResponse struct {
 
 func (x *DeleteMachineResponse) Reset() {
 	*x = DeleteMachineResponse{}
-	mi := &file_keelblock_proto_msgTypes[21]
+	mi := &file_keelblock_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1528,7 +1808,7 @@ func (x *DeleteMachineResponse) String() string {
 func (*DeleteMachineResponse) ProtoMessage() {}
 
 func (x *DeleteMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[21]
+	mi := &file_keelblock_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1541,7 +1821,7 @@ func (x *DeleteMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteMachineResponse.ProtoReflect.Descriptor instead.
 func (*DeleteMachineResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{21}
+	return file_keelblock_proto_rawDescGZIP(), []int{25}
 }
 
 type BackupRequest struct {
@@ -1555,7 +1835,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_keelblock_proto_msgTypes[22]
+	mi := &file_keelblock_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1567,7 +1847,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[22]
+	mi := &file_keelblock_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1580,7 +1860,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{22}
+	return file_keelblock_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *BackupRequest) GetMachine() string {
@@ -1604,6 +1884,733 @@ func (x *BackupRequest) GetNote() string {
 	return ""
 }
 
+// A set of machines that are cut at one instant. A machine is in at most one.
+type Group struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Machines      []*Machine             `protobuf:"bytes,2,rep,name=machines,proto3" json:"machines,omitempty"` // one that does not exist any more has only its name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Group) Reset() {
+	*x = Group{}
+	mi := &file_keelblock_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Group) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Group) ProtoMessage() {}
+
+func (x *Group) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Group.ProtoReflect.Descriptor instead.
+func (*Group) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Group) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Group) GetMachines() []*Machine {
+	if x != nil {
+		return x.Machines
+	}
+	return nil
+}
+
+type CreateGroupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Machines      []string               `protobuf:"bytes,2,rep,name=machines,proto3" json:"machines,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateGroupRequest) Reset() {
+	*x = CreateGroupRequest{}
+	mi := &file_keelblock_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateGroupRequest) ProtoMessage() {}
+
+func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateGroupRequest.ProtoReflect.Descriptor instead.
+func (*CreateGroupRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *CreateGroupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateGroupRequest) GetMachines() []string {
+	if x != nil {
+		return x.Machines
+	}
+	return nil
+}
+
+type ListGroupsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGroupsRequest) Reset() {
+	*x = ListGroupsRequest{}
+	mi := &file_keelblock_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGroupsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGroupsRequest) ProtoMessage() {}
+
+func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
+func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{29}
+}
+
+type ListGroupsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Groups        []*Group               `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGroupsResponse) Reset() {
+	*x = ListGroupsResponse{}
+	mi := &file_keelblock_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGroupsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGroupsResponse) ProtoMessage() {}
+
+func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
+func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ListGroupsResponse) GetGroups() []*Group {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+type GetGroupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetGroupRequest) Reset() {
+	*x = GetGroupRequest{}
+	mi := &file_keelblock_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetGroupRequest) ProtoMessage() {}
+
+func (x *GetGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetGroupRequest.ProtoReflect.Descriptor instead.
+func (*GetGroupRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *GetGroupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type DeleteGroupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteGroupRequest) Reset() {
+	*x = DeleteGroupRequest{}
+	mi := &file_keelblock_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteGroupRequest) ProtoMessage() {}
+
+func (x *DeleteGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteGroupRequest.ProtoReflect.Descriptor instead.
+func (*DeleteGroupRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *DeleteGroupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type DeleteGroupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteGroupResponse) Reset() {
+	*x = DeleteGroupResponse{}
+	mi := &file_keelblock_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteGroupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteGroupResponse) ProtoMessage() {}
+
+func (x *DeleteGroupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteGroupResponse.ProtoReflect.Descriptor instead.
+func (*DeleteGroupResponse) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{33}
+}
+
+type GroupBackupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	Consistency   string                 `protobuf:"bytes,2,opt,name=consistency,proto3" json:"consistency,omitempty"`
+	Note          string                 `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupBackupRequest) Reset() {
+	*x = GroupBackupRequest{}
+	mi := &file_keelblock_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupBackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupBackupRequest) ProtoMessage() {}
+
+func (x *GroupBackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupBackupRequest.ProtoReflect.Descriptor instead.
+func (*GroupBackupRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *GroupBackupRequest) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *GroupBackupRequest) GetConsistency() string {
+	if x != nil {
+		return x.Consistency
+	}
+	return ""
+}
+
+func (x *GroupBackupRequest) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+// A consumer's place in the history of a disk: a recovery point, which it pins.
+// What changed since is Disks.Map with the cursor, or the dirty bitmap of its name.
+type Cursor struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	DiskName      string                 `protobuf:"bytes,2,opt,name=disk_name,json=diskName,proto3" json:"disk_name,omitempty"`
+	PointId       string                 `protobuf:"bytes,3,opt,name=point_id,json=pointId,proto3" json:"point_id,omitempty"`
+	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	AdvancedAt    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=advanced_at,json=advancedAt,proto3" json:"advanced_at,omitempty"`
+	FrozenAt      *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=frozen_at,json=frozenAt,proto3" json:"frozen_at,omitempty"` // of the point
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cursor) Reset() {
+	*x = Cursor{}
+	mi := &file_keelblock_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cursor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cursor) ProtoMessage() {}
+
+func (x *Cursor) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cursor.ProtoReflect.Descriptor instead.
+func (*Cursor) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *Cursor) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Cursor) GetDiskName() string {
+	if x != nil {
+		return x.DiskName
+	}
+	return ""
+}
+
+func (x *Cursor) GetPointId() string {
+	if x != nil {
+		return x.PointId
+	}
+	return ""
+}
+
+func (x *Cursor) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *Cursor) GetAdvancedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AdvancedAt
+	}
+	return nil
+}
+
+func (x *Cursor) GetFrozenAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FrozenAt
+	}
+	return nil
+}
+
+type CreateCursorRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Disk          string                 `protobuf:"bytes,2,opt,name=disk,proto3" json:"disk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateCursorRequest) Reset() {
+	*x = CreateCursorRequest{}
+	mi := &file_keelblock_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateCursorRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateCursorRequest) ProtoMessage() {}
+
+func (x *CreateCursorRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateCursorRequest.ProtoReflect.Descriptor instead.
+func (*CreateCursorRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *CreateCursorRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateCursorRequest) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+type ListCursorsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Disk          string                 `protobuf:"bytes,1,opt,name=disk,proto3" json:"disk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCursorsRequest) Reset() {
+	*x = ListCursorsRequest{}
+	mi := &file_keelblock_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCursorsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCursorsRequest) ProtoMessage() {}
+
+func (x *ListCursorsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCursorsRequest.ProtoReflect.Descriptor instead.
+func (*ListCursorsRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *ListCursorsRequest) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+type ListCursorsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cursors       []*Cursor              `protobuf:"bytes,1,rep,name=cursors,proto3" json:"cursors,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCursorsResponse) Reset() {
+	*x = ListCursorsResponse{}
+	mi := &file_keelblock_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCursorsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCursorsResponse) ProtoMessage() {}
+
+func (x *ListCursorsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCursorsResponse.ProtoReflect.Descriptor instead.
+func (*ListCursorsResponse) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ListCursorsResponse) GetCursors() []*Cursor {
+	if x != nil {
+		return x.Cursors
+	}
+	return nil
+}
+
+type AdvanceCursorRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Point         string                 `protobuf:"bytes,2,opt,name=point,proto3" json:"point,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdvanceCursorRequest) Reset() {
+	*x = AdvanceCursorRequest{}
+	mi := &file_keelblock_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdvanceCursorRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdvanceCursorRequest) ProtoMessage() {}
+
+func (x *AdvanceCursorRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdvanceCursorRequest.ProtoReflect.Descriptor instead.
+func (*AdvanceCursorRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *AdvanceCursorRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AdvanceCursorRequest) GetPoint() string {
+	if x != nil {
+		return x.Point
+	}
+	return ""
+}
+
+type DeleteCursorRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteCursorRequest) Reset() {
+	*x = DeleteCursorRequest{}
+	mi := &file_keelblock_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteCursorRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteCursorRequest) ProtoMessage() {}
+
+func (x *DeleteCursorRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteCursorRequest.ProtoReflect.Descriptor instead.
+func (*DeleteCursorRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *DeleteCursorRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type DeleteCursorResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteCursorResponse) Reset() {
+	*x = DeleteCursorResponse{}
+	mi := &file_keelblock_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteCursorResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteCursorResponse) ProtoMessage() {}
+
+func (x *DeleteCursorResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteCursorResponse.ProtoReflect.Descriptor instead.
+func (*DeleteCursorResponse) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{41}
+}
+
 type ListPointsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Machine       string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
@@ -1614,7 +2621,7 @@ type ListPointsRequest struct {
 
 func (x *ListPointsRequest) Reset() {
 	*x = ListPointsRequest{}
-	mi := &file_keelblock_proto_msgTypes[23]
+	mi := &file_keelblock_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1626,7 +2633,7 @@ func (x *ListPointsRequest) String() string {
 func (*ListPointsRequest) ProtoMessage() {}
 
 func (x *ListPointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[23]
+	mi := &file_keelblock_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1639,7 +2646,7 @@ func (x *ListPointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPointsRequest.ProtoReflect.Descriptor instead.
 func (*ListPointsRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{23}
+	return file_keelblock_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListPointsRequest) GetMachine() string {
@@ -1665,7 +2672,7 @@ type ListPointsResponse struct {
 
 func (x *ListPointsResponse) Reset() {
 	*x = ListPointsResponse{}
-	mi := &file_keelblock_proto_msgTypes[24]
+	mi := &file_keelblock_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1677,7 +2684,7 @@ func (x *ListPointsResponse) String() string {
 func (*ListPointsResponse) ProtoMessage() {}
 
 func (x *ListPointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[24]
+	mi := &file_keelblock_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1690,7 +2697,7 @@ func (x *ListPointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPointsResponse.ProtoReflect.Descriptor instead.
 func (*ListPointsResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{24}
+	return file_keelblock_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListPointsResponse) GetPoints() []*RecoveryPoint {
@@ -1709,7 +2716,7 @@ type GetPointRequest struct {
 
 func (x *GetPointRequest) Reset() {
 	*x = GetPointRequest{}
-	mi := &file_keelblock_proto_msgTypes[25]
+	mi := &file_keelblock_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1721,7 +2728,7 @@ func (x *GetPointRequest) String() string {
 func (*GetPointRequest) ProtoMessage() {}
 
 func (x *GetPointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[25]
+	mi := &file_keelblock_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1734,7 +2741,7 @@ func (x *GetPointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPointRequest.ProtoReflect.Descriptor instead.
 func (*GetPointRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{25}
+	return file_keelblock_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GetPointRequest) GetSelector() string {
@@ -1754,7 +2761,7 @@ type GetPointResponse struct {
 
 func (x *GetPointResponse) Reset() {
 	*x = GetPointResponse{}
-	mi := &file_keelblock_proto_msgTypes[26]
+	mi := &file_keelblock_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1766,7 +2773,7 @@ func (x *GetPointResponse) String() string {
 func (*GetPointResponse) ProtoMessage() {}
 
 func (x *GetPointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[26]
+	mi := &file_keelblock_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1779,7 +2786,7 @@ func (x *GetPointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPointResponse.ProtoReflect.Descriptor instead.
 func (*GetPointResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{26}
+	return file_keelblock_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GetPointResponse) GetPoint() *RecoveryPoint {
@@ -1806,7 +2813,7 @@ type DeletePointRequest struct {
 
 func (x *DeletePointRequest) Reset() {
 	*x = DeletePointRequest{}
-	mi := &file_keelblock_proto_msgTypes[27]
+	mi := &file_keelblock_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1818,7 +2825,7 @@ func (x *DeletePointRequest) String() string {
 func (*DeletePointRequest) ProtoMessage() {}
 
 func (x *DeletePointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[27]
+	mi := &file_keelblock_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1831,7 +2838,7 @@ func (x *DeletePointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePointRequest.ProtoReflect.Descriptor instead.
 func (*DeletePointRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{27}
+	return file_keelblock_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *DeletePointRequest) GetPoint() string {
@@ -1857,7 +2864,7 @@ type UndeletePointRequest struct {
 
 func (x *UndeletePointRequest) Reset() {
 	*x = UndeletePointRequest{}
-	mi := &file_keelblock_proto_msgTypes[28]
+	mi := &file_keelblock_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1869,7 +2876,7 @@ func (x *UndeletePointRequest) String() string {
 func (*UndeletePointRequest) ProtoMessage() {}
 
 func (x *UndeletePointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[28]
+	mi := &file_keelblock_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1882,7 +2889,7 @@ func (x *UndeletePointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndeletePointRequest.ProtoReflect.Descriptor instead.
 func (*UndeletePointRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{28}
+	return file_keelblock_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *UndeletePointRequest) GetPoint() string {
@@ -1903,7 +2910,7 @@ type DiffPointsRequest struct {
 
 func (x *DiffPointsRequest) Reset() {
 	*x = DiffPointsRequest{}
-	mi := &file_keelblock_proto_msgTypes[29]
+	mi := &file_keelblock_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1915,7 +2922,7 @@ func (x *DiffPointsRequest) String() string {
 func (*DiffPointsRequest) ProtoMessage() {}
 
 func (x *DiffPointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[29]
+	mi := &file_keelblock_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1928,7 +2935,7 @@ func (x *DiffPointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffPointsRequest.ProtoReflect.Descriptor instead.
 func (*DiffPointsRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{29}
+	return file_keelblock_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DiffPointsRequest) GetFrom() string {
@@ -1962,7 +2969,7 @@ type DiskDiff struct {
 
 func (x *DiskDiff) Reset() {
 	*x = DiskDiff{}
-	mi := &file_keelblock_proto_msgTypes[30]
+	mi := &file_keelblock_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1974,7 +2981,7 @@ func (x *DiskDiff) String() string {
 func (*DiskDiff) ProtoMessage() {}
 
 func (x *DiskDiff) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[30]
+	mi := &file_keelblock_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1987,7 +2994,7 @@ func (x *DiskDiff) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskDiff.ProtoReflect.Descriptor instead.
 func (*DiskDiff) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{30}
+	return file_keelblock_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DiskDiff) GetDisk() string {
@@ -2013,7 +3020,7 @@ type DiffPointsResponse struct {
 
 func (x *DiffPointsResponse) Reset() {
 	*x = DiffPointsResponse{}
-	mi := &file_keelblock_proto_msgTypes[31]
+	mi := &file_keelblock_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2025,7 +3032,7 @@ func (x *DiffPointsResponse) String() string {
 func (*DiffPointsResponse) ProtoMessage() {}
 
 func (x *DiffPointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[31]
+	mi := &file_keelblock_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2038,7 +3045,7 @@ func (x *DiffPointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffPointsResponse.ProtoReflect.Descriptor instead.
 func (*DiffPointsResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{31}
+	return file_keelblock_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *DiffPointsResponse) GetDisks() []*DiskDiff {
@@ -2057,7 +3064,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_keelblock_proto_msgTypes[32]
+	mi := &file_keelblock_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2069,7 +3076,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[32]
+	mi := &file_keelblock_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2082,7 +3089,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{32}
+	return file_keelblock_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *VerifyRequest) GetPoint() string {
@@ -2103,7 +3110,7 @@ type RestoreDiskRequest struct {
 
 func (x *RestoreDiskRequest) Reset() {
 	*x = RestoreDiskRequest{}
-	mi := &file_keelblock_proto_msgTypes[33]
+	mi := &file_keelblock_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2115,7 +3122,7 @@ func (x *RestoreDiskRequest) String() string {
 func (*RestoreDiskRequest) ProtoMessage() {}
 
 func (x *RestoreDiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[33]
+	mi := &file_keelblock_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2128,7 +3135,7 @@ func (x *RestoreDiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreDiskRequest.ProtoReflect.Descriptor instead.
 func (*RestoreDiskRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{33}
+	return file_keelblock_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RestoreDiskRequest) GetPoint() string {
@@ -2163,7 +3170,7 @@ type OpenReaderRequest struct {
 
 func (x *OpenReaderRequest) Reset() {
 	*x = OpenReaderRequest{}
-	mi := &file_keelblock_proto_msgTypes[34]
+	mi := &file_keelblock_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2175,7 +3182,7 @@ func (x *OpenReaderRequest) String() string {
 func (*OpenReaderRequest) ProtoMessage() {}
 
 func (x *OpenReaderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[34]
+	mi := &file_keelblock_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2188,7 +3195,7 @@ func (x *OpenReaderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenReaderRequest.ProtoReflect.Descriptor instead.
 func (*OpenReaderRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{34}
+	return file_keelblock_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *OpenReaderRequest) GetPoint() string {
@@ -2225,7 +3232,7 @@ type OpenReaderResponse struct {
 
 func (x *OpenReaderResponse) Reset() {
 	*x = OpenReaderResponse{}
-	mi := &file_keelblock_proto_msgTypes[35]
+	mi := &file_keelblock_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2237,7 +3244,7 @@ func (x *OpenReaderResponse) String() string {
 func (*OpenReaderResponse) ProtoMessage() {}
 
 func (x *OpenReaderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[35]
+	mi := &file_keelblock_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2250,7 +3257,7 @@ func (x *OpenReaderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenReaderResponse.ProtoReflect.Descriptor instead.
 func (*OpenReaderResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{35}
+	return file_keelblock_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *OpenReaderResponse) GetExportName() string {
@@ -2297,7 +3304,7 @@ type CloseReaderRequest struct {
 
 func (x *CloseReaderRequest) Reset() {
 	*x = CloseReaderRequest{}
-	mi := &file_keelblock_proto_msgTypes[36]
+	mi := &file_keelblock_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2309,7 +3316,7 @@ func (x *CloseReaderRequest) String() string {
 func (*CloseReaderRequest) ProtoMessage() {}
 
 func (x *CloseReaderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[36]
+	mi := &file_keelblock_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2322,7 +3329,7 @@ func (x *CloseReaderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseReaderRequest.ProtoReflect.Descriptor instead.
 func (*CloseReaderRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{36}
+	return file_keelblock_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *CloseReaderRequest) GetExportName() string {
@@ -2340,7 +3347,7 @@ type CloseReaderResponse struct {
 
 func (x *CloseReaderResponse) Reset() {
 	*x = CloseReaderResponse{}
-	mi := &file_keelblock_proto_msgTypes[37]
+	mi := &file_keelblock_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2352,7 +3359,7 @@ func (x *CloseReaderResponse) String() string {
 func (*CloseReaderResponse) ProtoMessage() {}
 
 func (x *CloseReaderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[37]
+	mi := &file_keelblock_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2365,7 +3372,7 @@ func (x *CloseReaderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseReaderResponse.ProtoReflect.Descriptor instead.
 func (*CloseReaderResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{37}
+	return file_keelblock_proto_rawDescGZIP(), []int{56}
 }
 
 type ExportRequest struct {
@@ -2373,13 +3380,14 @@ type ExportRequest struct {
 	Point         string                 `protobuf:"bytes,1,opt,name=point,proto3" json:"point,omitempty"`
 	Disk          string                 `protobuf:"bytes,2,opt,name=disk,proto3" json:"disk,omitempty"`
 	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Since         string                 `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"` // offers the dirty bitmap of what differs from this point of the same disk
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_keelblock_proto_msgTypes[38]
+	mi := &file_keelblock_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +3399,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[38]
+	mi := &file_keelblock_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +3412,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{38}
+	return file_keelblock_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ExportRequest) GetPoint() string {
@@ -2428,6 +3436,13 @@ func (x *ExportRequest) GetName() string {
 	return ""
 }
 
+func (x *ExportRequest) GetSince() string {
+	if x != nil {
+		return x.Since
+	}
+	return ""
+}
+
 type ExportResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2435,13 +3450,15 @@ type ExportResponse struct {
 	PointId       string                 `protobuf:"bytes,3,opt,name=point_id,json=pointId,proto3" json:"point_id,omitempty"`
 	Disk          string                 `protobuf:"bytes,4,opt,name=disk,proto3" json:"disk,omitempty"`
 	SizeBytes     int64                  `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	SincePointId  string                 `protobuf:"bytes,6,opt,name=since_point_id,json=sincePointId,proto3" json:"since_point_id,omitempty"`
+	DirtyBitmaps  []string               `protobuf:"bytes,7,rep,name=dirty_bitmaps,json=dirtyBitmaps,proto3" json:"dirty_bitmaps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_keelblock_proto_msgTypes[39]
+	mi := &file_keelblock_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2453,7 +3470,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[39]
+	mi := &file_keelblock_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2466,7 +3483,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{39}
+	return file_keelblock_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ExportResponse) GetName() string {
@@ -2504,6 +3521,20 @@ func (x *ExportResponse) GetSizeBytes() int64 {
 	return 0
 }
 
+func (x *ExportResponse) GetSincePointId() string {
+	if x != nil {
+		return x.SincePointId
+	}
+	return ""
+}
+
+func (x *ExportResponse) GetDirtyBitmaps() []string {
+	if x != nil {
+		return x.DirtyBitmaps
+	}
+	return nil
+}
+
 type UnexportRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2513,7 +3544,7 @@ type UnexportRequest struct {
 
 func (x *UnexportRequest) Reset() {
 	*x = UnexportRequest{}
-	mi := &file_keelblock_proto_msgTypes[40]
+	mi := &file_keelblock_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2525,7 +3556,7 @@ func (x *UnexportRequest) String() string {
 func (*UnexportRequest) ProtoMessage() {}
 
 func (x *UnexportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[40]
+	mi := &file_keelblock_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2538,7 +3569,7 @@ func (x *UnexportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnexportRequest.ProtoReflect.Descriptor instead.
 func (*UnexportRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{40}
+	return file_keelblock_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *UnexportRequest) GetName() string {
@@ -2556,7 +3587,7 @@ type UnexportResponse struct {
 
 func (x *UnexportResponse) Reset() {
 	*x = UnexportResponse{}
-	mi := &file_keelblock_proto_msgTypes[41]
+	mi := &file_keelblock_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2568,7 +3599,7 @@ func (x *UnexportResponse) String() string {
 func (*UnexportResponse) ProtoMessage() {}
 
 func (x *UnexportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[41]
+	mi := &file_keelblock_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2581,7 +3612,7 @@ func (x *UnexportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnexportResponse.ProtoReflect.Descriptor instead.
 func (*UnexportResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{41}
+	return file_keelblock_proto_rawDescGZIP(), []int{60}
 }
 
 type ListExportsRequest struct {
@@ -2592,7 +3623,7 @@ type ListExportsRequest struct {
 
 func (x *ListExportsRequest) Reset() {
 	*x = ListExportsRequest{}
-	mi := &file_keelblock_proto_msgTypes[42]
+	mi := &file_keelblock_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2604,7 +3635,7 @@ func (x *ListExportsRequest) String() string {
 func (*ListExportsRequest) ProtoMessage() {}
 
 func (x *ListExportsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[42]
+	mi := &file_keelblock_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2617,7 +3648,7 @@ func (x *ListExportsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExportsRequest.ProtoReflect.Descriptor instead.
 func (*ListExportsRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{42}
+	return file_keelblock_proto_rawDescGZIP(), []int{61}
 }
 
 type ListExportsResponse struct {
@@ -2629,7 +3660,7 @@ type ListExportsResponse struct {
 
 func (x *ListExportsResponse) Reset() {
 	*x = ListExportsResponse{}
-	mi := &file_keelblock_proto_msgTypes[43]
+	mi := &file_keelblock_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2641,7 +3672,7 @@ func (x *ListExportsResponse) String() string {
 func (*ListExportsResponse) ProtoMessage() {}
 
 func (x *ListExportsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[43]
+	mi := &file_keelblock_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2654,7 +3685,7 @@ func (x *ListExportsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExportsResponse.ProtoReflect.Descriptor instead.
 func (*ListExportsResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{43}
+	return file_keelblock_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListExportsResponse) GetExports() []*ExportResponse {
@@ -2672,7 +3703,7 @@ type ListJobsRequest struct {
 
 func (x *ListJobsRequest) Reset() {
 	*x = ListJobsRequest{}
-	mi := &file_keelblock_proto_msgTypes[44]
+	mi := &file_keelblock_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2684,7 +3715,7 @@ func (x *ListJobsRequest) String() string {
 func (*ListJobsRequest) ProtoMessage() {}
 
 func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[44]
+	mi := &file_keelblock_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2697,7 +3728,7 @@ func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsRequest.ProtoReflect.Descriptor instead.
 func (*ListJobsRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{44}
+	return file_keelblock_proto_rawDescGZIP(), []int{63}
 }
 
 type ListJobsResponse struct {
@@ -2709,7 +3740,7 @@ type ListJobsResponse struct {
 
 func (x *ListJobsResponse) Reset() {
 	*x = ListJobsResponse{}
-	mi := &file_keelblock_proto_msgTypes[45]
+	mi := &file_keelblock_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2721,7 +3752,7 @@ func (x *ListJobsResponse) String() string {
 func (*ListJobsResponse) ProtoMessage() {}
 
 func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[45]
+	mi := &file_keelblock_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2734,7 +3765,7 @@ func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsResponse.ProtoReflect.Descriptor instead.
 func (*ListJobsResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{45}
+	return file_keelblock_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListJobsResponse) GetJobs() []*Job {
@@ -2753,7 +3784,7 @@ type GetJobRequest struct {
 
 func (x *GetJobRequest) Reset() {
 	*x = GetJobRequest{}
-	mi := &file_keelblock_proto_msgTypes[46]
+	mi := &file_keelblock_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2765,7 +3796,7 @@ func (x *GetJobRequest) String() string {
 func (*GetJobRequest) ProtoMessage() {}
 
 func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[46]
+	mi := &file_keelblock_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2778,7 +3809,7 @@ func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobRequest.ProtoReflect.Descriptor instead.
 func (*GetJobRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{46}
+	return file_keelblock_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *GetJobRequest) GetJobId() string {
@@ -2797,7 +3828,7 @@ type CancelJobRequest struct {
 
 func (x *CancelJobRequest) Reset() {
 	*x = CancelJobRequest{}
-	mi := &file_keelblock_proto_msgTypes[47]
+	mi := &file_keelblock_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2809,7 +3840,7 @@ func (x *CancelJobRequest) String() string {
 func (*CancelJobRequest) ProtoMessage() {}
 
 func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[47]
+	mi := &file_keelblock_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2822,7 +3853,7 @@ func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobRequest.ProtoReflect.Descriptor instead.
 func (*CancelJobRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{47}
+	return file_keelblock_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *CancelJobRequest) GetJobId() string {
@@ -2841,7 +3872,7 @@ type WatchJobRequest struct {
 
 func (x *WatchJobRequest) Reset() {
 	*x = WatchJobRequest{}
-	mi := &file_keelblock_proto_msgTypes[48]
+	mi := &file_keelblock_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2853,7 +3884,7 @@ func (x *WatchJobRequest) String() string {
 func (*WatchJobRequest) ProtoMessage() {}
 
 func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[48]
+	mi := &file_keelblock_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2866,7 +3897,7 @@ func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobRequest.ProtoReflect.Descriptor instead.
 func (*WatchJobRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{48}
+	return file_keelblock_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *WatchJobRequest) GetJobId() string {
@@ -2884,7 +3915,7 @@ type RebuildIndexRequest struct {
 
 func (x *RebuildIndexRequest) Reset() {
 	*x = RebuildIndexRequest{}
-	mi := &file_keelblock_proto_msgTypes[49]
+	mi := &file_keelblock_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2896,7 +3927,7 @@ func (x *RebuildIndexRequest) String() string {
 func (*RebuildIndexRequest) ProtoMessage() {}
 
 func (x *RebuildIndexRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[49]
+	mi := &file_keelblock_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2909,7 +3940,7 @@ func (x *RebuildIndexRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebuildIndexRequest.ProtoReflect.Descriptor instead.
 func (*RebuildIndexRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{49}
+	return file_keelblock_proto_rawDescGZIP(), []int{68}
 }
 
 type StatusRequest struct {
@@ -2920,7 +3951,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_keelblock_proto_msgTypes[50]
+	mi := &file_keelblock_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2932,7 +3963,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[50]
+	mi := &file_keelblock_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2945,7 +3976,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{50}
+	return file_keelblock_proto_rawDescGZIP(), []int{69}
 }
 
 type Alert struct {
@@ -2960,7 +3991,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_keelblock_proto_msgTypes[51]
+	mi := &file_keelblock_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2972,7 +4003,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[51]
+	mi := &file_keelblock_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2985,7 +4016,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{51}
+	return file_keelblock_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Alert) GetSeverity() string {
@@ -3037,7 +4068,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_keelblock_proto_msgTypes[52]
+	mi := &file_keelblock_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3049,7 +4080,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[52]
+	mi := &file_keelblock_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3062,7 +4093,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{52}
+	return file_keelblock_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -3164,7 +4195,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_keelblock_proto_msgTypes[53]
+	mi := &file_keelblock_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3176,7 +4207,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[53]
+	mi := &file_keelblock_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3189,7 +4220,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{53}
+	return file_keelblock_proto_rawDescGZIP(), []int{72}
 }
 
 type StopResponse struct {
@@ -3201,7 +4232,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_keelblock_proto_msgTypes[54]
+	mi := &file_keelblock_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3213,7 +4244,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[54]
+	mi := &file_keelblock_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3226,7 +4257,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{54}
+	return file_keelblock_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *StopResponse) GetPid() int64 {
@@ -3244,7 +4275,7 @@ type VaultStatusRequest struct {
 
 func (x *VaultStatusRequest) Reset() {
 	*x = VaultStatusRequest{}
-	mi := &file_keelblock_proto_msgTypes[55]
+	mi := &file_keelblock_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3256,7 +4287,7 @@ func (x *VaultStatusRequest) String() string {
 func (*VaultStatusRequest) ProtoMessage() {}
 
 func (x *VaultStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[55]
+	mi := &file_keelblock_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3269,7 +4300,7 @@ func (x *VaultStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultStatusRequest.ProtoReflect.Descriptor instead.
 func (*VaultStatusRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{55}
+	return file_keelblock_proto_rawDescGZIP(), []int{74}
 }
 
 type VaultStatusResponse struct {
@@ -3292,7 +4323,7 @@ type VaultStatusResponse struct {
 
 func (x *VaultStatusResponse) Reset() {
 	*x = VaultStatusResponse{}
-	mi := &file_keelblock_proto_msgTypes[56]
+	mi := &file_keelblock_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3304,7 +4335,7 @@ func (x *VaultStatusResponse) String() string {
 func (*VaultStatusResponse) ProtoMessage() {}
 
 func (x *VaultStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[56]
+	mi := &file_keelblock_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3317,7 +4348,7 @@ func (x *VaultStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultStatusResponse.ProtoReflect.Descriptor instead.
 func (*VaultStatusResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{56}
+	return file_keelblock_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *VaultStatusResponse) GetName() string {
@@ -3412,7 +4443,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_keelblock_proto_msgTypes[57]
+	mi := &file_keelblock_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3424,7 +4455,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[57]
+	mi := &file_keelblock_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3437,7 +4468,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{57}
+	return file_keelblock_proto_rawDescGZIP(), []int{76}
 }
 
 type Finding struct {
@@ -3451,7 +4482,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_keelblock_proto_msgTypes[58]
+	mi := &file_keelblock_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3463,7 +4494,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[58]
+	mi := &file_keelblock_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3476,7 +4507,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{58}
+	return file_keelblock_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *Finding) GetCheck() string {
@@ -3509,7 +4540,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_keelblock_proto_msgTypes[59]
+	mi := &file_keelblock_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3521,7 +4552,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[59]
+	mi := &file_keelblock_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3534,7 +4565,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{59}
+	return file_keelblock_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *DoctorResponse) GetFindings() []*Finding {
@@ -3548,7 +4579,7 @@ var File_keelblock_proto protoreflect.FileDescriptor
 
 const file_keelblock_proto_rawDesc = "" +
 	"\n" +
-	"\x0fkeelblock.proto\x12\fkeelblock.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbc\x03\n" +
+	"\x0fkeelblock.proto\x12\fkeelblock.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x04\n" +
 	"\x04Disk\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -3566,7 +4597,10 @@ const file_keelblock_proto_rawDesc = "" +
 	"\abacking\x18\f \x01(\tR\abacking\x12 \n" +
 	"\vconnections\x18\r \x01(\x03R\vconnections\x12#\n" +
 	"\rchanged_bytes\x18\x0e \x01(\x03R\fchangedBytes\x12\x16\n" +
-	"\x06reason\x18\x0f \x01(\tR\x06reason\"\x83\x02\n" +
+	"\x06reason\x18\x0f \x01(\tR\x06reason\x12\x14\n" +
+	"\x05allow\x18\x10 \x03(\tR\x05allow\x12\x1c\n" +
+	"\texclusive\x18\x11 \x01(\bR\texclusive\x12\x16\n" +
+	"\x06device\x18\x12 \x01(\tR\x06device\"\x83\x02\n" +
 	"\aMachine\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12(\n" +
 	"\x05disks\x18\x02 \x03(\v2\x12.keelblock.v1.DiskR\x05disks\x12\x1b\n" +
@@ -3656,11 +4690,32 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"'\n" +
 	"\x11DeleteDiskRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x14\n" +
-	"\x12DeleteDiskResponse\"E\n" +
+	"\x12DeleteDiskResponse\"]\n" +
 	"\x0eMapDiskRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vsince_point\x18\x02 \x01(\tR\n" +
-	"sincePoint\"8\n" +
+	"sincePoint\x12\x16\n" +
+	"\x06cursor\x18\x03 \x01(\tR\x06cursor\"^\n" +
+	"\x11ResizeDiskRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12\x16\n" +
+	"\x06shrink\x18\x03 \x01(\bR\x06shrink\"\x9c\x01\n" +
+	"\x0fEditDiskRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05allow\x18\x02 \x03(\tR\x05allow\x12\x1a\n" +
+	"\bdisallow\x18\x03 \x03(\tR\bdisallow\x12!\n" +
+	"\texclusive\x18\x04 \x01(\bH\x00R\texclusive\x88\x01\x01\x12\x12\n" +
+	"\x04role\x18\x05 \x01(\tR\x04roleB\f\n" +
+	"\n" +
+	"_exclusive\"~\n" +
+	"\x11AttachDiskRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06device\x18\x02 \x01(\tR\x06device\x12 \n" +
+	"\vconnections\x18\x03 \x01(\x03R\vconnections\x12\x1b\n" +
+	"\tread_only\x18\x04 \x01(\bR\breadOnly\"'\n" +
+	"\x11DetachDiskRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"8\n" +
 	"\x06Extent\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\x03R\x06length\"A\n" +
@@ -3692,7 +4747,47 @@ const file_keelblock_proto_rawDesc = "" +
 	"\rBackupRequest\x12\x18\n" +
 	"\amachine\x18\x01 \x01(\tR\amachine\x12 \n" +
 	"\vconsistency\x18\x02 \x01(\tR\vconsistency\x12\x12\n" +
-	"\x04note\x18\x03 \x01(\tR\x04note\"G\n" +
+	"\x04note\x18\x03 \x01(\tR\x04note\"N\n" +
+	"\x05Group\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
+	"\bmachines\x18\x02 \x03(\v2\x15.keelblock.v1.MachineR\bmachines\"D\n" +
+	"\x12CreateGroupRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bmachines\x18\x02 \x03(\tR\bmachines\"\x13\n" +
+	"\x11ListGroupsRequest\"A\n" +
+	"\x12ListGroupsResponse\x12+\n" +
+	"\x06groups\x18\x01 \x03(\v2\x13.keelblock.v1.GroupR\x06groups\"%\n" +
+	"\x0fGetGroupRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"(\n" +
+	"\x12DeleteGroupRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
+	"\x13DeleteGroupResponse\"`\n" +
+	"\x12GroupBackupRequest\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\tR\x05group\x12 \n" +
+	"\vconsistency\x18\x02 \x01(\tR\vconsistency\x12\x12\n" +
+	"\x04note\x18\x03 \x01(\tR\x04note\"\x85\x02\n" +
+	"\x06Cursor\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1b\n" +
+	"\tdisk_name\x18\x02 \x01(\tR\bdiskName\x12\x19\n" +
+	"\bpoint_id\x18\x03 \x01(\tR\apointId\x129\n" +
+	"\n" +
+	"created_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12;\n" +
+	"\vadvanced_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"advancedAt\x127\n" +
+	"\tfrozen_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bfrozenAt\"=\n" +
+	"\x13CreateCursorRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04disk\x18\x02 \x01(\tR\x04disk\"(\n" +
+	"\x12ListCursorsRequest\x12\x12\n" +
+	"\x04disk\x18\x01 \x01(\tR\x04disk\"E\n" +
+	"\x13ListCursorsResponse\x12.\n" +
+	"\acursors\x18\x01 \x03(\v2\x14.keelblock.v1.CursorR\acursors\"@\n" +
+	"\x14AdvanceCursorRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05point\x18\x02 \x01(\tR\x05point\")\n" +
+	"\x13DeleteCursorRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x16\n" +
+	"\x14DeleteCursorResponse\"G\n" +
 	"\x11ListPointsRequest\x12\x18\n" +
 	"\amachine\x18\x01 \x01(\tR\amachine\x12\x18\n" +
 	"\adeleted\x18\x02 \x01(\bR\adeleted\"I\n" +
@@ -3739,18 +4834,21 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x12CloseReaderRequest\x12\x1f\n" +
 	"\vexport_name\x18\x01 \x01(\tR\n" +
 	"exportName\"\x15\n" +
-	"\x13CloseReaderResponse\"M\n" +
+	"\x13CloseReaderResponse\"c\n" +
 	"\rExportRequest\x12\x14\n" +
 	"\x05point\x18\x01 \x01(\tR\x05point\x12\x12\n" +
 	"\x04disk\x18\x02 \x01(\tR\x04disk\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\tR\x04name\"\x84\x01\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x14\n" +
+	"\x05since\x18\x04 \x01(\tR\x05since\"\xcf\x01\n" +
 	"\x0eExportResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uri\x18\x02 \x01(\tR\x03uri\x12\x19\n" +
 	"\bpoint_id\x18\x03 \x01(\tR\apointId\x12\x12\n" +
 	"\x04disk\x18\x04 \x01(\tR\x04disk\x12\x1d\n" +
 	"\n" +
-	"size_bytes\x18\x05 \x01(\x03R\tsizeBytes\"%\n" +
+	"size_bytes\x18\x05 \x01(\x03R\tsizeBytes\x12$\n" +
+	"\x0esince_point_id\x18\x06 \x01(\tR\fsincePointId\x12#\n" +
+	"\rdirty_bitmaps\x18\a \x03(\tR\fdirtyBitmaps\"%\n" +
 	"\x0fUnexportRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x12\n" +
 	"\x10UnexportResponse\"\x14\n" +
@@ -3817,20 +4915,35 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x06result\x18\x02 \x01(\tR\x06result\x12\x12\n" +
 	"\x04text\x18\x03 \x01(\tR\x04text\"C\n" +
 	"\x0eDoctorResponse\x121\n" +
-	"\bfindings\x18\x01 \x03(\v2\x15.keelblock.v1.FindingR\bfindings2\xd9\x02\n" +
+	"\bfindings\x18\x01 \x03(\v2\x15.keelblock.v1.FindingR\bfindings2\xd1\x04\n" +
 	"\x05Disks\x12=\n" +
 	"\x06Create\x12\x1f.keelblock.v1.CreateDiskRequest\x1a\x12.keelblock.v1.Disk\x12G\n" +
 	"\x04List\x12\x1e.keelblock.v1.ListDisksRequest\x1a\x1f.keelblock.v1.ListDisksResponse\x127\n" +
 	"\x03Get\x12\x1c.keelblock.v1.GetDiskRequest\x1a\x12.keelblock.v1.Disk\x12K\n" +
 	"\x06Delete\x12\x1f.keelblock.v1.DeleteDiskRequest\x1a .keelblock.v1.DeleteDiskResponse\x12B\n" +
-	"\x03Map\x12\x1c.keelblock.v1.MapDiskRequest\x1a\x1d.keelblock.v1.MapDiskResponse2\xab\x03\n" +
+	"\x03Map\x12\x1c.keelblock.v1.MapDiskRequest\x1a\x1d.keelblock.v1.MapDiskResponse\x12=\n" +
+	"\x06Resize\x12\x1f.keelblock.v1.ResizeDiskRequest\x1a\x12.keelblock.v1.Disk\x129\n" +
+	"\x04Edit\x12\x1d.keelblock.v1.EditDiskRequest\x1a\x12.keelblock.v1.Disk\x12=\n" +
+	"\x06Attach\x12\x1f.keelblock.v1.AttachDiskRequest\x1a\x12.keelblock.v1.Disk\x12=\n" +
+	"\x06Detach\x12\x1f.keelblock.v1.DetachDiskRequest\x1a\x12.keelblock.v1.Disk2\xab\x03\n" +
 	"\bMachines\x12C\n" +
 	"\x06Create\x12\".keelblock.v1.CreateMachineRequest\x1a\x15.keelblock.v1.Machine\x12M\n" +
 	"\x04List\x12!.keelblock.v1.ListMachinesRequest\x1a\".keelblock.v1.ListMachinesResponse\x12=\n" +
 	"\x03Get\x12\x1f.keelblock.v1.GetMachineRequest\x1a\x15.keelblock.v1.Machine\x12?\n" +
 	"\x04Edit\x12 .keelblock.v1.EditMachineRequest\x1a\x15.keelblock.v1.Machine\x12Q\n" +
 	"\x06Delete\x12\".keelblock.v1.DeleteMachineRequest\x1a#.keelblock.v1.DeleteMachineResponse\x128\n" +
-	"\x06Backup\x12\x1b.keelblock.v1.BackupRequest\x1a\x11.keelblock.v1.Job2\x89\a\n" +
+	"\x06Backup\x12\x1b.keelblock.v1.BackupRequest\x1a\x11.keelblock.v1.Job2\xdd\x02\n" +
+	"\x06Groups\x12?\n" +
+	"\x06Create\x12 .keelblock.v1.CreateGroupRequest\x1a\x13.keelblock.v1.Group\x12I\n" +
+	"\x04List\x12\x1f.keelblock.v1.ListGroupsRequest\x1a .keelblock.v1.ListGroupsResponse\x129\n" +
+	"\x03Get\x12\x1d.keelblock.v1.GetGroupRequest\x1a\x13.keelblock.v1.Group\x12M\n" +
+	"\x06Delete\x12 .keelblock.v1.DeleteGroupRequest\x1a!.keelblock.v1.DeleteGroupResponse\x12=\n" +
+	"\x06Backup\x12 .keelblock.v1.GroupBackupRequest\x1a\x11.keelblock.v1.Job2\xaf\x02\n" +
+	"\aCursors\x12A\n" +
+	"\x06Create\x12!.keelblock.v1.CreateCursorRequest\x1a\x14.keelblock.v1.Cursor\x12K\n" +
+	"\x04List\x12 .keelblock.v1.ListCursorsRequest\x1a!.keelblock.v1.ListCursorsResponse\x12C\n" +
+	"\aAdvance\x12\".keelblock.v1.AdvanceCursorRequest\x1a\x14.keelblock.v1.Cursor\x12O\n" +
+	"\x06Delete\x12!.keelblock.v1.DeleteCursorRequest\x1a\".keelblock.v1.DeleteCursorResponse2\x89\a\n" +
 	"\x0eRecoveryPoints\x12I\n" +
 	"\x04List\x12\x1f.keelblock.v1.ListPointsRequest\x1a .keelblock.v1.ListPointsResponse\x12D\n" +
 	"\x03Get\x12\x1d.keelblock.v1.GetPointRequest\x1a\x1e.keelblock.v1.GetPointResponse\x12G\n" +
@@ -3869,7 +4982,7 @@ func file_keelblock_proto_rawDescGZIP() []byte {
 	return file_keelblock_proto_rawDescData
 }
 
-var file_keelblock_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_keelblock_proto_msgTypes = make([]protoimpl.MessageInfo, 79)
 var file_keelblock_proto_goTypes = []any{
 	(*Disk)(nil),                  // 0: keelblock.v1.Disk
 	(*Machine)(nil),               // 1: keelblock.v1.Machine
@@ -3884,153 +4997,204 @@ var file_keelblock_proto_goTypes = []any{
 	(*DeleteDiskRequest)(nil),     // 10: keelblock.v1.DeleteDiskRequest
 	(*DeleteDiskResponse)(nil),    // 11: keelblock.v1.DeleteDiskResponse
 	(*MapDiskRequest)(nil),        // 12: keelblock.v1.MapDiskRequest
-	(*Extent)(nil),                // 13: keelblock.v1.Extent
-	(*MapDiskResponse)(nil),       // 14: keelblock.v1.MapDiskResponse
-	(*CreateMachineRequest)(nil),  // 15: keelblock.v1.CreateMachineRequest
-	(*ListMachinesRequest)(nil),   // 16: keelblock.v1.ListMachinesRequest
-	(*ListMachinesResponse)(nil),  // 17: keelblock.v1.ListMachinesResponse
-	(*GetMachineRequest)(nil),     // 18: keelblock.v1.GetMachineRequest
-	(*EditMachineRequest)(nil),    // 19: keelblock.v1.EditMachineRequest
-	(*DeleteMachineRequest)(nil),  // 20: keelblock.v1.DeleteMachineRequest
-	(*DeleteMachineResponse)(nil), // 21: keelblock.v1.DeleteMachineResponse
-	(*BackupRequest)(nil),         // 22: keelblock.v1.BackupRequest
-	(*ListPointsRequest)(nil),     // 23: keelblock.v1.ListPointsRequest
-	(*ListPointsResponse)(nil),    // 24: keelblock.v1.ListPointsResponse
-	(*GetPointRequest)(nil),       // 25: keelblock.v1.GetPointRequest
-	(*GetPointResponse)(nil),      // 26: keelblock.v1.GetPointResponse
-	(*DeletePointRequest)(nil),    // 27: keelblock.v1.DeletePointRequest
-	(*UndeletePointRequest)(nil),  // 28: keelblock.v1.UndeletePointRequest
-	(*DiffPointsRequest)(nil),     // 29: keelblock.v1.DiffPointsRequest
-	(*DiskDiff)(nil),              // 30: keelblock.v1.DiskDiff
-	(*DiffPointsResponse)(nil),    // 31: keelblock.v1.DiffPointsResponse
-	(*VerifyRequest)(nil),         // 32: keelblock.v1.VerifyRequest
-	(*RestoreDiskRequest)(nil),    // 33: keelblock.v1.RestoreDiskRequest
-	(*OpenReaderRequest)(nil),     // 34: keelblock.v1.OpenReaderRequest
-	(*OpenReaderResponse)(nil),    // 35: keelblock.v1.OpenReaderResponse
-	(*CloseReaderRequest)(nil),    // 36: keelblock.v1.CloseReaderRequest
-	(*CloseReaderResponse)(nil),   // 37: keelblock.v1.CloseReaderResponse
-	(*ExportRequest)(nil),         // 38: keelblock.v1.ExportRequest
-	(*ExportResponse)(nil),        // 39: keelblock.v1.ExportResponse
-	(*UnexportRequest)(nil),       // 40: keelblock.v1.UnexportRequest
-	(*UnexportResponse)(nil),      // 41: keelblock.v1.UnexportResponse
-	(*ListExportsRequest)(nil),    // 42: keelblock.v1.ListExportsRequest
-	(*ListExportsResponse)(nil),   // 43: keelblock.v1.ListExportsResponse
-	(*ListJobsRequest)(nil),       // 44: keelblock.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),      // 45: keelblock.v1.ListJobsResponse
-	(*GetJobRequest)(nil),         // 46: keelblock.v1.GetJobRequest
-	(*CancelJobRequest)(nil),      // 47: keelblock.v1.CancelJobRequest
-	(*WatchJobRequest)(nil),       // 48: keelblock.v1.WatchJobRequest
-	(*RebuildIndexRequest)(nil),   // 49: keelblock.v1.RebuildIndexRequest
-	(*StatusRequest)(nil),         // 50: keelblock.v1.StatusRequest
-	(*Alert)(nil),                 // 51: keelblock.v1.Alert
-	(*StatusResponse)(nil),        // 52: keelblock.v1.StatusResponse
-	(*StopRequest)(nil),           // 53: keelblock.v1.StopRequest
-	(*StopResponse)(nil),          // 54: keelblock.v1.StopResponse
-	(*VaultStatusRequest)(nil),    // 55: keelblock.v1.VaultStatusRequest
-	(*VaultStatusResponse)(nil),   // 56: keelblock.v1.VaultStatusResponse
-	(*DoctorRequest)(nil),         // 57: keelblock.v1.DoctorRequest
-	(*Finding)(nil),               // 58: keelblock.v1.Finding
-	(*DoctorResponse)(nil),        // 59: keelblock.v1.DoctorResponse
-	(*timestamppb.Timestamp)(nil), // 60: google.protobuf.Timestamp
+	(*ResizeDiskRequest)(nil),     // 13: keelblock.v1.ResizeDiskRequest
+	(*EditDiskRequest)(nil),       // 14: keelblock.v1.EditDiskRequest
+	(*AttachDiskRequest)(nil),     // 15: keelblock.v1.AttachDiskRequest
+	(*DetachDiskRequest)(nil),     // 16: keelblock.v1.DetachDiskRequest
+	(*Extent)(nil),                // 17: keelblock.v1.Extent
+	(*MapDiskResponse)(nil),       // 18: keelblock.v1.MapDiskResponse
+	(*CreateMachineRequest)(nil),  // 19: keelblock.v1.CreateMachineRequest
+	(*ListMachinesRequest)(nil),   // 20: keelblock.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),  // 21: keelblock.v1.ListMachinesResponse
+	(*GetMachineRequest)(nil),     // 22: keelblock.v1.GetMachineRequest
+	(*EditMachineRequest)(nil),    // 23: keelblock.v1.EditMachineRequest
+	(*DeleteMachineRequest)(nil),  // 24: keelblock.v1.DeleteMachineRequest
+	(*DeleteMachineResponse)(nil), // 25: keelblock.v1.DeleteMachineResponse
+	(*BackupRequest)(nil),         // 26: keelblock.v1.BackupRequest
+	(*Group)(nil),                 // 27: keelblock.v1.Group
+	(*CreateGroupRequest)(nil),    // 28: keelblock.v1.CreateGroupRequest
+	(*ListGroupsRequest)(nil),     // 29: keelblock.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),    // 30: keelblock.v1.ListGroupsResponse
+	(*GetGroupRequest)(nil),       // 31: keelblock.v1.GetGroupRequest
+	(*DeleteGroupRequest)(nil),    // 32: keelblock.v1.DeleteGroupRequest
+	(*DeleteGroupResponse)(nil),   // 33: keelblock.v1.DeleteGroupResponse
+	(*GroupBackupRequest)(nil),    // 34: keelblock.v1.GroupBackupRequest
+	(*Cursor)(nil),                // 35: keelblock.v1.Cursor
+	(*CreateCursorRequest)(nil),   // 36: keelblock.v1.CreateCursorRequest
+	(*ListCursorsRequest)(nil),    // 37: keelblock.v1.ListCursorsRequest
+	(*ListCursorsResponse)(nil),   // 38: keelblock.v1.ListCursorsResponse
+	(*AdvanceCursorRequest)(nil),  // 39: keelblock.v1.AdvanceCursorRequest
+	(*DeleteCursorRequest)(nil),   // 40: keelblock.v1.DeleteCursorRequest
+	(*DeleteCursorResponse)(nil),  // 41: keelblock.v1.DeleteCursorResponse
+	(*ListPointsRequest)(nil),     // 42: keelblock.v1.ListPointsRequest
+	(*ListPointsResponse)(nil),    // 43: keelblock.v1.ListPointsResponse
+	(*GetPointRequest)(nil),       // 44: keelblock.v1.GetPointRequest
+	(*GetPointResponse)(nil),      // 45: keelblock.v1.GetPointResponse
+	(*DeletePointRequest)(nil),    // 46: keelblock.v1.DeletePointRequest
+	(*UndeletePointRequest)(nil),  // 47: keelblock.v1.UndeletePointRequest
+	(*DiffPointsRequest)(nil),     // 48: keelblock.v1.DiffPointsRequest
+	(*DiskDiff)(nil),              // 49: keelblock.v1.DiskDiff
+	(*DiffPointsResponse)(nil),    // 50: keelblock.v1.DiffPointsResponse
+	(*VerifyRequest)(nil),         // 51: keelblock.v1.VerifyRequest
+	(*RestoreDiskRequest)(nil),    // 52: keelblock.v1.RestoreDiskRequest
+	(*OpenReaderRequest)(nil),     // 53: keelblock.v1.OpenReaderRequest
+	(*OpenReaderResponse)(nil),    // 54: keelblock.v1.OpenReaderResponse
+	(*CloseReaderRequest)(nil),    // 55: keelblock.v1.CloseReaderRequest
+	(*CloseReaderResponse)(nil),   // 56: keelblock.v1.CloseReaderResponse
+	(*ExportRequest)(nil),         // 57: keelblock.v1.ExportRequest
+	(*ExportResponse)(nil),        // 58: keelblock.v1.ExportResponse
+	(*UnexportRequest)(nil),       // 59: keelblock.v1.UnexportRequest
+	(*UnexportResponse)(nil),      // 60: keelblock.v1.UnexportResponse
+	(*ListExportsRequest)(nil),    // 61: keelblock.v1.ListExportsRequest
+	(*ListExportsResponse)(nil),   // 62: keelblock.v1.ListExportsResponse
+	(*ListJobsRequest)(nil),       // 63: keelblock.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),      // 64: keelblock.v1.ListJobsResponse
+	(*GetJobRequest)(nil),         // 65: keelblock.v1.GetJobRequest
+	(*CancelJobRequest)(nil),      // 66: keelblock.v1.CancelJobRequest
+	(*WatchJobRequest)(nil),       // 67: keelblock.v1.WatchJobRequest
+	(*RebuildIndexRequest)(nil),   // 68: keelblock.v1.RebuildIndexRequest
+	(*StatusRequest)(nil),         // 69: keelblock.v1.StatusRequest
+	(*Alert)(nil),                 // 70: keelblock.v1.Alert
+	(*StatusResponse)(nil),        // 71: keelblock.v1.StatusResponse
+	(*StopRequest)(nil),           // 72: keelblock.v1.StopRequest
+	(*StopResponse)(nil),          // 73: keelblock.v1.StopResponse
+	(*VaultStatusRequest)(nil),    // 74: keelblock.v1.VaultStatusRequest
+	(*VaultStatusResponse)(nil),   // 75: keelblock.v1.VaultStatusResponse
+	(*DoctorRequest)(nil),         // 76: keelblock.v1.DoctorRequest
+	(*Finding)(nil),               // 77: keelblock.v1.Finding
+	(*DoctorResponse)(nil),        // 78: keelblock.v1.DoctorResponse
+	(*timestamppb.Timestamp)(nil), // 79: google.protobuf.Timestamp
 }
 var file_keelblock_proto_depIdxs = []int32{
 	0,  // 0: keelblock.v1.Machine.disks:type_name -> keelblock.v1.Disk
-	60, // 1: keelblock.v1.RecoveryPoint.frozen_at:type_name -> google.protobuf.Timestamp
+	79, // 1: keelblock.v1.RecoveryPoint.frozen_at:type_name -> google.protobuf.Timestamp
 	2,  // 2: keelblock.v1.RecoveryPoint.disks:type_name -> keelblock.v1.PointDisk
-	60, // 3: keelblock.v1.RecoveryPoint.deleted_at:type_name -> google.protobuf.Timestamp
-	60, // 4: keelblock.v1.RecoveryPoint.deleted_until:type_name -> google.protobuf.Timestamp
-	60, // 5: keelblock.v1.Job.started_at:type_name -> google.protobuf.Timestamp
-	60, // 6: keelblock.v1.Job.ended_at:type_name -> google.protobuf.Timestamp
+	79, // 3: keelblock.v1.RecoveryPoint.deleted_at:type_name -> google.protobuf.Timestamp
+	79, // 4: keelblock.v1.RecoveryPoint.deleted_until:type_name -> google.protobuf.Timestamp
+	79, // 5: keelblock.v1.Job.started_at:type_name -> google.protobuf.Timestamp
+	79, // 6: keelblock.v1.Job.ended_at:type_name -> google.protobuf.Timestamp
 	5,  // 7: keelblock.v1.Job.sub_tasks:type_name -> keelblock.v1.SubTask
-	60, // 8: keelblock.v1.SubTask.started_at:type_name -> google.protobuf.Timestamp
-	60, // 9: keelblock.v1.SubTask.ended_at:type_name -> google.protobuf.Timestamp
+	79, // 8: keelblock.v1.SubTask.started_at:type_name -> google.protobuf.Timestamp
+	79, // 9: keelblock.v1.SubTask.ended_at:type_name -> google.protobuf.Timestamp
 	0,  // 10: keelblock.v1.ListDisksResponse.disks:type_name -> keelblock.v1.Disk
-	13, // 11: keelblock.v1.MapDiskResponse.extents:type_name -> keelblock.v1.Extent
+	17, // 11: keelblock.v1.MapDiskResponse.extents:type_name -> keelblock.v1.Extent
 	1,  // 12: keelblock.v1.ListMachinesResponse.machines:type_name -> keelblock.v1.Machine
-	3,  // 13: keelblock.v1.ListPointsResponse.points:type_name -> keelblock.v1.RecoveryPoint
-	3,  // 14: keelblock.v1.GetPointResponse.point:type_name -> keelblock.v1.RecoveryPoint
-	13, // 15: keelblock.v1.DiskDiff.extents:type_name -> keelblock.v1.Extent
-	30, // 16: keelblock.v1.DiffPointsResponse.disks:type_name -> keelblock.v1.DiskDiff
-	39, // 17: keelblock.v1.ListExportsResponse.exports:type_name -> keelblock.v1.ExportResponse
-	4,  // 18: keelblock.v1.ListJobsResponse.jobs:type_name -> keelblock.v1.Job
-	60, // 19: keelblock.v1.Alert.since:type_name -> google.protobuf.Timestamp
-	60, // 20: keelblock.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	0,  // 21: keelblock.v1.StatusResponse.disks:type_name -> keelblock.v1.Disk
-	1,  // 22: keelblock.v1.StatusResponse.machines:type_name -> keelblock.v1.Machine
-	3,  // 23: keelblock.v1.StatusResponse.last_points:type_name -> keelblock.v1.RecoveryPoint
-	51, // 24: keelblock.v1.StatusResponse.alerts:type_name -> keelblock.v1.Alert
-	56, // 25: keelblock.v1.StatusResponse.vault:type_name -> keelblock.v1.VaultStatusResponse
-	4,  // 26: keelblock.v1.StatusResponse.running_jobs:type_name -> keelblock.v1.Job
-	58, // 27: keelblock.v1.DoctorResponse.findings:type_name -> keelblock.v1.Finding
-	6,  // 28: keelblock.v1.Disks.Create:input_type -> keelblock.v1.CreateDiskRequest
-	7,  // 29: keelblock.v1.Disks.List:input_type -> keelblock.v1.ListDisksRequest
-	9,  // 30: keelblock.v1.Disks.Get:input_type -> keelblock.v1.GetDiskRequest
-	10, // 31: keelblock.v1.Disks.Delete:input_type -> keelblock.v1.DeleteDiskRequest
-	12, // 32: keelblock.v1.Disks.Map:input_type -> keelblock.v1.MapDiskRequest
-	15, // 33: keelblock.v1.Machines.Create:input_type -> keelblock.v1.CreateMachineRequest
-	16, // 34: keelblock.v1.Machines.List:input_type -> keelblock.v1.ListMachinesRequest
-	18, // 35: keelblock.v1.Machines.Get:input_type -> keelblock.v1.GetMachineRequest
-	19, // 36: keelblock.v1.Machines.Edit:input_type -> keelblock.v1.EditMachineRequest
-	20, // 37: keelblock.v1.Machines.Delete:input_type -> keelblock.v1.DeleteMachineRequest
-	22, // 38: keelblock.v1.Machines.Backup:input_type -> keelblock.v1.BackupRequest
-	23, // 39: keelblock.v1.RecoveryPoints.List:input_type -> keelblock.v1.ListPointsRequest
-	25, // 40: keelblock.v1.RecoveryPoints.Get:input_type -> keelblock.v1.GetPointRequest
-	27, // 41: keelblock.v1.RecoveryPoints.Delete:input_type -> keelblock.v1.DeletePointRequest
-	28, // 42: keelblock.v1.RecoveryPoints.Undelete:input_type -> keelblock.v1.UndeletePointRequest
-	29, // 43: keelblock.v1.RecoveryPoints.Diff:input_type -> keelblock.v1.DiffPointsRequest
-	32, // 44: keelblock.v1.RecoveryPoints.Verify:input_type -> keelblock.v1.VerifyRequest
-	33, // 45: keelblock.v1.RecoveryPoints.RestoreDisk:input_type -> keelblock.v1.RestoreDiskRequest
-	34, // 46: keelblock.v1.RecoveryPoints.OpenReader:input_type -> keelblock.v1.OpenReaderRequest
-	36, // 47: keelblock.v1.RecoveryPoints.CloseReader:input_type -> keelblock.v1.CloseReaderRequest
-	38, // 48: keelblock.v1.RecoveryPoints.Export:input_type -> keelblock.v1.ExportRequest
-	40, // 49: keelblock.v1.RecoveryPoints.Unexport:input_type -> keelblock.v1.UnexportRequest
-	42, // 50: keelblock.v1.RecoveryPoints.ListExports:input_type -> keelblock.v1.ListExportsRequest
-	44, // 51: keelblock.v1.Jobs.List:input_type -> keelblock.v1.ListJobsRequest
-	46, // 52: keelblock.v1.Jobs.Get:input_type -> keelblock.v1.GetJobRequest
-	47, // 53: keelblock.v1.Jobs.Cancel:input_type -> keelblock.v1.CancelJobRequest
-	48, // 54: keelblock.v1.Jobs.Watch:input_type -> keelblock.v1.WatchJobRequest
-	50, // 55: keelblock.v1.Appliance.Status:input_type -> keelblock.v1.StatusRequest
-	53, // 56: keelblock.v1.Appliance.Stop:input_type -> keelblock.v1.StopRequest
-	55, // 57: keelblock.v1.Appliance.VaultStatus:input_type -> keelblock.v1.VaultStatusRequest
-	57, // 58: keelblock.v1.Appliance.Doctor:input_type -> keelblock.v1.DoctorRequest
-	49, // 59: keelblock.v1.Appliance.RebuildIndex:input_type -> keelblock.v1.RebuildIndexRequest
-	0,  // 60: keelblock.v1.Disks.Create:output_type -> keelblock.v1.Disk
-	8,  // 61: keelblock.v1.Disks.List:output_type -> keelblock.v1.ListDisksResponse
-	0,  // 62: keelblock.v1.Disks.Get:output_type -> keelblock.v1.Disk
-	11, // 63: keelblock.v1.Disks.Delete:output_type -> keelblock.v1.DeleteDiskResponse
-	14, // 64: keelblock.v1.Disks.Map:output_type -> keelblock.v1.MapDiskResponse
-	1,  // 65: keelblock.v1.Machines.Create:output_type -> keelblock.v1.Machine
-	17, // 66: keelblock.v1.Machines.List:output_type -> keelblock.v1.ListMachinesResponse
-	1,  // 67: keelblock.v1.Machines.Get:output_type -> keelblock.v1.Machine
-	1,  // 68: keelblock.v1.Machines.Edit:output_type -> keelblock.v1.Machine
-	21, // 69: keelblock.v1.Machines.Delete:output_type -> keelblock.v1.DeleteMachineResponse
-	4,  // 70: keelblock.v1.Machines.Backup:output_type -> keelblock.v1.Job
-	24, // 71: keelblock.v1.RecoveryPoints.List:output_type -> keelblock.v1.ListPointsResponse
-	26, // 72: keelblock.v1.RecoveryPoints.Get:output_type -> keelblock.v1.GetPointResponse
-	3,  // 73: keelblock.v1.RecoveryPoints.Delete:output_type -> keelblock.v1.RecoveryPoint
-	3,  // 74: keelblock.v1.RecoveryPoints.Undelete:output_type -> keelblock.v1.RecoveryPoint
-	31, // 75: keelblock.v1.RecoveryPoints.Diff:output_type -> keelblock.v1.DiffPointsResponse
-	4,  // 76: keelblock.v1.RecoveryPoints.Verify:output_type -> keelblock.v1.Job
-	4,  // 77: keelblock.v1.RecoveryPoints.RestoreDisk:output_type -> keelblock.v1.Job
-	35, // 78: keelblock.v1.RecoveryPoints.OpenReader:output_type -> keelblock.v1.OpenReaderResponse
-	37, // 79: keelblock.v1.RecoveryPoints.CloseReader:output_type -> keelblock.v1.CloseReaderResponse
-	39, // 80: keelblock.v1.RecoveryPoints.Export:output_type -> keelblock.v1.ExportResponse
-	41, // 81: keelblock.v1.RecoveryPoints.Unexport:output_type -> keelblock.v1.UnexportResponse
-	43, // 82: keelblock.v1.RecoveryPoints.ListExports:output_type -> keelblock.v1.ListExportsResponse
-	45, // 83: keelblock.v1.Jobs.List:output_type -> keelblock.v1.ListJobsResponse
-	4,  // 84: keelblock.v1.Jobs.Get:output_type -> keelblock.v1.Job
-	4,  // 85: keelblock.v1.Jobs.Cancel:output_type -> keelblock.v1.Job
-	4,  // 86: keelblock.v1.Jobs.Watch:output_type -> keelblock.v1.Job
-	52, // 87: keelblock.v1.Appliance.Status:output_type -> keelblock.v1.StatusResponse
-	54, // 88: keelblock.v1.Appliance.Stop:output_type -> keelblock.v1.StopResponse
-	56, // 89: keelblock.v1.Appliance.VaultStatus:output_type -> keelblock.v1.VaultStatusResponse
-	59, // 90: keelblock.v1.Appliance.Doctor:output_type -> keelblock.v1.DoctorResponse
-	4,  // 91: keelblock.v1.Appliance.RebuildIndex:output_type -> keelblock.v1.Job
-	60, // [60:92] is the sub-list for method output_type
-	28, // [28:60] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	1,  // 13: keelblock.v1.Group.machines:type_name -> keelblock.v1.Machine
+	27, // 14: keelblock.v1.ListGroupsResponse.groups:type_name -> keelblock.v1.Group
+	79, // 15: keelblock.v1.Cursor.created_at:type_name -> google.protobuf.Timestamp
+	79, // 16: keelblock.v1.Cursor.advanced_at:type_name -> google.protobuf.Timestamp
+	79, // 17: keelblock.v1.Cursor.frozen_at:type_name -> google.protobuf.Timestamp
+	35, // 18: keelblock.v1.ListCursorsResponse.cursors:type_name -> keelblock.v1.Cursor
+	3,  // 19: keelblock.v1.ListPointsResponse.points:type_name -> keelblock.v1.RecoveryPoint
+	3,  // 20: keelblock.v1.GetPointResponse.point:type_name -> keelblock.v1.RecoveryPoint
+	17, // 21: keelblock.v1.DiskDiff.extents:type_name -> keelblock.v1.Extent
+	49, // 22: keelblock.v1.DiffPointsResponse.disks:type_name -> keelblock.v1.DiskDiff
+	58, // 23: keelblock.v1.ListExportsResponse.exports:type_name -> keelblock.v1.ExportResponse
+	4,  // 24: keelblock.v1.ListJobsResponse.jobs:type_name -> keelblock.v1.Job
+	79, // 25: keelblock.v1.Alert.since:type_name -> google.protobuf.Timestamp
+	79, // 26: keelblock.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	0,  // 27: keelblock.v1.StatusResponse.disks:type_name -> keelblock.v1.Disk
+	1,  // 28: keelblock.v1.StatusResponse.machines:type_name -> keelblock.v1.Machine
+	3,  // 29: keelblock.v1.StatusResponse.last_points:type_name -> keelblock.v1.RecoveryPoint
+	70, // 30: keelblock.v1.StatusResponse.alerts:type_name -> keelblock.v1.Alert
+	75, // 31: keelblock.v1.StatusResponse.vault:type_name -> keelblock.v1.VaultStatusResponse
+	4,  // 32: keelblock.v1.StatusResponse.running_jobs:type_name -> keelblock.v1.Job
+	77, // 33: keelblock.v1.DoctorResponse.findings:type_name -> keelblock.v1.Finding
+	6,  // 34: keelblock.v1.Disks.Create:input_type -> keelblock.v1.CreateDiskRequest
+	7,  // 35: keelblock.v1.Disks.List:input_type -> keelblock.v1.ListDisksRequest
+	9,  // 36: keelblock.v1.Disks.Get:input_type -> keelblock.v1.GetDiskRequest
+	10, // 37: keelblock.v1.Disks.Delete:input_type -> keelblock.v1.DeleteDiskRequest
+	12, // 38: keelblock.v1.Disks.Map:input_type -> keelblock.v1.MapDiskRequest
+	13, // 39: keelblock.v1.Disks.Resize:input_type -> keelblock.v1.ResizeDiskRequest
+	14, // 40: keelblock.v1.Disks.Edit:input_type -> keelblock.v1.EditDiskRequest
+	15, // 41: keelblock.v1.Disks.Attach:input_type -> keelblock.v1.AttachDiskRequest
+	16, // 42: keelblock.v1.Disks.Detach:input_type -> keelblock.v1.DetachDiskRequest
+	19, // 43: keelblock.v1.Machines.Create:input_type -> keelblock.v1.CreateMachineRequest
+	20, // 44: keelblock.v1.Machines.List:input_type -> keelblock.v1.ListMachinesRequest
+	22, // 45: keelblock.v1.Machines.Get:input_type -> keelblock.v1.GetMachineRequest
+	23, // 46: keelblock.v1.Machines.Edit:input_type -> keelblock.v1.EditMachineRequest
+	24, // 47: keelblock.v1.Machines.Delete:input_type -> keelblock.v1.DeleteMachineRequest
+	26, // 48: keelblock.v1.Machines.Backup:input_type -> keelblock.v1.BackupRequest
+	28, // 49: keelblock.v1.Groups.Create:input_type -> keelblock.v1.CreateGroupRequest
+	29, // 50: keelblock.v1.Groups.List:input_type -> keelblock.v1.ListGroupsRequest
+	31, // 51: keelblock.v1.Groups.Get:input_type -> keelblock.v1.GetGroupRequest
+	32, // 52: keelblock.v1.Groups.Delete:input_type -> keelblock.v1.DeleteGroupRequest
+	34, // 53: keelblock.v1.Groups.Backup:input_type -> keelblock.v1.GroupBackupRequest
+	36, // 54: keelblock.v1.Cursors.Create:input_type -> keelblock.v1.CreateCursorRequest
+	37, // 55: keelblock.v1.Cursors.List:input_type -> keelblock.v1.ListCursorsRequest
+	39, // 56: keelblock.v1.Cursors.Advance:input_type -> keelblock.v1.AdvanceCursorRequest
+	40, // 57: keelblock.v1.Cursors.Delete:input_type -> keelblock.v1.DeleteCursorRequest
+	42, // 58: keelblock.v1.RecoveryPoints.List:input_type -> keelblock.v1.ListPointsRequest
+	44, // 59: keelblock.v1.RecoveryPoints.Get:input_type -> keelblock.v1.GetPointRequest
+	46, // 60: keelblock.v1.RecoveryPoints.Delete:input_type -> keelblock.v1.DeletePointRequest
+	47, // 61: keelblock.v1.RecoveryPoints.Undelete:input_type -> keelblock.v1.UndeletePointRequest
+	48, // 62: keelblock.v1.RecoveryPoints.Diff:input_type -> keelblock.v1.DiffPointsRequest
+	51, // 63: keelblock.v1.RecoveryPoints.Verify:input_type -> keelblock.v1.VerifyRequest
+	52, // 64: keelblock.v1.RecoveryPoints.RestoreDisk:input_type -> keelblock.v1.RestoreDiskRequest
+	53, // 65: keelblock.v1.RecoveryPoints.OpenReader:input_type -> keelblock.v1.OpenReaderRequest
+	55, // 66: keelblock.v1.RecoveryPoints.CloseReader:input_type -> keelblock.v1.CloseReaderRequest
+	57, // 67: keelblock.v1.RecoveryPoints.Export:input_type -> keelblock.v1.ExportRequest
+	59, // 68: keelblock.v1.RecoveryPoints.Unexport:input_type -> keelblock.v1.UnexportRequest
+	61, // 69: keelblock.v1.RecoveryPoints.ListExports:input_type -> keelblock.v1.ListExportsRequest
+	63, // 70: keelblock.v1.Jobs.List:input_type -> keelblock.v1.ListJobsRequest
+	65, // 71: keelblock.v1.Jobs.Get:input_type -> keelblock.v1.GetJobRequest
+	66, // 72: keelblock.v1.Jobs.Cancel:input_type -> keelblock.v1.CancelJobRequest
+	67, // 73: keelblock.v1.Jobs.Watch:input_type -> keelblock.v1.WatchJobRequest
+	69, // 74: keelblock.v1.Appliance.Status:input_type -> keelblock.v1.StatusRequest
+	72, // 75: keelblock.v1.Appliance.Stop:input_type -> keelblock.v1.StopRequest
+	74, // 76: keelblock.v1.Appliance.VaultStatus:input_type -> keelblock.v1.VaultStatusRequest
+	76, // 77: keelblock.v1.Appliance.Doctor:input_type -> keelblock.v1.DoctorRequest
+	68, // 78: keelblock.v1.Appliance.RebuildIndex:input_type -> keelblock.v1.RebuildIndexRequest
+	0,  // 79: keelblock.v1.Disks.Create:output_type -> keelblock.v1.Disk
+	8,  // 80: keelblock.v1.Disks.List:output_type -> keelblock.v1.ListDisksResponse
+	0,  // 81: keelblock.v1.Disks.Get:output_type -> keelblock.v1.Disk
+	11, // 82: keelblock.v1.Disks.Delete:output_type -> keelblock.v1.DeleteDiskResponse
+	18, // 83: keelblock.v1.Disks.Map:output_type -> keelblock.v1.MapDiskResponse
+	0,  // 84: keelblock.v1.Disks.Resize:output_type -> keelblock.v1.Disk
+	0,  // 85: keelblock.v1.Disks.Edit:output_type -> keelblock.v1.Disk
+	0,  // 86: keelblock.v1.Disks.Attach:output_type -> keelblock.v1.Disk
+	0,  // 87: keelblock.v1.Disks.Detach:output_type -> keelblock.v1.Disk
+	1,  // 88: keelblock.v1.Machines.Create:output_type -> keelblock.v1.Machine
+	21, // 89: keelblock.v1.Machines.List:output_type -> keelblock.v1.ListMachinesResponse
+	1,  // 90: keelblock.v1.Machines.Get:output_type -> keelblock.v1.Machine
+	1,  // 91: keelblock.v1.Machines.Edit:output_type -> keelblock.v1.Machine
+	25, // 92: keelblock.v1.Machines.Delete:output_type -> keelblock.v1.DeleteMachineResponse
+	4,  // 93: keelblock.v1.Machines.Backup:output_type -> keelblock.v1.Job
+	27, // 94: keelblock.v1.Groups.Create:output_type -> keelblock.v1.Group
+	30, // 95: keelblock.v1.Groups.List:output_type -> keelblock.v1.ListGroupsResponse
+	27, // 96: keelblock.v1.Groups.Get:output_type -> keelblock.v1.Group
+	33, // 97: keelblock.v1.Groups.Delete:output_type -> keelblock.v1.DeleteGroupResponse
+	4,  // 98: keelblock.v1.Groups.Backup:output_type -> keelblock.v1.Job
+	35, // 99: keelblock.v1.Cursors.Create:output_type -> keelblock.v1.Cursor
+	38, // 100: keelblock.v1.Cursors.List:output_type -> keelblock.v1.ListCursorsResponse
+	35, // 101: keelblock.v1.Cursors.Advance:output_type -> keelblock.v1.Cursor
+	41, // 102: keelblock.v1.Cursors.Delete:output_type -> keelblock.v1.DeleteCursorResponse
+	43, // 103: keelblock.v1.RecoveryPoints.List:output_type -> keelblock.v1.ListPointsResponse
+	45, // 104: keelblock.v1.RecoveryPoints.Get:output_type -> keelblock.v1.GetPointResponse
+	3,  // 105: keelblock.v1.RecoveryPoints.Delete:output_type -> keelblock.v1.RecoveryPoint
+	3,  // 106: keelblock.v1.RecoveryPoints.Undelete:output_type -> keelblock.v1.RecoveryPoint
+	50, // 107: keelblock.v1.RecoveryPoints.Diff:output_type -> keelblock.v1.DiffPointsResponse
+	4,  // 108: keelblock.v1.RecoveryPoints.Verify:output_type -> keelblock.v1.Job
+	4,  // 109: keelblock.v1.RecoveryPoints.RestoreDisk:output_type -> keelblock.v1.Job
+	54, // 110: keelblock.v1.RecoveryPoints.OpenReader:output_type -> keelblock.v1.OpenReaderResponse
+	56, // 111: keelblock.v1.RecoveryPoints.CloseReader:output_type -> keelblock.v1.CloseReaderResponse
+	58, // 112: keelblock.v1.RecoveryPoints.Export:output_type -> keelblock.v1.ExportResponse
+	60, // 113: keelblock.v1.RecoveryPoints.Unexport:output_type -> keelblock.v1.UnexportResponse
+	62, // 114: keelblock.v1.RecoveryPoints.ListExports:output_type -> keelblock.v1.ListExportsResponse
+	64, // 115: keelblock.v1.Jobs.List:output_type -> keelblock.v1.ListJobsResponse
+	4,  // 116: keelblock.v1.Jobs.Get:output_type -> keelblock.v1.Job
+	4,  // 117: keelblock.v1.Jobs.Cancel:output_type -> keelblock.v1.Job
+	4,  // 118: keelblock.v1.Jobs.Watch:output_type -> keelblock.v1.Job
+	71, // 119: keelblock.v1.Appliance.Status:output_type -> keelblock.v1.StatusResponse
+	73, // 120: keelblock.v1.Appliance.Stop:output_type -> keelblock.v1.StopResponse
+	75, // 121: keelblock.v1.Appliance.VaultStatus:output_type -> keelblock.v1.VaultStatusResponse
+	78, // 122: keelblock.v1.Appliance.Doctor:output_type -> keelblock.v1.DoctorResponse
+	4,  // 123: keelblock.v1.Appliance.RebuildIndex:output_type -> keelblock.v1.Job
+	79, // [79:124] is the sub-list for method output_type
+	34, // [34:79] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_keelblock_proto_init() }
@@ -4038,16 +5202,17 @@ func file_keelblock_proto_init() {
 	if File_keelblock_proto != nil {
 		return
 	}
-	file_keelblock_proto_msgTypes[19].OneofWrappers = []any{}
+	file_keelblock_proto_msgTypes[14].OneofWrappers = []any{}
+	file_keelblock_proto_msgTypes[23].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keelblock_proto_rawDesc), len(file_keelblock_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   60,
+			NumMessages:   79,
 			NumExtensions: 0,
-			NumServices:   5,
+			NumServices:   7,
 		},
 		GoTypes:           file_keelblock_proto_goTypes,
 		DependencyIndexes: file_keelblock_proto_depIdxs,

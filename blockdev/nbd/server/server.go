@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -39,6 +40,12 @@ type Export struct {
 	Device blockdev.Device
 	// ReadOnly refuses every command that changes the Device.
 	ReadOnly bool
+	// Exclusive has a client that opens the export for writing cut the connections
+	// that had done so before: the only full fence against a stale writer. Such an
+	// export does not advertise CAN_MULTI_CONN.
+	Exclusive bool
+	// Contexts offers metadata contexts beside base:allocation; nil: none.
+	Contexts ContextSource
 }
 
 // Peer is who is at the other end of a connection.
@@ -49,6 +56,10 @@ type Peer struct {
 	// UID and PID are those of the process at the other end of a unix socket when
 	// it connected (SO_PEERCRED), -1 when unknown.
 	UID, PID int
+	// CommonName is the subject of the client certificate that was verified, "" without
+	// one; TLS is set once the connection is encrypted.
+	CommonName string
+	TLS        bool
 }
 
 // Options configure a Server. The zero value is usable.
@@ -59,6 +70,12 @@ type Options struct {
 	// whenever a client names an export, and for each name of a list. Nil allows
 	// everything. It must not call the Server.
 	Authorize func(peer Peer, name string) error
+	// TLS offers STARTTLS with this configuration; nil refuses it. Client certificates
+	// are verified when it says so.
+	TLS *tls.Config
+	// RequireTLS answers nothing but STARTTLS and ABORT before TLS, on TCP; unix sockets
+	// may do without.
+	RequireTLS bool
 	// AllowList answers NBD_OPT_LIST on TCP too; on unix sockets it is always
 	// answered.
 	AllowList bool

@@ -36,6 +36,10 @@ const (
 	DisksName = "keelblock.v1.Disks"
 	// MachinesName is the fully-qualified name of the Machines service.
 	MachinesName = "keelblock.v1.Machines"
+	// GroupsName is the fully-qualified name of the Groups service.
+	GroupsName = "keelblock.v1.Groups"
+	// CursorsName is the fully-qualified name of the Cursors service.
+	CursorsName = "keelblock.v1.Cursors"
 	// RecoveryPointsName is the fully-qualified name of the RecoveryPoints service.
 	RecoveryPointsName = "keelblock.v1.RecoveryPoints"
 	// JobsName is the fully-qualified name of the Jobs service.
@@ -62,6 +66,14 @@ const (
 	DisksDeleteProcedure = "/keelblock.v1.Disks/Delete"
 	// DisksMapProcedure is the fully-qualified name of the Disks's Map RPC.
 	DisksMapProcedure = "/keelblock.v1.Disks/Map"
+	// DisksResizeProcedure is the fully-qualified name of the Disks's Resize RPC.
+	DisksResizeProcedure = "/keelblock.v1.Disks/Resize"
+	// DisksEditProcedure is the fully-qualified name of the Disks's Edit RPC.
+	DisksEditProcedure = "/keelblock.v1.Disks/Edit"
+	// DisksAttachProcedure is the fully-qualified name of the Disks's Attach RPC.
+	DisksAttachProcedure = "/keelblock.v1.Disks/Attach"
+	// DisksDetachProcedure is the fully-qualified name of the Disks's Detach RPC.
+	DisksDetachProcedure = "/keelblock.v1.Disks/Detach"
 	// MachinesCreateProcedure is the fully-qualified name of the Machines's Create RPC.
 	MachinesCreateProcedure = "/keelblock.v1.Machines/Create"
 	// MachinesListProcedure is the fully-qualified name of the Machines's List RPC.
@@ -74,6 +86,24 @@ const (
 	MachinesDeleteProcedure = "/keelblock.v1.Machines/Delete"
 	// MachinesBackupProcedure is the fully-qualified name of the Machines's Backup RPC.
 	MachinesBackupProcedure = "/keelblock.v1.Machines/Backup"
+	// GroupsCreateProcedure is the fully-qualified name of the Groups's Create RPC.
+	GroupsCreateProcedure = "/keelblock.v1.Groups/Create"
+	// GroupsListProcedure is the fully-qualified name of the Groups's List RPC.
+	GroupsListProcedure = "/keelblock.v1.Groups/List"
+	// GroupsGetProcedure is the fully-qualified name of the Groups's Get RPC.
+	GroupsGetProcedure = "/keelblock.v1.Groups/Get"
+	// GroupsDeleteProcedure is the fully-qualified name of the Groups's Delete RPC.
+	GroupsDeleteProcedure = "/keelblock.v1.Groups/Delete"
+	// GroupsBackupProcedure is the fully-qualified name of the Groups's Backup RPC.
+	GroupsBackupProcedure = "/keelblock.v1.Groups/Backup"
+	// CursorsCreateProcedure is the fully-qualified name of the Cursors's Create RPC.
+	CursorsCreateProcedure = "/keelblock.v1.Cursors/Create"
+	// CursorsListProcedure is the fully-qualified name of the Cursors's List RPC.
+	CursorsListProcedure = "/keelblock.v1.Cursors/List"
+	// CursorsAdvanceProcedure is the fully-qualified name of the Cursors's Advance RPC.
+	CursorsAdvanceProcedure = "/keelblock.v1.Cursors/Advance"
+	// CursorsDeleteProcedure is the fully-qualified name of the Cursors's Delete RPC.
+	CursorsDeleteProcedure = "/keelblock.v1.Cursors/Delete"
 	// RecoveryPointsListProcedure is the fully-qualified name of the RecoveryPoints's List RPC.
 	RecoveryPointsListProcedure = "/keelblock.v1.RecoveryPoints/List"
 	// RecoveryPointsGetProcedure is the fully-qualified name of the RecoveryPoints's Get RPC.
@@ -128,8 +158,18 @@ type DisksClient interface {
 	List(context.Context, *connect.Request[keelblockv1.ListDisksRequest]) (*connect.Response[keelblockv1.ListDisksResponse], error)
 	Get(context.Context, *connect.Request[keelblockv1.GetDiskRequest]) (*connect.Response[keelblockv1.Disk], error)
 	Delete(context.Context, *connect.Request[keelblockv1.DeleteDiskRequest]) (*connect.Response[keelblockv1.DeleteDiskResponse], error)
-	// What differs, or may differ, from the last committed point: ascending, merged.
+	// What differs, or may differ, from the last committed point, or from that of a
+	// cursor: ascending, merged.
 	Map(context.Context, *connect.Request[keelblockv1.MapDiskRequest]) (*connect.Response[keelblockv1.MapDiskResponse], error)
+	// Grows or shrinks a disk. Connections that are open keep the size that they
+	// negotiated; past a shrunk end they get errors.
+	Resize(context.Context, *connect.Request[keelblockv1.ResizeDiskRequest]) (*connect.Response[keelblockv1.Disk], error)
+	// Changes who may use a disk, and its role.
+	Edit(context.Context, *connect.Request[keelblockv1.EditDiskRequest]) (*connect.Response[keelblockv1.Disk], error)
+	// Attaches a disk to an nbd device of the host's kernel; the appliance keeps it
+	// attached, over its own restarts too, until Detach.
+	Attach(context.Context, *connect.Request[keelblockv1.AttachDiskRequest]) (*connect.Response[keelblockv1.Disk], error)
+	Detach(context.Context, *connect.Request[keelblockv1.DetachDiskRequest]) (*connect.Response[keelblockv1.Disk], error)
 }
 
 // NewDisksClient constructs a client for the keelblock.v1.Disks service. By default, it uses the
@@ -173,6 +213,30 @@ func NewDisksClient(httpClient connect.HTTPClient, baseURL string, opts ...conne
 			connect.WithSchema(disksMethods.ByName("Map")),
 			connect.WithClientOptions(opts...),
 		),
+		resize: connect.NewClient[keelblockv1.ResizeDiskRequest, keelblockv1.Disk](
+			httpClient,
+			baseURL+DisksResizeProcedure,
+			connect.WithSchema(disksMethods.ByName("Resize")),
+			connect.WithClientOptions(opts...),
+		),
+		edit: connect.NewClient[keelblockv1.EditDiskRequest, keelblockv1.Disk](
+			httpClient,
+			baseURL+DisksEditProcedure,
+			connect.WithSchema(disksMethods.ByName("Edit")),
+			connect.WithClientOptions(opts...),
+		),
+		attach: connect.NewClient[keelblockv1.AttachDiskRequest, keelblockv1.Disk](
+			httpClient,
+			baseURL+DisksAttachProcedure,
+			connect.WithSchema(disksMethods.ByName("Attach")),
+			connect.WithClientOptions(opts...),
+		),
+		detach: connect.NewClient[keelblockv1.DetachDiskRequest, keelblockv1.Disk](
+			httpClient,
+			baseURL+DisksDetachProcedure,
+			connect.WithSchema(disksMethods.ByName("Detach")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -183,6 +247,10 @@ type disksClient struct {
 	get    *connect.Client[keelblockv1.GetDiskRequest, keelblockv1.Disk]
 	delete *connect.Client[keelblockv1.DeleteDiskRequest, keelblockv1.DeleteDiskResponse]
 	_map   *connect.Client[keelblockv1.MapDiskRequest, keelblockv1.MapDiskResponse]
+	resize *connect.Client[keelblockv1.ResizeDiskRequest, keelblockv1.Disk]
+	edit   *connect.Client[keelblockv1.EditDiskRequest, keelblockv1.Disk]
+	attach *connect.Client[keelblockv1.AttachDiskRequest, keelblockv1.Disk]
+	detach *connect.Client[keelblockv1.DetachDiskRequest, keelblockv1.Disk]
 }
 
 // Create calls keelblock.v1.Disks.Create.
@@ -210,14 +278,44 @@ func (c *disksClient) Map(ctx context.Context, req *connect.Request[keelblockv1.
 	return c._map.CallUnary(ctx, req)
 }
 
+// Resize calls keelblock.v1.Disks.Resize.
+func (c *disksClient) Resize(ctx context.Context, req *connect.Request[keelblockv1.ResizeDiskRequest]) (*connect.Response[keelblockv1.Disk], error) {
+	return c.resize.CallUnary(ctx, req)
+}
+
+// Edit calls keelblock.v1.Disks.Edit.
+func (c *disksClient) Edit(ctx context.Context, req *connect.Request[keelblockv1.EditDiskRequest]) (*connect.Response[keelblockv1.Disk], error) {
+	return c.edit.CallUnary(ctx, req)
+}
+
+// Attach calls keelblock.v1.Disks.Attach.
+func (c *disksClient) Attach(ctx context.Context, req *connect.Request[keelblockv1.AttachDiskRequest]) (*connect.Response[keelblockv1.Disk], error) {
+	return c.attach.CallUnary(ctx, req)
+}
+
+// Detach calls keelblock.v1.Disks.Detach.
+func (c *disksClient) Detach(ctx context.Context, req *connect.Request[keelblockv1.DetachDiskRequest]) (*connect.Response[keelblockv1.Disk], error) {
+	return c.detach.CallUnary(ctx, req)
+}
+
 // DisksHandler is an implementation of the keelblock.v1.Disks service.
 type DisksHandler interface {
 	Create(context.Context, *connect.Request[keelblockv1.CreateDiskRequest]) (*connect.Response[keelblockv1.Disk], error)
 	List(context.Context, *connect.Request[keelblockv1.ListDisksRequest]) (*connect.Response[keelblockv1.ListDisksResponse], error)
 	Get(context.Context, *connect.Request[keelblockv1.GetDiskRequest]) (*connect.Response[keelblockv1.Disk], error)
 	Delete(context.Context, *connect.Request[keelblockv1.DeleteDiskRequest]) (*connect.Response[keelblockv1.DeleteDiskResponse], error)
-	// What differs, or may differ, from the last committed point: ascending, merged.
+	// What differs, or may differ, from the last committed point, or from that of a
+	// cursor: ascending, merged.
 	Map(context.Context, *connect.Request[keelblockv1.MapDiskRequest]) (*connect.Response[keelblockv1.MapDiskResponse], error)
+	// Grows or shrinks a disk. Connections that are open keep the size that they
+	// negotiated; past a shrunk end they get errors.
+	Resize(context.Context, *connect.Request[keelblockv1.ResizeDiskRequest]) (*connect.Response[keelblockv1.Disk], error)
+	// Changes who may use a disk, and its role.
+	Edit(context.Context, *connect.Request[keelblockv1.EditDiskRequest]) (*connect.Response[keelblockv1.Disk], error)
+	// Attaches a disk to an nbd device of the host's kernel; the appliance keeps it
+	// attached, over its own restarts too, until Detach.
+	Attach(context.Context, *connect.Request[keelblockv1.AttachDiskRequest]) (*connect.Response[keelblockv1.Disk], error)
+	Detach(context.Context, *connect.Request[keelblockv1.DetachDiskRequest]) (*connect.Response[keelblockv1.Disk], error)
 }
 
 // NewDisksHandler builds an HTTP handler from the service implementation. It returns the path on
@@ -257,6 +355,30 @@ func NewDisksHandler(svc DisksHandler, opts ...connect.HandlerOption) (string, h
 		connect.WithSchema(disksMethods.ByName("Map")),
 		connect.WithHandlerOptions(opts...),
 	)
+	disksResizeHandler := connect.NewUnaryHandler(
+		DisksResizeProcedure,
+		svc.Resize,
+		connect.WithSchema(disksMethods.ByName("Resize")),
+		connect.WithHandlerOptions(opts...),
+	)
+	disksEditHandler := connect.NewUnaryHandler(
+		DisksEditProcedure,
+		svc.Edit,
+		connect.WithSchema(disksMethods.ByName("Edit")),
+		connect.WithHandlerOptions(opts...),
+	)
+	disksAttachHandler := connect.NewUnaryHandler(
+		DisksAttachProcedure,
+		svc.Attach,
+		connect.WithSchema(disksMethods.ByName("Attach")),
+		connect.WithHandlerOptions(opts...),
+	)
+	disksDetachHandler := connect.NewUnaryHandler(
+		DisksDetachProcedure,
+		svc.Detach,
+		connect.WithSchema(disksMethods.ByName("Detach")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/keelblock.v1.Disks/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case DisksCreateProcedure:
@@ -269,6 +391,14 @@ func NewDisksHandler(svc DisksHandler, opts ...connect.HandlerOption) (string, h
 			disksDeleteHandler.ServeHTTP(w, r)
 		case DisksMapProcedure:
 			disksMapHandler.ServeHTTP(w, r)
+		case DisksResizeProcedure:
+			disksResizeHandler.ServeHTTP(w, r)
+		case DisksEditProcedure:
+			disksEditHandler.ServeHTTP(w, r)
+		case DisksAttachProcedure:
+			disksAttachHandler.ServeHTTP(w, r)
+		case DisksDetachProcedure:
+			disksDetachHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -296,6 +426,22 @@ func (UnimplementedDisksHandler) Delete(context.Context, *connect.Request[keelbl
 
 func (UnimplementedDisksHandler) Map(context.Context, *connect.Request[keelblockv1.MapDiskRequest]) (*connect.Response[keelblockv1.MapDiskResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Disks.Map is not implemented"))
+}
+
+func (UnimplementedDisksHandler) Resize(context.Context, *connect.Request[keelblockv1.ResizeDiskRequest]) (*connect.Response[keelblockv1.Disk], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Disks.Resize is not implemented"))
+}
+
+func (UnimplementedDisksHandler) Edit(context.Context, *connect.Request[keelblockv1.EditDiskRequest]) (*connect.Response[keelblockv1.Disk], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Disks.Edit is not implemented"))
+}
+
+func (UnimplementedDisksHandler) Attach(context.Context, *connect.Request[keelblockv1.AttachDiskRequest]) (*connect.Response[keelblockv1.Disk], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Disks.Attach is not implemented"))
+}
+
+func (UnimplementedDisksHandler) Detach(context.Context, *connect.Request[keelblockv1.DetachDiskRequest]) (*connect.Response[keelblockv1.Disk], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Disks.Detach is not implemented"))
 }
 
 // MachinesClient is a client for the keelblock.v1.Machines service.
@@ -498,6 +644,336 @@ func (UnimplementedMachinesHandler) Delete(context.Context, *connect.Request[kee
 
 func (UnimplementedMachinesHandler) Backup(context.Context, *connect.Request[keelblockv1.BackupRequest]) (*connect.Response[keelblockv1.Job], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Machines.Backup is not implemented"))
+}
+
+// GroupsClient is a client for the keelblock.v1.Groups service.
+type GroupsClient interface {
+	Create(context.Context, *connect.Request[keelblockv1.CreateGroupRequest]) (*connect.Response[keelblockv1.Group], error)
+	List(context.Context, *connect.Request[keelblockv1.ListGroupsRequest]) (*connect.Response[keelblockv1.ListGroupsResponse], error)
+	Get(context.Context, *connect.Request[keelblockv1.GetGroupRequest]) (*connect.Response[keelblockv1.Group], error)
+	Delete(context.Context, *connect.Request[keelblockv1.DeleteGroupRequest]) (*connect.Response[keelblockv1.DeleteGroupResponse], error)
+	// Starts a backup job of all machines at one instant; its result is one line
+	// "MACHINE ID" per machine.
+	Backup(context.Context, *connect.Request[keelblockv1.GroupBackupRequest]) (*connect.Response[keelblockv1.Job], error)
+}
+
+// NewGroupsClient constructs a client for the keelblock.v1.Groups service. By default, it uses the
+// Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewGroupsClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) GroupsClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	groupsMethods := keelblockv1.File_keelblock_proto.Services().ByName("Groups").Methods()
+	return &groupsClient{
+		create: connect.NewClient[keelblockv1.CreateGroupRequest, keelblockv1.Group](
+			httpClient,
+			baseURL+GroupsCreateProcedure,
+			connect.WithSchema(groupsMethods.ByName("Create")),
+			connect.WithClientOptions(opts...),
+		),
+		list: connect.NewClient[keelblockv1.ListGroupsRequest, keelblockv1.ListGroupsResponse](
+			httpClient,
+			baseURL+GroupsListProcedure,
+			connect.WithSchema(groupsMethods.ByName("List")),
+			connect.WithClientOptions(opts...),
+		),
+		get: connect.NewClient[keelblockv1.GetGroupRequest, keelblockv1.Group](
+			httpClient,
+			baseURL+GroupsGetProcedure,
+			connect.WithSchema(groupsMethods.ByName("Get")),
+			connect.WithClientOptions(opts...),
+		),
+		delete: connect.NewClient[keelblockv1.DeleteGroupRequest, keelblockv1.DeleteGroupResponse](
+			httpClient,
+			baseURL+GroupsDeleteProcedure,
+			connect.WithSchema(groupsMethods.ByName("Delete")),
+			connect.WithClientOptions(opts...),
+		),
+		backup: connect.NewClient[keelblockv1.GroupBackupRequest, keelblockv1.Job](
+			httpClient,
+			baseURL+GroupsBackupProcedure,
+			connect.WithSchema(groupsMethods.ByName("Backup")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// groupsClient implements GroupsClient.
+type groupsClient struct {
+	create *connect.Client[keelblockv1.CreateGroupRequest, keelblockv1.Group]
+	list   *connect.Client[keelblockv1.ListGroupsRequest, keelblockv1.ListGroupsResponse]
+	get    *connect.Client[keelblockv1.GetGroupRequest, keelblockv1.Group]
+	delete *connect.Client[keelblockv1.DeleteGroupRequest, keelblockv1.DeleteGroupResponse]
+	backup *connect.Client[keelblockv1.GroupBackupRequest, keelblockv1.Job]
+}
+
+// Create calls keelblock.v1.Groups.Create.
+func (c *groupsClient) Create(ctx context.Context, req *connect.Request[keelblockv1.CreateGroupRequest]) (*connect.Response[keelblockv1.Group], error) {
+	return c.create.CallUnary(ctx, req)
+}
+
+// List calls keelblock.v1.Groups.List.
+func (c *groupsClient) List(ctx context.Context, req *connect.Request[keelblockv1.ListGroupsRequest]) (*connect.Response[keelblockv1.ListGroupsResponse], error) {
+	return c.list.CallUnary(ctx, req)
+}
+
+// Get calls keelblock.v1.Groups.Get.
+func (c *groupsClient) Get(ctx context.Context, req *connect.Request[keelblockv1.GetGroupRequest]) (*connect.Response[keelblockv1.Group], error) {
+	return c.get.CallUnary(ctx, req)
+}
+
+// Delete calls keelblock.v1.Groups.Delete.
+func (c *groupsClient) Delete(ctx context.Context, req *connect.Request[keelblockv1.DeleteGroupRequest]) (*connect.Response[keelblockv1.DeleteGroupResponse], error) {
+	return c.delete.CallUnary(ctx, req)
+}
+
+// Backup calls keelblock.v1.Groups.Backup.
+func (c *groupsClient) Backup(ctx context.Context, req *connect.Request[keelblockv1.GroupBackupRequest]) (*connect.Response[keelblockv1.Job], error) {
+	return c.backup.CallUnary(ctx, req)
+}
+
+// GroupsHandler is an implementation of the keelblock.v1.Groups service.
+type GroupsHandler interface {
+	Create(context.Context, *connect.Request[keelblockv1.CreateGroupRequest]) (*connect.Response[keelblockv1.Group], error)
+	List(context.Context, *connect.Request[keelblockv1.ListGroupsRequest]) (*connect.Response[keelblockv1.ListGroupsResponse], error)
+	Get(context.Context, *connect.Request[keelblockv1.GetGroupRequest]) (*connect.Response[keelblockv1.Group], error)
+	Delete(context.Context, *connect.Request[keelblockv1.DeleteGroupRequest]) (*connect.Response[keelblockv1.DeleteGroupResponse], error)
+	// Starts a backup job of all machines at one instant; its result is one line
+	// "MACHINE ID" per machine.
+	Backup(context.Context, *connect.Request[keelblockv1.GroupBackupRequest]) (*connect.Response[keelblockv1.Job], error)
+}
+
+// NewGroupsHandler builds an HTTP handler from the service implementation. It returns the path on
+// which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewGroupsHandler(svc GroupsHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	groupsMethods := keelblockv1.File_keelblock_proto.Services().ByName("Groups").Methods()
+	groupsCreateHandler := connect.NewUnaryHandler(
+		GroupsCreateProcedure,
+		svc.Create,
+		connect.WithSchema(groupsMethods.ByName("Create")),
+		connect.WithHandlerOptions(opts...),
+	)
+	groupsListHandler := connect.NewUnaryHandler(
+		GroupsListProcedure,
+		svc.List,
+		connect.WithSchema(groupsMethods.ByName("List")),
+		connect.WithHandlerOptions(opts...),
+	)
+	groupsGetHandler := connect.NewUnaryHandler(
+		GroupsGetProcedure,
+		svc.Get,
+		connect.WithSchema(groupsMethods.ByName("Get")),
+		connect.WithHandlerOptions(opts...),
+	)
+	groupsDeleteHandler := connect.NewUnaryHandler(
+		GroupsDeleteProcedure,
+		svc.Delete,
+		connect.WithSchema(groupsMethods.ByName("Delete")),
+		connect.WithHandlerOptions(opts...),
+	)
+	groupsBackupHandler := connect.NewUnaryHandler(
+		GroupsBackupProcedure,
+		svc.Backup,
+		connect.WithSchema(groupsMethods.ByName("Backup")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/keelblock.v1.Groups/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case GroupsCreateProcedure:
+			groupsCreateHandler.ServeHTTP(w, r)
+		case GroupsListProcedure:
+			groupsListHandler.ServeHTTP(w, r)
+		case GroupsGetProcedure:
+			groupsGetHandler.ServeHTTP(w, r)
+		case GroupsDeleteProcedure:
+			groupsDeleteHandler.ServeHTTP(w, r)
+		case GroupsBackupProcedure:
+			groupsBackupHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedGroupsHandler returns CodeUnimplemented from all methods.
+type UnimplementedGroupsHandler struct{}
+
+func (UnimplementedGroupsHandler) Create(context.Context, *connect.Request[keelblockv1.CreateGroupRequest]) (*connect.Response[keelblockv1.Group], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Groups.Create is not implemented"))
+}
+
+func (UnimplementedGroupsHandler) List(context.Context, *connect.Request[keelblockv1.ListGroupsRequest]) (*connect.Response[keelblockv1.ListGroupsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Groups.List is not implemented"))
+}
+
+func (UnimplementedGroupsHandler) Get(context.Context, *connect.Request[keelblockv1.GetGroupRequest]) (*connect.Response[keelblockv1.Group], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Groups.Get is not implemented"))
+}
+
+func (UnimplementedGroupsHandler) Delete(context.Context, *connect.Request[keelblockv1.DeleteGroupRequest]) (*connect.Response[keelblockv1.DeleteGroupResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Groups.Delete is not implemented"))
+}
+
+func (UnimplementedGroupsHandler) Backup(context.Context, *connect.Request[keelblockv1.GroupBackupRequest]) (*connect.Response[keelblockv1.Job], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Groups.Backup is not implemented"))
+}
+
+// CursorsClient is a client for the keelblock.v1.Cursors service.
+type CursorsClient interface {
+	// The new cursor stands at the newest point of the disk.
+	Create(context.Context, *connect.Request[keelblockv1.CreateCursorRequest]) (*connect.Response[keelblockv1.Cursor], error)
+	List(context.Context, *connect.Request[keelblockv1.ListCursorsRequest]) (*connect.Response[keelblockv1.ListCursorsResponse], error)
+	// Moves the cursor to the newest point of the disk, or to the given one.
+	Advance(context.Context, *connect.Request[keelblockv1.AdvanceCursorRequest]) (*connect.Response[keelblockv1.Cursor], error)
+	Delete(context.Context, *connect.Request[keelblockv1.DeleteCursorRequest]) (*connect.Response[keelblockv1.DeleteCursorResponse], error)
+}
+
+// NewCursorsClient constructs a client for the keelblock.v1.Cursors service. By default, it uses
+// the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewCursorsClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) CursorsClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	cursorsMethods := keelblockv1.File_keelblock_proto.Services().ByName("Cursors").Methods()
+	return &cursorsClient{
+		create: connect.NewClient[keelblockv1.CreateCursorRequest, keelblockv1.Cursor](
+			httpClient,
+			baseURL+CursorsCreateProcedure,
+			connect.WithSchema(cursorsMethods.ByName("Create")),
+			connect.WithClientOptions(opts...),
+		),
+		list: connect.NewClient[keelblockv1.ListCursorsRequest, keelblockv1.ListCursorsResponse](
+			httpClient,
+			baseURL+CursorsListProcedure,
+			connect.WithSchema(cursorsMethods.ByName("List")),
+			connect.WithClientOptions(opts...),
+		),
+		advance: connect.NewClient[keelblockv1.AdvanceCursorRequest, keelblockv1.Cursor](
+			httpClient,
+			baseURL+CursorsAdvanceProcedure,
+			connect.WithSchema(cursorsMethods.ByName("Advance")),
+			connect.WithClientOptions(opts...),
+		),
+		delete: connect.NewClient[keelblockv1.DeleteCursorRequest, keelblockv1.DeleteCursorResponse](
+			httpClient,
+			baseURL+CursorsDeleteProcedure,
+			connect.WithSchema(cursorsMethods.ByName("Delete")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// cursorsClient implements CursorsClient.
+type cursorsClient struct {
+	create  *connect.Client[keelblockv1.CreateCursorRequest, keelblockv1.Cursor]
+	list    *connect.Client[keelblockv1.ListCursorsRequest, keelblockv1.ListCursorsResponse]
+	advance *connect.Client[keelblockv1.AdvanceCursorRequest, keelblockv1.Cursor]
+	delete  *connect.Client[keelblockv1.DeleteCursorRequest, keelblockv1.DeleteCursorResponse]
+}
+
+// Create calls keelblock.v1.Cursors.Create.
+func (c *cursorsClient) Create(ctx context.Context, req *connect.Request[keelblockv1.CreateCursorRequest]) (*connect.Response[keelblockv1.Cursor], error) {
+	return c.create.CallUnary(ctx, req)
+}
+
+// List calls keelblock.v1.Cursors.List.
+func (c *cursorsClient) List(ctx context.Context, req *connect.Request[keelblockv1.ListCursorsRequest]) (*connect.Response[keelblockv1.ListCursorsResponse], error) {
+	return c.list.CallUnary(ctx, req)
+}
+
+// Advance calls keelblock.v1.Cursors.Advance.
+func (c *cursorsClient) Advance(ctx context.Context, req *connect.Request[keelblockv1.AdvanceCursorRequest]) (*connect.Response[keelblockv1.Cursor], error) {
+	return c.advance.CallUnary(ctx, req)
+}
+
+// Delete calls keelblock.v1.Cursors.Delete.
+func (c *cursorsClient) Delete(ctx context.Context, req *connect.Request[keelblockv1.DeleteCursorRequest]) (*connect.Response[keelblockv1.DeleteCursorResponse], error) {
+	return c.delete.CallUnary(ctx, req)
+}
+
+// CursorsHandler is an implementation of the keelblock.v1.Cursors service.
+type CursorsHandler interface {
+	// The new cursor stands at the newest point of the disk.
+	Create(context.Context, *connect.Request[keelblockv1.CreateCursorRequest]) (*connect.Response[keelblockv1.Cursor], error)
+	List(context.Context, *connect.Request[keelblockv1.ListCursorsRequest]) (*connect.Response[keelblockv1.ListCursorsResponse], error)
+	// Moves the cursor to the newest point of the disk, or to the given one.
+	Advance(context.Context, *connect.Request[keelblockv1.AdvanceCursorRequest]) (*connect.Response[keelblockv1.Cursor], error)
+	Delete(context.Context, *connect.Request[keelblockv1.DeleteCursorRequest]) (*connect.Response[keelblockv1.DeleteCursorResponse], error)
+}
+
+// NewCursorsHandler builds an HTTP handler from the service implementation. It returns the path on
+// which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewCursorsHandler(svc CursorsHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	cursorsMethods := keelblockv1.File_keelblock_proto.Services().ByName("Cursors").Methods()
+	cursorsCreateHandler := connect.NewUnaryHandler(
+		CursorsCreateProcedure,
+		svc.Create,
+		connect.WithSchema(cursorsMethods.ByName("Create")),
+		connect.WithHandlerOptions(opts...),
+	)
+	cursorsListHandler := connect.NewUnaryHandler(
+		CursorsListProcedure,
+		svc.List,
+		connect.WithSchema(cursorsMethods.ByName("List")),
+		connect.WithHandlerOptions(opts...),
+	)
+	cursorsAdvanceHandler := connect.NewUnaryHandler(
+		CursorsAdvanceProcedure,
+		svc.Advance,
+		connect.WithSchema(cursorsMethods.ByName("Advance")),
+		connect.WithHandlerOptions(opts...),
+	)
+	cursorsDeleteHandler := connect.NewUnaryHandler(
+		CursorsDeleteProcedure,
+		svc.Delete,
+		connect.WithSchema(cursorsMethods.ByName("Delete")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/keelblock.v1.Cursors/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case CursorsCreateProcedure:
+			cursorsCreateHandler.ServeHTTP(w, r)
+		case CursorsListProcedure:
+			cursorsListHandler.ServeHTTP(w, r)
+		case CursorsAdvanceProcedure:
+			cursorsAdvanceHandler.ServeHTTP(w, r)
+		case CursorsDeleteProcedure:
+			cursorsDeleteHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedCursorsHandler returns CodeUnimplemented from all methods.
+type UnimplementedCursorsHandler struct{}
+
+func (UnimplementedCursorsHandler) Create(context.Context, *connect.Request[keelblockv1.CreateCursorRequest]) (*connect.Response[keelblockv1.Cursor], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Cursors.Create is not implemented"))
+}
+
+func (UnimplementedCursorsHandler) List(context.Context, *connect.Request[keelblockv1.ListCursorsRequest]) (*connect.Response[keelblockv1.ListCursorsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Cursors.List is not implemented"))
+}
+
+func (UnimplementedCursorsHandler) Advance(context.Context, *connect.Request[keelblockv1.AdvanceCursorRequest]) (*connect.Response[keelblockv1.Cursor], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Cursors.Advance is not implemented"))
+}
+
+func (UnimplementedCursorsHandler) Delete(context.Context, *connect.Request[keelblockv1.DeleteCursorRequest]) (*connect.Response[keelblockv1.DeleteCursorResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Cursors.Delete is not implemented"))
 }
 
 // RecoveryPointsClient is a client for the keelblock.v1.RecoveryPoints service.
