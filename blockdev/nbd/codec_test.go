@@ -35,6 +35,15 @@ func TestWireBytes(t *testing.T) {
 		"error offset chunk": {nbd.AppendErrorOffsetChunk(nil, 2, nbd.EIO, "no", 9), "668e33ef 0001 8002 0000000000000002 00000010 00000005 0002 6e6f 0000000000000009"},
 		"block status": {nbd.AppendBlockStatus(nil, nbd.ReplyFlagDone, 2, 1, []nbd.Descriptor{{Length: 512, Flags: nbd.StateHole | nbd.StateZero}}),
 			"668e33ef 0001 0005 0000000000000002 0000000c 00000001 00000200 00000003"},
+		"extended request": {nbd.AppendExtendedRequest(nil, nbd.ExtendedRequest{Flags: nbd.CmdFlagPayloadLength, Type: nbd.CmdWrite, Cookie: 2, Offset: 3, Length: 1 << 40}),
+			"21e41c71 0020 0001 0000000000000002 0000000000000003 0000010000000000"},
+		"extended data": {nbd.AppendExtendedOffsetData(nil, nbd.ReplyFlagDone, 2, 3, 4, 5),
+			"6e8a278c 0001 0001 0000000000000002 0000000000000003 000000000000000d 0000000000000004"},
+		"extended end":   {nbd.AppendExtendedChunk(nil, nbd.ExtendedChunk{Flags: nbd.ReplyFlagDone, Cookie: 2, Offset: 3}), "6e8a278c 0001 0000 0000000000000002 0000000000000003 0000000000000000"},
+		"extended error": {nbd.AppendExtendedError(nil, 2, 3, nbd.ENOTSUP, "no"), "6e8a278c 0001 8001 0000000000000002 0000000000000003 0000000000000008 0000005f 0002 6e6f"},
+		"extended block status": {nbd.AppendBlockStatusExt(nil, 0, 2, 3, 7, []nbd.ExtendedDescriptor{{Length: 1 << 33, Flags: 1}}),
+			"6e8a278c 0000 0006 0000000000000002 0000000000000003 0000000000000018 00000007 00000001 0000000200000000 0000000000000001"},
+		"status filter": {nbd.AppendStatusFilter(nil, nbd.StatusFilter{Length: 1 << 33, ContextIDs: []uint32{1, 7}}), "0000000200000000 00000001 00000007"},
 	} {
 		if want, _ := hex.DecodeString(strings.ReplaceAll(x.want, " ", "")); !bytes.Equal(x.got, want) {
 			t.Errorf("%s is\n %x, want\n %x", name, x.got, want)
@@ -46,6 +55,18 @@ func TestParseIsTheInverseOfAppend(t *testing.T) {
 	r := nbd.Request{Flags: 5, Type: 6, Cookie: 1 << 63, Offset: 1<<64 - 1, Length: 1<<32 - 1}
 	if got, ok := nbd.ParseRequest(nbd.AppendRequest(nil, r)); !ok || got != r {
 		t.Errorf("request %+v, %v", got, ok)
+	}
+	wide := nbd.ExtendedRequest{Flags: 5, Type: 6, Cookie: 1 << 63, Offset: 1<<64 - 1, Length: 1<<64 - 1}
+	if got, ok := nbd.ParseExtendedRequest(nbd.AppendExtendedRequest(nil, wide)); !ok || got != wide {
+		t.Errorf("extended request %+v, %v", got, ok)
+	}
+	head := nbd.ExtendedChunk{Flags: 1, Type: 1<<15 + 9, Cookie: 2, Offset: 3, Length: 4}
+	if got, err := nbd.ParseExtendedChunk(nbd.AppendExtendedChunk(nil, head)); err != nil || got != head || !got.IsError() {
+		t.Errorf("extended chunk %+v, %v", got, err)
+	}
+	status := []nbd.ExtendedDescriptor{{Length: 1 << 40, Flags: 2}, {Length: 3}}
+	if id, got, err := nbd.ParseBlockStatusExt(nbd.AppendBlockStatusExt(nil, 0, 1, 2, 9, status)[nbd.ExtendedChunkSize:]); id != 9 || err != nil || !slices.Equal(got, status) {
+		t.Errorf("extended block status %d, %v, %v", id, got, err)
 	}
 	info := nbd.InfoRequest{Name: "dä", Infos: []uint16{1, 2, 3}}
 	if got, err := nbd.ParseInfoRequest(nbd.AppendInfoRequest(nil, info)); err != nil || !reflect.DeepEqual(got, info) {
@@ -98,6 +119,9 @@ func TestWhatIsWrongIsRefused(t *testing.T) {
 	if _, _, err := nbd.ParseReplyHeader(make([]byte, nbd.ChunkSize)); err == nil {
 		t.Error("zeros are taken for a reply")
 	}
+	if _, ok := nbd.ParseExtendedRequest(append(nbd.AppendRequest(nil, nbd.Request{}), 0, 0, 0, 0)); ok {
+		t.Error("a compact request is taken for an extended one")
+	}
 	long := nbd.AppendOptionReply(nil, 1, 1, nil)
 	copy(long[16:], "\xFF\xFF\xFF\xFF")
 	if _, _, _, err := nbd.ParseOptionReply(long); err == nil {
@@ -126,6 +150,8 @@ func FuzzParse(f *testing.F) {
 	f.Add(nbd.AppendErrorChunk(nil, 1, nbd.EIO, "text")[nbd.ChunkSize:])
 	f.Add(nbd.AppendBlockStatus(nil, 0, 1, 1, []nbd.Descriptor{{Length: 1}, {Length: 2, Flags: 3}})[nbd.ChunkSize:])
 	f.Add([]byte{0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF})
+	f.Add(nbd.AppendBlockStatusExt(nil, 0, 1, 2, 9, []nbd.ExtendedDescriptor{{Length: 1}, {Length: 2, Flags: 3}})[nbd.ExtendedChunkSize:])
+	f.Add(nbd.AppendStatusFilter(nil, nbd.StatusFilter{Length: 1, ContextIDs: []uint32{1, 2}}))
 	f.Fuzz(func(t *testing.T, p []byte) {
 		if r, err := nbd.ParseInfoRequest(p); err == nil && !bytes.Equal(nbd.AppendInfoRequest(nil, r), p) {
 			t.Errorf("info request %+v is not %x", r, p)
@@ -138,6 +164,12 @@ func FuzzParse(f *testing.F) {
 		}
 		if errno, text, err := nbd.ParseErrorChunk(p); err == nil && !bytes.HasPrefix(p, nbd.AppendErrorChunk(nil, 0, errno, text)[nbd.ChunkSize:]) && len(text) <= 4096 {
 			t.Errorf("error chunk %v %q is not %x", errno, text, p)
+		}
+		if id, list, err := nbd.ParseBlockStatusExt(p); err == nil && !bytes.Equal(nbd.AppendBlockStatusExt(nil, 0, 0, 0, id, list)[nbd.ExtendedChunkSize:], p) {
+			t.Errorf("extended block status %v is not %x", list, p)
+		}
+		if f, err := nbd.ParseStatusFilter(p); err == nil && !bytes.Equal(nbd.AppendStatusFilter(nil, f), p) {
+			t.Errorf("status filter %+v is not %x", f, p)
 		}
 		var x nbd.ExportInfo
 		x.Parse(p)

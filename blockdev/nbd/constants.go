@@ -13,11 +13,14 @@ const (
 )
 
 // Magic numbers of the transmission phase ("Request message", "Simple reply
-// message", "Structured reply chunk message").
+// message", "Structured reply chunk message", "Extended reply chunk message").
 const (
 	RequestMagic         = protocol.TRANSMISSION_MAGIC_REQUEST
 	SimpleReplyMagic     = protocol.TRANSMISSION_MAGIC_REPLY
 	StructuredReplyMagic = uint32(0x668e33ef)
+
+	ExtendedRequestMagic = uint32(0x21e41c71)
+	ExtendedReplyMagic   = uint32(0x6e8a278c)
 )
 
 // Handshake flags, from the server ("Handshake flags").
@@ -90,6 +93,9 @@ const (
 	FlagSendResize      = uint16(1 << 9)
 	FlagSendCache       = uint16(1 << 10)
 	FlagSendFastZero    = uint16(1 << 11)
+	// FlagBlockStatusPayload: BLOCK_STATUS takes a payload that names some of the
+	// contexts. Only with extended headers.
+	FlagBlockStatusPayload = uint16(1 << 12)
 )
 
 // Request types ("Request types").
@@ -111,6 +117,9 @@ const (
 	CmdFlagDF       = uint16(1 << 2)
 	CmdFlagReqOne   = uint16(1 << 3)
 	CmdFlagFastZero = uint16(1 << 4)
+	// CmdFlagPayloadLength: the length of an extended request is that of the payload
+	// which follows it, not of the range. Only with extended headers.
+	CmdFlagPayloadLength = uint16(1 << 5)
 )
 
 // Structured reply flags and types ("Structured reply flags", "Structured reply
@@ -122,6 +131,9 @@ const (
 	ReplyTypeOffsetData  = uint16(1)
 	ReplyTypeOffsetHole  = uint16(2)
 	ReplyTypeBlockStatus = uint16(5)
+	// ReplyTypeBlockStatusExt takes the place of ReplyTypeBlockStatus with extended
+	// headers.
+	ReplyTypeBlockStatusExt = uint16(6)
 	ReplyTypeError       = uint16(1<<15 + 1)
 	ReplyTypeErrorOffset = uint16(1<<15 + 2)
 )

@@ -88,6 +88,11 @@ func AppendOffsetData(b []byte, flags uint16, cookie, off uint64, n int) []byte 
 func AppendErrorChunk(b []byte, cookie uint64, errno Errno, text string) []byte {
 	text = clip(text)
 	b = AppendChunk(b, Chunk{Flags: ReplyFlagDone, Type: ReplyTypeError, Cookie: cookie, Length: uint32(6 + len(text))})
+	return appendErrorPayload(b, errno, text)
+}
+
+// appendErrorPayload adds the payload of an error chunk. text is clipped.
+func appendErrorPayload(b []byte, errno Errno, text string) []byte {
 	b = binary.BigEndian.AppendUint32(b, uint32(errno))
 	b = binary.BigEndian.AppendUint16(b, uint16(len(text)))
 	return append(b, text...)
@@ -98,10 +103,7 @@ func AppendErrorChunk(b []byte, cookie uint64, errno Errno, text string) []byte 
 func AppendErrorOffsetChunk(b []byte, cookie uint64, errno Errno, text string, off uint64) []byte {
 	text = clip(text)
 	b = AppendChunk(b, Chunk{Flags: ReplyFlagDone, Type: ReplyTypeErrorOffset, Cookie: cookie, Length: uint32(14 + len(text))})
-	b = binary.BigEndian.AppendUint32(b, uint32(errno))
-	b = binary.BigEndian.AppendUint16(b, uint16(len(text)))
-	b = append(b, text...)
-	return binary.BigEndian.AppendUint64(b, off)
+	return binary.BigEndian.AppendUint64(appendErrorPayload(b, errno, text), off)
 }
 
 // ParseErrorChunk reads the payload of an error chunk.
