@@ -59,10 +59,14 @@ type conn struct {
 	// slots bounds the workers; workers waits for them.
 	slots   chan struct{}
 	workers sync.WaitGroup
+	// fences are clients that wait for this connection; see barrier.go.
+	fences fences
 	// underWay is how many workers there are, for refuseRequests.
 	underWay atomic.Int64
 
 	stopping atomic.Int32
+	// stopped closes with the first call of stop.
+	stopped chan struct{}
 	// ctx ends when the connection is cut: nobody waits for memory any more.
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -71,7 +75,9 @@ type conn struct {
 }
 
 func newConn(s *Server, sock *socket) *conn {
-	c := &conn{srv: s, sock: sock, peer: peerOf(sock.nc, sock.raw), slots: make(chan struct{}, s.o.Workers)}
+	c := &conn{srv: s, sock: sock, peer: peerOf(sock.nc, sock.raw), slots: make(chan struct{}, s.o.Workers), stopped: make(chan struct{})}
+	c.fences.now = newChanges()
+	sock.emptied = func() { c.passFences(true, false) }
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.in.init(sock, &s.buffers)
 	c.out.init(sock)
@@ -84,12 +90,16 @@ func (c *conn) serve() {
 	if err == nil {
 		c.srv.o.Logger.Debug("NBD client connected", "export", c.exp.Name, "peer", c.peer.Addr, "uid", c.peer.UID, "pid", c.peer.PID)
 		err = c.transmit()
+		c.passFences(false, true)
 		c.flush()
 		if c.mayStillRead(err) {
 			c.workers.Wait()
 		}
-	} else if !errors.Is(err, errAborted) {
-		c.counters.handshakesFailed.Add(1)
+	} else {
+		c.passFences(false, true)
+		if !errors.Is(err, errAborted) {
+			c.counters.handshakesFailed.Add(1)
+		}
 	}
 	if errors.Is(err, errStalled) || errors.Is(c.out.failed(), errStalled) {
 		c.counters.stalledClients.Add(1)
@@ -128,7 +138,13 @@ func (c *conn) logEnd(err error) {
 func (c *conn) stop(mode int32) {
 	for {
 		old := c.stopping.Load()
-		if old >= mode || c.stopping.CompareAndSwap(old, mode) {
+		if old >= mode {
+			break
+		}
+		if c.stopping.CompareAndSwap(old, mode) {
+			if old == stopNot {
+				close(c.stopped)
+			}
 			break
 		}
 	}
@@ -171,6 +187,7 @@ func (c *conn) next() (nbd.Request, error) {
 	if c.stopping.Load() != stopNot {
 		return nbd.Request{}, errStopped
 	}
+	c.passFences(false, false)
 	return c.readRequest()
 }
 

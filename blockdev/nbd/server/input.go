@@ -18,6 +18,8 @@ type input struct {
 	buf  *buffer
 	// buf.b[r:w] is what was read and not used.
 	r, w int
+	// received counts all bytes that were ever read.
+	received uint64
 	// mid: the fill under way is for the rest of a message.
 	mid bool
 
@@ -89,6 +91,7 @@ func (in *input) fill(need int, mid bool) error {
 		return err
 	}
 	in.w += n
+	in.received += uint64(n)
 	return nil
 }
 
@@ -105,9 +108,13 @@ func (in *input) readFull(p []byte, before func()) error {
 			return noEOF(err)
 		}
 		p = p[n:]
+		in.received += uint64(n)
 	}
 	return nil
 }
+
+// taken is how much of all that came was used.
+func (in *input) taken() uint64 { return in.received - uint64(in.buffered()) }
 
 func never() bool { return false }
 

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -95,6 +97,11 @@ type Options struct {
 	// StallTimeout is how long a client may stop in the middle of a request or of
 	// reading a reply. Default 2 minutes.
 	StallTimeout time.Duration
+	// BarrierTimeout is how long a client that opens an export for writing waits for
+	// what other connections have under way, before it is refused. Default 20 s:
+	// longer than it takes to find that a TCP peer has vanished, and within the
+	// handshake's time.
+	BarrierTimeout time.Duration
 	// RefuseOnShutdown has Shutdown answer requests that come while it drains with
 	// NBD_ESHUTDOWN. By default they stay unanswered: clients that reconnect
 	// (QEMU's reconnect-delay, nbd-client -persist) send those again and their
@@ -133,6 +140,9 @@ func (o Options) withDefaults() Options {
 	if o.StallTimeout <= 0 {
 		o.StallTimeout = 2 * time.Minute
 	}
+	if o.BarrierTimeout <= 0 {
+		o.BarrierTimeout = 20 * time.Second
+	}
 	return o
 }
 
@@ -151,6 +161,10 @@ type Server struct {
 	listeners map[net.Listener]struct{}
 	closing   bool
 	retired   Stats // of connections that have ended
+
+	barrierWaits, barrierRefusals atomic.Uint64
+	// noBarrier is for the test that shows what the barrier is for.
+	noBarrier bool
 
 	// join waits for the goroutine of each connection.
 	join sync.WaitGroup
@@ -288,16 +302,50 @@ func (s *Server) names(p Peer) []Export {
 }
 
 // attach binds a connection to an export that find has returned, unless that is
-// being removed.
+// being removed. To an export that can be written it returns after the barrier.
 func (s *Server) attach(c *conn, e *export) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if e.removed || s.closing {
+		s.mu.Unlock()
 		return &optionError{nbd.RepErrShutdown, fmt.Sprintf("export %q is going away", e.Name)}
+	}
+	var others []*conn
+	if !e.ReadOnly {
+		others = slices.Collect(maps.Keys(e.conns))
+	}
+	if e.Exclusive {
+		for _, o := range others {
+			o.stop(stopSilently)
+			o.abort()
+		}
 	}
 	e.conns[c] = struct{}{}
 	c.exp, c.size = e, e.Device.Size()
+	s.mu.Unlock()
+	if e.Exclusive && len(others) > 0 {
+		s.o.Logger.Info("NBD clients are cut: another one has opened the export", "export", e.Name, "cut", len(others),
+			"peer", c.peer.Addr, "pid", c.peer.PID)
+	}
+	if e.ReadOnly {
+		return nil
+	}
+	if err := s.barrier(c, others); err != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.release(c)
+		return err
+	}
 	return nil
+}
+
+// release ends the bond between a connection and its export. mu is held.
+func (s *Server) release(c *conn) {
+	e := c.exp
+	c.exp = nil
+	delete(e.conns, c)
+	if e.removed && len(e.conns) == 0 {
+		close(e.gone)
+	}
 }
 
 // detach is called once per connection, when its last request has ended.
@@ -307,10 +355,7 @@ func (s *Server) detach(c *conn) {
 	s.retired.add(c.counters.snapshot())
 	e := c.exp
 	if e != nil {
-		delete(e.conns, c)
-		if e.removed && len(e.conns) == 0 {
-			close(e.gone)
-		}
+		s.release(c)
 	}
 	s.mu.Unlock()
 	if e != nil {

@@ -47,6 +47,16 @@ type socket struct {
 	fixed bool
 	// interrupted: reads end with os.ErrDeadlineExceeded from now on.
 	interrupted atomic.Bool
+	// woken: the read that waits, or the next one, shall look at the socket again.
+	woken atomic.Bool
+	// waiting: a read has found nothing and waits. Who finds it set after he has seen
+	// that the socket holds nothing knows that all that had come is in hand.
+	waiting atomic.Bool
+	// emptied is called whenever a read finds that nothing is there.
+	emptied func()
+
+	// readUntil is the deadline of reads, as long as nobody interrupts or wakes them.
+	readUntil time.Time
 
 	// The read under way. The function value is made once, so that a read does not
 	// allocate.
@@ -74,7 +84,7 @@ func newSocket(nc net.Conn, stall time.Duration) (*socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &socket{nc: nc, raw: raw, stall: stall}
+	s := &socket{nc: nc, raw: raw, stall: stall, emptied: func() {}}
 	s.readOnce, s.writeOnce = s.tryRead, s.tryWrite
 	if tc, ok := nc.(*net.TCPConn); ok {
 		tc.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: keepAliveIdle, Interval: keepAliveEvery, Count: keepAliveCount})
@@ -102,6 +112,9 @@ func (s *socket) grow() {
 func (s *socket) read(into func() []byte, idle func() bool) (int, error) {
 	s.readInto, s.readIdle, s.readErr = into, idle, nil
 	err := s.raw.Read(s.readOnce)
+	for err != nil && s.lookAgain(err) {
+		err = s.raw.Read(s.readOnce)
+	}
 	if s.readArmed {
 		s.readArmed = false
 		s.setReadDeadline(time.Time{})
@@ -124,16 +137,19 @@ func (s *socket) read(into func() []byte, idle func() bool) (int, error) {
 
 func (s *socket) tryRead(fd uintptr) bool {
 	p := s.readInto()
+	s.waiting.Store(false)
 	for {
 		n, err := unix.Read(int(fd), p)
 		switch err {
 		case unix.EINTR:
 			continue
 		case unix.EAGAIN:
-			if !s.readIdle() && !s.fixed {
+			if !s.readIdle() && !s.fixed && !s.readArmed {
 				s.readArmed = true
 				s.setReadDeadline(time.Now().Add(s.stall))
 			}
+			s.emptied()
+			s.waiting.Store(true)
 			return false
 		}
 		s.readCount, s.readErr = n, err
@@ -154,13 +170,42 @@ func (s *socket) clearFixedDeadline() {
 	s.setReadDeadline(time.Time{})
 }
 
-// setReadDeadline sets a deadline unless the socket is interrupted, whose deadline
-// is in the past and must win.
+// setReadDeadline sets a deadline unless the socket is interrupted or woken, whose
+// deadline is in the past and must win.
 func (s *socket) setReadDeadline(t time.Time) {
+	s.readUntil = t
 	s.nc.SetReadDeadline(t)
-	if s.interrupted.Load() {
+	if s.interrupted.Load() || s.woken.Load() {
 		s.nc.SetReadDeadline(time.Unix(1, 0))
 	}
+}
+
+// wake has the read that waits look at the socket once more, and so call emptied. It
+// may be called from any goroutine.
+func (s *socket) wake() {
+	s.woken.Store(true)
+	s.nc.SetReadDeadline(time.Unix(1, 0))
+}
+
+// lookAgain reports whether a read has ended because of wake, and sets its deadline
+// back.
+func (s *socket) lookAgain(err error) bool {
+	if s.interrupted.Load() || !errors.Is(err, os.ErrDeadlineExceeded) || !s.woken.Swap(false) {
+		return false
+	}
+	s.setReadDeadline(s.readUntil)
+	return true
+}
+
+// held is how many bytes the peer has sent that nobody has read yet. ok is false once
+// the socket is closed.
+func (s *socket) held() (n int, ok bool) {
+	err := s.raw.Control(func(fd uintptr) {
+		var e error
+		n, e = unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+		ok = e == nil
+	})
+	return n, ok && err == nil
 }
 
 // interrupt makes the read that waits, and all later ones, end with
@@ -174,6 +219,7 @@ func (s *socket) interrupt() {
 // os.ErrDeadlineExceeded then.
 func (s *socket) resume(t time.Time) {
 	s.fixed = true
+	s.readUntil = t
 	s.nc.SetReadDeadline(t)
 }
 

@@ -21,6 +21,8 @@ type Stats struct {
 	UnexpectedErrors  uint64 // those that no NBD error stands for, sent as EIO
 	StalledClients    uint64 // connections cut by StallTimeout
 	RefusedConnection uint64 // over MaxConnections
+	BarrierWaits      uint64 // clients that had to wait for another connection; see barrier.go
+	BarrierRefusals   uint64 // those that were refused after BarrierTimeout
 }
 
 func (a *Stats) add(b Stats) {
@@ -50,6 +52,7 @@ func (s *Server) Stats() Stats {
 		total.add(c.counters.snapshot())
 	}
 	total.Connections, total.Exports = len(s.conns), len(s.exports)
+	total.BarrierWaits, total.BarrierRefusals = s.barrierWaits.Load(), s.barrierRefusals.Load()
 	return total
 }
 

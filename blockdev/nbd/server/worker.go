@@ -25,9 +25,16 @@ func (c *conn) dispatch(r nbd.Request, do func(nbd.Request)) error {
 	c.counters.workerRequests.Add(1)
 	c.underWay.Add(1)
 	c.workers.Add(1)
+	var change *changes
+	if r.Type == nbd.CmdWrite || r.Type == nbd.CmdTrim || r.Type == nbd.CmdWriteZeroes {
+		change = c.fences.begin()
+	}
 	go func() {
 		defer func() {
 			<-c.slots
+			if change != nil {
+				c.fences.end(change)
+			}
 			c.underWay.Add(-1)
 			c.workers.Done()
 		}()
