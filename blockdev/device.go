@@ -1,6 +1,6 @@
 package blockdev
 
-// Device is a random-access disk of fixed size.
+// Device is a random-access disk. Its size is fixed unless it is a Resizer.
 //
 // Concurrency: all methods may be called from any number of goroutines at once.
 // Overlapping requests have no defined order unless the caller waits for one
@@ -90,6 +90,15 @@ type NowaitReader interface {
 	// ReadAtNowait is ReadAt, except that it returns ErrWouldBlock and has read
 	// nothing that the caller may use when the data is not in memory.
 	ReadAtNowait(p []byte, off int64) (n int, err error)
+}
+
+// Resizer is a Device whose size can change while it is used.
+type Resizer interface {
+	// Resize makes the Device newSize bytes long and makes that durable. What it
+	// gains reads as zeros; what it loses is gone, also when it grows back. Requests
+	// that are under way finish first; later ones past the new end are ErrOutOfRange.
+	// After an error Size says which of the two sizes it has.
+	Resize(newSize int64) error
 }
 
 // FileBacked is a Device whose byte at offset x is the byte at offset x of an open

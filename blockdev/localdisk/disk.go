@@ -35,7 +35,6 @@ type Options struct {
 type Disk struct {
 	path     string
 	fd       int
-	size     int64
 	readOnly bool
 	isBlock  bool
 	// sectorSize is the alignment that fallocate needs: 1 for files.
@@ -46,6 +45,9 @@ type Disk struct {
 	parts   []*Disk
 	segment int64
 
+	// size changes only under mu held exclusively, so a request that has entered sees
+	// one size to its end.
+	size atomic.Int64
 	// spare is how many bytes may be written before the file system is asked for
 	// its free space again.
 	spare atomic.Int64
@@ -69,6 +71,7 @@ var (
 	_ blockdev.ExtentLister = (*Disk)(nil)
 	_ blockdev.NowaitReader = (*Disk)(nil)
 	_ blockdev.FileBacked   = (*Disk)(nil)
+	_ blockdev.Resizer      = (*Disk)(nil)
 )
 
 // Create makes a sparse file of sizeBytes, mode 0600, and makes it and its name
@@ -163,7 +166,7 @@ func (d *Disk) measure() error {
 	if gotBlock := st.Mode&unix.S_IFMT == unix.S_IFBLK; gotBlock != d.isBlock {
 		return errors.New("replaced while it was opened")
 	}
-	d.size = st.Size
+	bytes := st.Size
 	if d.isBlock {
 		d.reserve = 0
 		size, err := blockDeviceSize(d.fd)
@@ -174,13 +177,14 @@ func (d *Disk) measure() error {
 		if err != nil {
 			return fmt.Errorf("sector size of block device: %w", err)
 		}
-		d.size, d.sectorSize = size, int64(sector)
+		bytes, d.sectorSize = size, int64(sector)
 	}
-	return checkSize(d.size)
+	d.size.Store(bytes)
+	return checkSize(bytes)
 }
 
-// Size is the size in bytes at Open.
-func (d *Disk) Size() int64 { return d.size }
+// Size is the size in bytes at Open, or since the last Resize.
+func (d *Disk) Size() int64 { return d.size.Load() }
 
 // Close unlocks and closes the disk after the requests that are under way. It does
 // not flush. A second Close does nothing.
@@ -200,7 +204,20 @@ func (d *Disk) Close() error {
 	return nil
 }
 
-// enter begins a request; leave ends it. Between them the descriptor stays open.
+// enterRange is enter for a request on [off, off+n).
+func (d *Disk) enterRange(op string, off, n int64) error {
+	if err := d.enter(); err != nil {
+		return err
+	}
+	if err := blockdev.CheckRange(off, n, d.Size()); err != nil {
+		d.leave()
+		return d.fail(op, off, n, err)
+	}
+	return nil
+}
+
+// enter begins a request; leave ends it. Between them the descriptor stays open and
+// the size what it is.
 func (d *Disk) enter() error {
 	d.mu.RLock()
 	if d.closed {
@@ -220,7 +237,7 @@ func (d *Disk) AllocatedBytes() (int64, error) {
 	}
 	defer d.leave()
 	if d.isBlock {
-		return d.size, nil
+		return d.Size(), nil
 	}
 	if d.parts != nil {
 		total := int64(0)

@@ -6,13 +6,14 @@
 //
 // [Create] makes a sparse file, [Open] returns a [Disk], which is a
 // blockdev.Device with every optional ability: Trimmer, Zeroer, ExtentLister,
-// NowaitReader and FileBacked.
+// NowaitReader, FileBacked and Resizer.
 //
 //	if err := localdisk.Create(path, 8<<30); err != nil { … }
 //	d, err := localdisk.Open(path, localdisk.Options{})
 //
 // A disk that is larger than a file may be on its file system (ext4 ends at 16 TiB)
-// is a folder of files of 2 TiB, one after the other; only FileBacked is then missing.
+// is a folder of files of 2 TiB, one after the other; FileBacked and Resizer are then
+// missing.
 //
 // # Durability
 //
@@ -36,8 +37,9 @@
 // # Locking
 //
 // Disk.mu is held shared for the length of every request and exclusively by
-// Close, so that no request ever uses a descriptor number that the kernel has
-// given to another file. It guards nothing else and orders nothing.
+// Close and by the moment of Resize, so that no request ever uses a descriptor number
+// that the kernel has given to another file, or writes past an end that moved. It
+// orders nothing else. Do not call a Disk from the function given to Extents.
 //
 // The file carries an flock(2): exclusive for writers, shared for readers. A
 // block device is also opened with O_EXCL, which refuses mounted ones.

@@ -19,10 +19,7 @@ func (d *Disk) Extents(off, n int64, yield func(blockdev.Extent, blockdev.Extent
 	if d.parts != nil {
 		return d.segmentExtents(off, n, yield)
 	}
-	if err := blockdev.CheckRange(off, n, d.size); err != nil {
-		return d.fail("list extents of", off, n, err)
-	}
-	if err := d.enter(); err != nil {
+	if err := d.enterRange("list extents of", off, n); err != nil {
 		return err
 	}
 	defer d.leave()

@@ -65,17 +65,18 @@ func openSegments(path string, o Options) (_ *Disk, err error) {
 		}
 		d.parts = append(d.parts, part)
 		if i == 0 {
-			d.segment = part.size
+			d.segment = part.Size()
 		}
-		if last := i == len(names)-1; part.size > d.segment || part.size < d.segment && !last || part.size == 0 {
-			return nil, fmt.Errorf("segment %d of %d has %d bytes, the first has %d", i, len(names), part.size, d.segment)
+		n := part.Size()
+		if last := i == len(names)-1; n > d.segment || n < d.segment && !last || n == 0 {
+			return nil, fmt.Errorf("segment %d of %d has %d bytes, the first has %d", i, len(names), n, d.segment)
 		}
-		d.size += part.size
+		d.size.Add(n)
 	}
 	if len(d.parts) == 0 {
 		return nil, errors.New("an empty folder is no disk")
 	}
-	return d, checkSize(d.size)
+	return d, checkSize(d.Size())
 }
 
 func closeAll(parts []*Disk) error {
@@ -93,18 +94,18 @@ func (d *Disk) across(off, n int64, do func(part *Disk, off, n, before int64) (i
 	for done < n {
 		i, at := (off+done)/d.segment, (off+done)%d.segment
 		part := d.parts[i]
-		k, err := do(part, at, min(n-done, part.size-at), done)
+		k, err := do(part, at, min(n-done, part.Size()-at), done)
 		if err != nil {
 			return int(done) + k, err
 		}
-		done += min(n-done, part.size-at)
+		done += min(n-done, part.Size()-at)
 	}
 	return int(done), nil
 }
 
 // acrossRange is across for a request that either succeeds or not.
 func (d *Disk) acrossRange(op string, off, n int64, do func(part *Disk, off, n int64) error) error {
-	if err := blockdev.CheckRange(off, n, d.size); err != nil {
+	if err := blockdev.CheckRange(off, n, d.Size()); err != nil {
 		return d.fail(op, off, n, err)
 	}
 	_, err := d.across(off, n, func(part *Disk, off, n, _ int64) (int, error) { return 0, do(part, off, n) })
@@ -113,7 +114,7 @@ func (d *Disk) acrossRange(op string, off, n int64, do func(part *Disk, off, n i
 
 // acrossBytes is across for a request with data.
 func (d *Disk) acrossBytes(op string, p []byte, off int64, do func(part *Disk, p []byte, off int64) (int, error)) (int, error) {
-	if err := blockdev.CheckRange(off, int64(len(p)), d.size); err != nil {
+	if err := blockdev.CheckRange(off, int64(len(p)), d.Size()); err != nil {
 		return 0, d.fail(op, off, int64(len(p)), err)
 	}
 	return d.across(off, int64(len(p)), func(part *Disk, off, n, before int64) (int, error) {
