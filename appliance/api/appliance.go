@@ -79,7 +79,8 @@ func (s service) alerts(all []*kb.Disk, v *kb.VaultStatusResponse) []Alert {
 	return out
 }
 
-// failedBackups is one alert for each machine whose newest backup failed.
+// failedBackups is one alert for each machine and each group whose newest backup
+// failed. A point that a group's backup made of a machine ends the machine's alert.
 func (s service) failedBackups() []Alert {
 	newest := map[string]job.Record{}
 	for _, r := range s.Jobs.List() { // oldest first
@@ -87,14 +88,31 @@ func (s service) failedBackups() []Alert {
 			newest[r.Object] = r
 		}
 	}
-	list, err := s.Machines.List()
+	machines, err := s.Machines.List()
+	if err != nil {
+		return nil
+	}
+	groups, err := s.Machines.Groups()
 	if err != nil {
 		return nil
 	}
 	var out []Alert
-	for _, m := range list {
-		if r := newest[m.Name]; r.State == job.Failed {
-			out = append(out, Alert{Severity: "warning", Object: m.Name, Text: "the last backup failed: " + r.Error, Since: r.EndedAt})
+	add := func(name string, r job.Record) {
+		if r.State == job.Failed {
+			out = append(out, Alert{Severity: "warning", Object: name, Text: "the last backup failed: " + r.Error, Since: r.EndedAt})
+		}
+	}
+	inGroup := map[string]job.Record{}
+	for _, g := range groups {
+		r := newest[g.Name]
+		add(g.Name, r)
+		for _, m := range g.Machines {
+			inGroup[m] = r
+		}
+	}
+	for _, m := range machines {
+		if g := inGroup[m.Name]; g.State != job.Completed && g.State != job.CompletedWithWarnings || g.StartedAt.Before(newest[m.Name].StartedAt) {
+			add(m.Name, newest[m.Name])
 		}
 	}
 	return out

@@ -55,7 +55,7 @@ func (s service) allDisks() []*kb.Disk {
 
 func (s service) machine(m machine.Machine) *kb.Machine {
 	out := &kb.Machine{Name: m.Name, SiteName: s.Info.SiteName, Role: "source", Generation: int64(m.Generation),
-		Definition: m.Definition, ExcludedDisks: m.Excluded}
+		Definition: m.Definition, ExcludedDisks: m.Excluded, GroupName: s.Machines.GroupOf(m.Name)}
 	for _, name := range m.Disks {
 		if d, err := s.Disks.Get(name); err == nil {
 			out.Disks = append(out.Disks, s.disk(d))

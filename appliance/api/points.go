@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -21,14 +22,18 @@ import (
 
 type pointsService struct{ service }
 
-// List returns the points of a machine, or all, oldest first.
+// List returns the points of a machine, of a group's machines, or all, oldest first.
 func (s pointsService) List(ctx context.Context, r *connect.Request[kb.ListPointsRequest]) (*connect.Response[kb.ListPointsResponse], error) {
 	h, err := s.Vault.Use(ctx)
 	if err != nil {
 		return nil, err
 	}
 	list := h.Points.List(r.Msg.Machine, r.Msg.Deleted)
-	if r.Msg.Machine != "" && len(list) == 0 && len(h.Points.List(r.Msg.Machine, true)) == 0 {
+	if g, err := s.Machines.Group(r.Msg.Machine); err == nil {
+		list = slices.DeleteFunc(h.Points.List("", r.Msg.Deleted), func(p *recoverypoint.Point) bool {
+			return !slices.Contains(g.Machines, p.Manifest.MachineName)
+		})
+	} else if r.Msg.Machine != "" && len(list) == 0 && len(h.Points.List(r.Msg.Machine, true)) == 0 {
 		if _, err := s.Machines.Get(r.Msg.Machine); err != nil {
 			return nil, err
 		}

@@ -86,7 +86,7 @@ func Handler(p Parts) http.Handler {
 	opts := []connect.HandlerOption{connect.WithInterceptors(interceptor{s}), connect.WithReadMaxBytes(MaxRequestBytes)}
 	mux := http.NewServeMux()
 	mux.Handle(keelblockv1connect.NewDisksHandler(disksService{service: s}, opts...))
-	mux.Handle(keelblockv1connect.NewGroupsHandler(groupsService{service: s}, opts...))
+	mux.Handle(keelblockv1connect.NewGroupsHandler(groupsService{s}, opts...))
 	mux.Handle(keelblockv1connect.NewCursorsHandler(cursorsService{service: s}, opts...))
 	mux.Handle(keelblockv1connect.NewMachinesHandler(machinesService{s}, opts...))
 	mux.Handle(keelblockv1connect.NewRecoveryPointsHandler(pointsService{s}, opts...))

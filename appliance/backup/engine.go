@@ -24,13 +24,29 @@ const Kind = "Backup"
 // MaxNote bounds the text of a request's note, in bytes.
 const MaxNote = 4096
 
-// Request asks for one point.
+// Request asks for a point of a machine, or for one of each machine of a group, cut at
+// one instant. Either Machine or Group is given.
 type Request struct {
 	Machine string
+	Group   string
 	// Consistency asked for; "": the best there is, without complaint.
 	Consistency string
 	// Note is any text, kept with the point.
 	Note string
+}
+
+func (r Request) object() string {
+	if r.Group != "" {
+		return r.Group
+	}
+	return r.Machine
+}
+
+func (r Request) op() string {
+	if r.Group != "" {
+		return fmt.Sprintf("back up group %q", r.Group)
+	}
+	return fmt.Sprintf("back up machine %q", r.Machine)
 }
 
 // Options of an Engine. All but Workers and Logger are required.
@@ -51,7 +67,14 @@ type Engine struct {
 	slots *snapshot.Coordinator
 
 	mu      sync.Mutex
-	waiting map[Request]*job.Task // jobs that have not frozen yet
+	waiting map[wish]*job.Task // jobs that have not frozen yet
+}
+
+// wish is a request with the disks that it meant when it came: a machine that was
+// edited since is another wish.
+type wish struct {
+	Request
+	disks string
 }
 
 // New returns an Engine.
@@ -60,12 +83,12 @@ func New(o Options) *Engine {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	o.Workers = max(o.Workers, 1)
-	return &Engine{o: o, slots: snapshot.New(o.Clock), waiting: map[Request]*job.Task{}}
+	return &Engine{o: o, slots: snapshot.New(o.Clock), waiting: map[wish]*job.Task{}}
 }
 
 // Start begins a backup, or joins one that answers the request.
 func (e *Engine) Start(ctx context.Context, r Request) (*job.Task, error) {
-	op := fmt.Sprintf("back up machine %q", r.Machine)
+	op := r.op()
 	switch recoverypoint.Consistency(r.Consistency) {
 	case "", recoverypoint.Application, recoverypoint.Filesystem, recoverypoint.Crash:
 	default:
@@ -79,22 +102,21 @@ func (e *Engine) Start(ctx context.Context, r Request) (*job.Task, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", op, err)
 	}
-	m, release, err := e.o.Machines.Hold(r.Machine)
+	parts, release, err := e.hold(r)
 	if err != nil {
 		return nil, err
 	}
-	defer release()
-	if _, err := e.members(op, m); err != nil {
-		return nil, err
-	}
+	release()
+	w := wish{r, diskIDs(parts)}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if t := e.waiting[r]; t != nil {
+	if t := e.waiting[w]; t != nil {
 		return t, nil
 	}
-	t, err := e.o.Jobs.Start(Kind, r.Machine, func(ctx context.Context, t *job.Task) error {
-		defer e.frozen(r, t)
-		if err := e.run(ctx, t, h, r); err != nil {
+	t, err := e.o.Jobs.Start(Kind, r.object(), func(ctx context.Context, t *job.Task) error {
+		frozen := func() { e.frozen(w, t) }
+		defer frozen()
+		if err := e.run(ctx, t, h, r, frozen); err != nil {
 			return explain(op, err)
 		}
 		return nil
@@ -102,7 +124,7 @@ func (e *Engine) Start(ctx context.Context, r Request) (*job.Task, error) {
 	if err != nil {
 		return nil, err
 	}
-	e.waiting[r] = t
+	e.waiting[w] = t
 	return t, nil
 }
 
@@ -123,11 +145,11 @@ func explain(op string, err error) error {
 }
 
 // frozen says that t answers no further requests.
-func (e *Engine) frozen(r Request, t *job.Task) {
+func (e *Engine) frozen(w wish, t *job.Task) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.waiting[r] == t {
-		delete(e.waiting, r)
+	if e.waiting[w] == t {
+		delete(e.waiting, w)
 	}
 }
 
@@ -173,25 +195,6 @@ func (e *Engine) members(op string, m machine.Machine) (*members, error) {
 			Hint: fmt.Sprintf("keelblock machine edit %s --add-disk DISK", m.Name)}
 	}
 	return out, nil
-}
-
-// hold keeps the machine and its disks from being deleted while a job runs.
-func (e *Engine) hold(op, name string) (m machine.Machine, mem *members, release func(), err error) {
-	m, releaseMachine, err := e.o.Machines.Hold(name)
-	if err != nil {
-		return m, nil, nil, err
-	}
-	_, releaseDisks, err := e.o.Disks.Hold(m.Disks...)
-	if err != nil {
-		releaseMachine()
-		return m, nil, nil, err
-	}
-	release = func() { releaseDisks(); releaseMachine() }
-	if mem, err = e.members(op, m); err != nil {
-		release()
-		return m, nil, nil, err
-	}
-	return m, mem, release, nil
 }
 
 // errAgain: the attempt found a base that cannot be used; the next one compares.

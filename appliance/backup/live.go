@@ -20,7 +20,7 @@ func (a *attemptState) readWhole(ctx context.Context) error {
 			whole = append(whole, i)
 			trackers = append(trackers, p.disk.Tracker())
 			a.t.AddTotal(p.disk.AllocatedBytes())
-			a.e.o.Logger.Info("disk is read in full", "machine", a.machine.Name, "disk", p.disk.Name(), "tracking", p.tracking, "reason", p.reason)
+			a.e.o.Logger.Info("disk is read in full", "machine", p.part.machine.Name, "disk", p.disk.Name(), "tracking", p.tracking, "reason", p.reason)
 		}
 	}
 	if len(trackers) == 0 {

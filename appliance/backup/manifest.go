@@ -16,39 +16,73 @@ import (
 	"github.com/keelblock/keelblock/dedupe/recoverypoint"
 )
 
-// manifest describes the point, and says what it cost.
-func (a *attemptState) manifest(ctx context.Context, cut *snapshot.Cut) (*recoverypoint.Manifest, recoverypoint.Accounting, error) {
+// manifests describe the points of all parts, and say what each cost.
+func (a *attemptState) manifests(ctx context.Context, cut *snapshot.Cut) ([]*recoverypoint.Manifest, []recoverypoint.Accounting, error) {
+	site, err := recoverypoint.ParseID(a.h.Site.ID)
+	if err != nil {
+		return nil, nil, fmt.Errorf("site: %w", err)
+	}
+	id, err := recoverypoint.ParseID(disks.NewID())
+	if err != nil {
+		return nil, nil, err
+	}
+	shared := sharedFacts{site: site, cut: id, frozenMonotonic: monotonic() - since(cut.FrozenAt), bootID: bootID()}
+	for _, pt := range a.parts {
+		id, err := recoverypoint.ParseID(pt.machine.ID)
+		if err != nil {
+			return nil, nil, fmt.Errorf("machine %q: %w", pt.machine.Name, err)
+		}
+		shared.machines = append(shared.machines, id)
+	}
+	var out []*recoverypoint.Manifest
+	var costs []recoverypoint.Accounting
+	for i, pt := range a.parts {
+		m, cost, err := a.manifest(ctx, cut, shared, i)
+		if err != nil {
+			return nil, nil, fmt.Errorf("machine %q: %w", pt.machine.Name, err)
+		}
+		out, costs = append(out, m), append(costs, cost)
+	}
+	return out, costs, nil
+}
+
+// manifest describes the point of one part.
+func (a *attemptState) manifest(ctx context.Context, cut *snapshot.Cut, shared sharedFacts, part int) (*recoverypoint.Manifest, recoverypoint.Accounting, error) {
 	var acc recoverypoint.Accounting
-	ids, err := a.ids()
+	pt, machineID := a.parts[part], shared.machines[part]
+	generation, err := recoverypoint.ParseID(pt.machine.GenerationID)
 	if err != nil {
 		return nil, acc, err
 	}
 	m := &recoverypoint.Manifest{
 		Domain:      a.h.Store.Domain(),
-		Site:        ids.site,
-		MachineID:   ids.machine,
-		MachineName: a.machine.Name,
-		CutID:       ids.cut,
-		CutMachines: []recoverypoint.ID{ids.machine},
-		Generation:  recoverypoint.Generation{Number: a.machine.Generation, ID: ids.generation},
-		Sequence:    a.h.Points.NextSequence(ids.machine, ids.generation),
-		Excluded:    a.members.excluded,
+		Site:        shared.site,
+		MachineID:   machineID,
+		MachineName: pt.machine.Name,
+		CutID:       shared.cut,
+		CutMachines: shared.machines,
+		Generation:  recoverypoint.Generation{Number: pt.machine.Generation, ID: generation},
+		Sequence:    a.h.Points.NextSequence(machineID, generation),
+		Excluded:    pt.members.excluded,
 
 		FrozenAt:        cut.FrozenAt.UTC().Round(0),
-		FrozenMonotonic: monotonic() - since(cut.FrozenAt),
-		BootID:          bootID(),
+		FrozenMonotonic: shared.frozenMonotonic,
+		BootID:          shared.bootID,
 		FreezeMicros:    microseconds(cut.FreezeDuration),
 
 		Consistency: recoverypoint.Crash,
-		Reason:      a.label(),
-		Tracking:    dearest(a.plans),
+		Reason:      a.label(pt),
+		Tracking:    dearest(a.plans, pt),
 		Note:        a.req.Note,
 	}
-	if p := a.h.Points.Newest(a.machine.ID); p != nil {
+	if p := a.h.Points.Newest(pt.machine.ID); p != nil {
 		m.Parent = p.ID
 	}
 	b := &countingBatch{Batch: a.batch}
 	for i, p := range a.plans {
+		if p.part != pt {
+			continue
+		}
 		d := recoverypoint.Disk{ID: p.id, Name: p.disk.Name(), Root: a.roots[i], Base: p.point, Tracking: p.tracking,
 			ChangedBytes: changedBytes(a.sets[i], a.roots[i].SizeBytes)}
 		if p.tracking != recoverypoint.TrackingFull {
@@ -59,12 +93,12 @@ func (a *attemptState) manifest(ctx context.Context, cut *snapshot.Cut) (*recove
 		m.Disks = append(m.Disks, d)
 		m.ChangedBytes += d.ChangedBytes
 	}
-	if a.machine.Definition != "" {
-		if m.Definition, err = recoverypoint.PutContent(ctx, b, a.h.Store.BlockSize(), []byte(a.machine.Definition)); err != nil {
+	if pt.machine.Definition != "" {
+		if m.Definition, err = recoverypoint.PutContent(ctx, b, a.h.Store.BlockSize(), []byte(pt.machine.Definition)); err != nil {
 			return nil, acc, fmt.Errorf("definition: %w", err)
 		}
 	}
-	acc = a.cost
+	acc = pt.cost
 	acc.ChangedBytes = m.ChangedBytes
 	acc.StoredBytes += b.stored
 	return m, acc, m.Validate()
@@ -78,32 +112,28 @@ func changedBytes(s *recoverypoint.ChangeSet, sizeBytes int64) (n int64) {
 
 // label says why the point is crash-consistent, "" when that was asked for. A label
 // that is lower than one asked for is a warning of the job.
-func (a *attemptState) label() string {
+func (a *attemptState) label(pt *part) string {
 	switch recoverypoint.Consistency(a.req.Consistency) {
 	case recoverypoint.Crash:
 		return ""
 	case recoverypoint.Application, recoverypoint.Filesystem:
 		why := fmt.Sprintf("asked for %s: the machine has no guest agent", a.req.Consistency)
-		a.t.Warn(fmt.Sprintf("the point is crash-consistent, not %s: the machine has no guest agent", a.req.Consistency))
+		of := ""
+		if a.req.Group != "" {
+			of = " of " + pt.machine.Name
+		}
+		a.t.Warn(fmt.Sprintf("the point%s is crash-consistent, not %s: the machine has no guest agent", of, a.req.Consistency))
 		return why
 	}
 	return "the machine has no guest agent"
 }
 
-type pointIDs struct {
-	site, machine, generation, cut recoverypoint.ID
-}
-
-func (a *attemptState) ids() (ids pointIDs, err error) {
-	for _, f := range []struct {
-		to   *recoverypoint.ID
-		from string
-	}{{&ids.site, a.h.Site.ID}, {&ids.machine, a.machine.ID}, {&ids.generation, a.machine.GenerationID}, {&ids.cut, disks.NewID()}} {
-		if *f.to, err = recoverypoint.ParseID(f.from); err != nil {
-			return ids, err
-		}
-	}
-	return ids, nil
+// sharedFacts are what all points of a cut have in common.
+type sharedFacts struct {
+	site, cut       recoverypoint.ID
+	machines        []recoverypoint.ID // by part
+	frozenMonotonic time.Duration
+	bootID          recoverypoint.ID
 }
 
 // countingBatch counts what is stored through it.

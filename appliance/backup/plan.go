@@ -11,6 +11,7 @@ import (
 
 // plan says how one disk is read.
 type plan struct {
+	part *part // whose disk it is
 	disk *disks.Disk
 	id   recoverypoint.ID
 	// tracking: enabled reads what the map lists; the others read the whole disk.
@@ -23,27 +24,26 @@ type plan struct {
 	reason string
 }
 
-// planner decides for the disks of one machine.
+// planner decides for the disks of a cut.
 type planner struct {
-	points  *recoverypoint.Index
-	machine string
+	points *recoverypoint.Index
 	// distrusted disks, by id, have a base that did not verify: first they compare,
 	// then they are read in full.
 	distrusted map[string]int
 }
 
-func newPlanner(h *vault.Handle, machineID string) *planner {
-	return &planner{points: h.Points, machine: machineID, distrusted: map[string]int{}}
+func newPlanner(h *vault.Handle) *planner {
+	return &planner{points: h.Points, distrusted: map[string]int{}}
 }
 
 // plan decides for one disk. The map's base counts only when the vault holds the
 // point: after a kill between publication and retirement it is the candidate.
-func (p *planner) plan(d *disks.Disk) (plan, error) {
+func (p *planner) plan(pt *part, d *disks.Disk) (plan, error) {
 	id, err := recoverypoint.ParseID(d.Entry().ID)
 	if err != nil {
 		return plan{}, err
 	}
-	out := plan{disk: d, id: id, tracking: recoverypoint.TrackingFull}
+	out := plan{part: pt, disk: d, id: id, tracking: recoverypoint.TrackingFull}
 	state, reason := d.Tracker().Tracking()
 	out.reason = reason
 	base, root, ok := p.base(d)
@@ -63,7 +63,7 @@ func (p *planner) plan(d *disks.Disk) (plan, error) {
 		out.reason = "first backup of the disk"
 	}
 	if !ok {
-		base, root, ok = p.newest(d)
+		base, root, ok = p.newest(pt.machine.ID, d)
 	}
 	if ok {
 		out.tracking, out.base, out.point = recoverypoint.TrackingChecksumCompare, root, base
@@ -88,8 +88,8 @@ func (p *planner) base(d *disks.Disk) (dedupe.Digest, hashtree.Root, bool) {
 }
 
 // newest is the tree of the newest point that holds the disk.
-func (p *planner) newest(d *disks.Disk) (dedupe.Digest, hashtree.Root, bool) {
-	list := p.points.List(p.machine, true)
+func (p *planner) newest(machineID string, d *disks.Disk) (dedupe.Digest, hashtree.Root, bool) {
+	list := p.points.List(machineID, true)
 	for i := len(list) - 1; i >= 0; i-- {
 		if root, ok := rootOf(list[i], d.Entry()); ok {
 			return list[i].ID, root, true
@@ -111,11 +111,12 @@ func rootOf(p *recoverypoint.Point, e disks.Entry) (hashtree.Root, bool) {
 	return hashtree.Root{}, false
 }
 
-// dearest is the label of a point whose disks were read in different ways.
-func dearest(plans []plan) recoverypoint.Tracking {
+// dearest is the label of a point of pt whose disks were read in different ways.
+func dearest(plans []plan, pt *part) recoverypoint.Tracking {
 	out := recoverypoint.TrackingEnabled
 	for _, p := range plans {
 		switch {
+		case p.part != pt:
 		case p.tracking == recoverypoint.TrackingFull:
 			return p.tracking
 		case p.tracking == recoverypoint.TrackingChecksumCompare:

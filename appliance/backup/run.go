@@ -11,7 +11,6 @@ import (
 
 	"github.com/keelblock/keelblock/appliance"
 	"github.com/keelblock/keelblock/appliance/job"
-	"github.com/keelblock/keelblock/appliance/machine"
 	"github.com/keelblock/keelblock/appliance/vault"
 	"github.com/keelblock/keelblock/blockdev/cbt"
 	"github.com/keelblock/keelblock/blockdev/snapshot"
@@ -25,9 +24,9 @@ import (
 // in full, when its tree does not verify either.
 const maxAttempts = 3
 
-// run is a whole job.
-func (e *Engine) run(ctx context.Context, t *job.Task, h *vault.Handle, r Request) error {
-	m, mem, release, err := e.hold(fmt.Sprintf("back up machine %q", r.Machine), r.Machine)
+// run is a whole job. It calls frozen when it answers no further requests.
+func (e *Engine) run(ctx context.Context, t *job.Task, h *vault.Handle, r Request, frozen func()) error {
+	parts, release, err := e.hold(r)
 	if err != nil {
 		return err
 	}
@@ -39,24 +38,23 @@ func (e *Engine) run(ctx context.Context, t *job.Task, h *vault.Handle, r Reques
 	if err := checkSpace(h); err != nil {
 		return err
 	}
-	var trackers []*cbt.Tracker
-	for _, d := range mem.disks {
-		trackers = append(trackers, d.Tracker())
-	}
 	t.Detail("waiting for the disks' slots")
 	endWait := t.Begin("Wait")
-	slots, err := e.slots.Acquire(ctx, trackers)
+	slots, err := e.slots.Acquire(ctx, trackers(parts))
 	endWait(err)
 	if err != nil {
 		return err
 	}
 	defer slots.Release()
-	planner := newPlanner(h, m.ID)
+	planner := newPlanner(h)
 	for attempt := 1; ; attempt++ {
-		a := &attemptState{e: e, t: t, h: h, req: r, machine: m, members: mem, slots: slots}
+		a := &attemptState{e: e, t: t, h: h, req: r, frozen: frozen, slots: slots}
+		for _, p := range parts {
+			a.parts = append(a.parts, &part{machine: p.machine, members: p.members})
+		}
 		err := a.run(ctx, planner)
 		if errors.Is(err, errAgain) && attempt < maxAttempts {
-			e.o.Logger.Warn("backup begins again and compares", "machine", m.Name, "job", t.ID(), "error", err)
+			e.o.Logger.Warn("backup begins again and compares", "object", r.object(), "job", t.ID(), "error", err)
 			continue
 		}
 		return err
@@ -77,34 +75,35 @@ func checkSpace(h *vault.Handle) error {
 	return nil
 }
 
-// attemptState is one attempt to make the point.
+// attemptState is one attempt to make the points of a cut.
 type attemptState struct {
-	e       *Engine
-	t       *job.Task
-	h       *vault.Handle
-	req     Request
-	machine machine.Machine
-	members *members
-	slots   *snapshot.Slots
+	e      *Engine
+	t      *job.Task
+	h      *vault.Handle
+	req    Request
+	frozen func()
+	parts  []*part
+	slots  *snapshot.Slots
 
-	plans []plan
+	plans []plan // in the order of the slots
 	batch dedupe.Batch
 
 	mu    sync.Mutex
 	roots []hashtree.Root            // by plan; of what was read before the freeze, then final
 	sets  []*recoverypoint.ChangeSet // by plan; what differs from the plan's base
-	cost  recoverypoint.Accounting
 }
 
 func (a *attemptState) run(ctx context.Context, planner *planner) (err error) {
-	for _, d := range a.members.disks {
-		p, err := planner.plan(d)
-		if err != nil {
-			return fmt.Errorf("disk %q: %w", d.Name(), err)
+	for _, pt := range a.parts {
+		for _, d := range pt.members.disks {
+			p, err := planner.plan(pt, d)
+			if err != nil {
+				return fmt.Errorf("disk %q: %w", d.Name(), err)
+			}
+			a.plans = append(a.plans, p)
+			a.roots = append(a.roots, hashtree.Root{})
+			a.sets = append(a.sets, recoverypoint.NewChangeSet())
 		}
-		a.plans = append(a.plans, p)
-		a.roots = append(a.roots, hashtree.Root{})
-		a.sets = append(a.sets, recoverypoint.NewChangeSet())
 	}
 	defer func() { err = a.blame(planner, err) }()
 	if a.batch, err = a.h.Store.Begin(ctx); err != nil {
@@ -120,7 +119,7 @@ func (a *attemptState) run(ctx context.Context, planner *planner) (err error) {
 	}
 	defer cut.Abort() // harmless after the commit
 	end := a.t.Begin("TransferToVault")
-	p, err := a.transfer(ctx, cut)
+	points, err := a.transfer(ctx, cut)
 	end(err)
 	if err != nil {
 		if why := cut.Err(); why != nil && !errors.Is(err, snapshot.ErrAborted) {
@@ -129,9 +128,15 @@ func (a *attemptState) run(ctx context.Context, planner *planner) (err error) {
 		return err
 	}
 	if err := cut.Commit(); err != nil {
-		a.e.o.Logger.Warn("the point is good; the next backup reads more than it must", "recovery_point", p.ID, "error", err)
+		a.e.o.Logger.Warn("the points are good; the next backup reads more than it must", "recovery_point", points[0].ID, "error", err)
 	}
-	a.t.Result(p.ID.String())
+	for _, p := range points {
+		line := p.ID.String()
+		if a.req.Group != "" {
+			line = p.Manifest.MachineName + " " + line
+		}
+		a.t.Result(line)
+	}
 	return nil
 }
 
@@ -178,7 +183,7 @@ func (a *attemptState) options() ingest.Options {
 
 // cut freezes all disks at one instant. From here the job answers no new requests.
 func (a *attemptState) cut(ctx context.Context) (*snapshot.Cut, error) {
-	a.e.frozen(a.req, a.t)
+	a.frozen()
 	a.t.Detail("freezing")
 	endFreeze := a.t.Begin("Freeze") // nothing in the guest to freeze yet
 	endFreeze(nil)
@@ -188,8 +193,8 @@ func (a *attemptState) cut(ctx context.Context) (*snapshot.Cut, error) {
 	return cut, err
 }
 
-// transfer captures the frozen disks, and publishes the point.
-func (a *attemptState) transfer(ctx context.Context, cut *snapshot.Cut) (*recoverypoint.Point, error) {
+// transfer captures the frozen disks, and publishes the points: all or none.
+func (a *attemptState) transfer(ctx context.Context, cut *snapshot.Cut) ([]*recoverypoint.Point, error) {
 	a.t.Detail("storing what changed")
 	var all []int
 	for i := range a.plans {
@@ -205,27 +210,27 @@ func (a *attemptState) transfer(ctx context.Context, cut *snapshot.Cut) (*recove
 	if err != nil {
 		return nil, err
 	}
-	m, acc, err := a.manifest(ctx, cut)
+	manifests, costs, err := a.manifests(ctx, cut)
 	if err != nil {
 		return nil, err
 	}
-	id, err := m.ID()
-	if err != nil {
-		return nil, err
+	ids := map[*part]cbt.PointID{}
+	for i, m := range manifests {
+		id, err := m.ID()
+		if err != nil {
+			return nil, err
+		}
+		ids[a.parts[i]] = cbt.PointID(id)
 	}
 	candidates := make([]cbt.PointID, len(a.plans))
-	for i := range candidates {
-		candidates[i] = cbt.PointID(id)
+	for i, p := range a.plans {
+		candidates[i] = ids[p.part]
 	}
 	if err := cut.Prepare(candidates); err != nil {
 		return nil, err
 	}
 	a.t.Detail("publishing")
-	points, err := a.h.Points.Publish(ctx, a.batch, []*recoverypoint.Manifest{m}, []recoverypoint.Accounting{acc}, a.h.Site.Key)
-	if err != nil {
-		return nil, err
-	}
-	return points[0], nil
+	return a.h.Points.Publish(ctx, a.batch, manifests, costs, a.h.Site.Key)
 }
 
 // flush makes durable what the point will hold of the disks. The map forgets it with
@@ -273,9 +278,10 @@ func (a *attemptState) finish(ctx context.Context, i int, pass *ingest.Pass) err
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.roots[i] = root
-	a.cost.ReadBytes += s.ReadBytes
-	a.cost.NewBytes += s.NewBytes
-	a.cost.StoredBytes += s.StoredBytes
+	cost := &a.plans[i].part.cost
+	cost.ReadBytes += s.ReadBytes
+	cost.NewBytes += s.NewBytes
+	cost.StoredBytes += s.StoredBytes
 	a.sets[i].Or(pass.Changes())
 	return nil
 }

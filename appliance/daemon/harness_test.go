@@ -42,6 +42,8 @@ type appliance struct {
 type clients struct {
 	disks    keelblockv1connect.DisksClient
 	machines keelblockv1connect.MachinesClient
+	groups   keelblockv1connect.GroupsClient
+	cursors  keelblockv1connect.CursorsClient
 	points   keelblockv1connect.RecoveryPointsClient
 	jobs     keelblockv1connect.JobsClient
 	app      keelblockv1connect.ApplianceClient
@@ -53,6 +55,7 @@ func dial(socket string) clients {
 	}}}
 	const base = "http://localhost"
 	return clients{keelblockv1connect.NewDisksClient(hc, base), keelblockv1connect.NewMachinesClient(hc, base),
+		keelblockv1connect.NewGroupsClient(hc, base), keelblockv1connect.NewCursorsClient(hc, base),
 		keelblockv1connect.NewRecoveryPointsClient(hc, base), keelblockv1connect.NewJobsClient(hc, base),
 		keelblockv1connect.NewApplianceClient(hc, base)}
 }

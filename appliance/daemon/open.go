@@ -63,7 +63,7 @@ func (d *daemon) openCatalog(ctx context.Context) {
 	}
 	db, err := catalog.Open(d.cfg.CatalogDir(), catalog.Options{Logger: d.log})
 	if err == nil {
-		err = d.machines.Attach(ctx, catalog.NewCollection[machine.Machine](db, "machine"))
+		err = d.machines.Attach(ctx, catalog.NewCollection[machine.Machine](db, "machine"), catalog.NewCollection[machine.Group](db, "group"))
 		if err == nil {
 			err = d.jobs.Attach(ctx, catalog.NewCollection[job.Record](db, "job"))
 		}

@@ -68,23 +68,26 @@ type Set struct {
 	disks claims
 	newID func() string
 
-	mu     sync.Mutex
-	closed error // why it is not attached
-	store  store
-	all    map[string]Machine
-	busy   map[string]int // jobs by machine
+	mu         sync.Mutex
+	closed     error // why it is not attached
+	store      store
+	all        map[string]Machine
+	busy       map[string]int // jobs by machine
+	groupStore groupStore
+	groups     map[string]Group
+	busyGroups map[string]int // jobs by group
 }
 
 // NewSet returns a Set that is not attached. newID makes random ids of 32
 // hexadecimal digits.
 func NewSet(disks claims, newID func() string) *Set {
-	return &Set{disks: disks, newID: newID, busy: map[string]int{},
+	return &Set{disks: disks, newID: newID, busy: map[string]int{}, busyGroups: map[string]int{},
 		closed: &appliance.Error{Kind: appliance.ErrUnavailable, Text: "the catalog is being opened", Hint: "try again in a moment"}}
 }
 
-// Attach loads the machines and claims their disks.
-func (s *Set) Attach(ctx context.Context, st store) error {
-	all, owners := map[string]Machine{}, map[string]string{}
+// Attach loads machines and groups, and claims the machines' disks.
+func (s *Set) Attach(ctx context.Context, st store, gs groupStore) error {
+	all, owners, groups := map[string]Machine{}, map[string]string{}, map[string]Group{}
 	err := st.Each(ctx, func(name string, m Machine) bool {
 		all[name] = m
 		for _, d := range m.Disks {
@@ -95,9 +98,12 @@ func (s *Set) Attach(ctx context.Context, st store) error {
 	if err != nil {
 		return fmt.Errorf("load machines: %w", err)
 	}
+	if err := gs.Each(ctx, func(name string, g Group) bool { groups[name] = g; return true }); err != nil {
+		return fmt.Errorf("load groups: %w", err)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.store, s.all, s.closed = st, all, nil
+	s.store, s.all, s.groupStore, s.groups, s.closed = st, all, gs, groups, nil
 	s.disks.SetOwners(owners)
 	return nil
 }
@@ -105,7 +111,7 @@ func (s *Set) Attach(ctx context.Context, st store) error {
 // Close makes the Set unavailable, for the reason given.
 func (s *Set) Close(reason error) {
 	s.mu.Lock()
-	s.store, s.closed = nil, reason
+	s.store, s.groupStore, s.closed = nil, nil, reason
 	s.mu.Unlock()
 }
 
@@ -124,6 +130,10 @@ func (s *Set) Create(name string, disks []string, definition string, earlier *Id
 	if _, ok := s.all[name]; ok {
 		return Machine{}, &appliance.Error{Op: op, Kind: appliance.ErrExists, Text: "a machine of this name exists",
 			Hint: "choose another name, or keelblock machine edit " + name}
+	}
+	if _, ok := s.groups[name]; ok {
+		return Machine{}, &appliance.Error{Op: op, Kind: appliance.ErrExists, Text: "a group of this name exists",
+			Hint: "choose another name: a group and a machine share none"}
 	}
 	if len(s.all) >= MaxMachines {
 		return Machine{}, &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: fmt.Sprintf("there are %d machines already, the limit", MaxMachines)}
@@ -277,6 +287,10 @@ func (s *Set) Delete(name string) error {
 	if s.busy[name] > 0 {
 		return &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: "a job works on it", Hint: "see keelblock job list"}
 	}
+	if g := s.groupOf(name); g != "" {
+		return &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: fmt.Sprintf("it is in group %q", g),
+			Hint: "keelblock group delete " + g + " takes the group apart; machines and points stay"}
+	}
 	for _, d := range m.Disks {
 		if n := s.disks.Connections(d); n > 0 {
 			return &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: fmt.Sprintf("%d NBD connections to disk %q are open", n, d),
@@ -307,8 +321,6 @@ func (s *Set) Hold(name string) (m Machine, release func(), err error) {
 	return m.clone(), func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.busy[name]--; s.busy[name] == 0 {
-			delete(s.busy, name)
-		}
+		s.unbusy(s.busy, name)
 	}, nil
 }

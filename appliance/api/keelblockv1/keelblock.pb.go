@@ -226,6 +226,7 @@ type Machine struct {
 	LastPointId   string                 `protobuf:"bytes,6,opt,name=last_point_id,json=lastPointId,proto3" json:"last_point_id,omitempty"`
 	Definition    string                 `protobuf:"bytes,7,opt,name=definition,proto3" json:"definition,omitempty"`
 	ExcludedDisks []string               `protobuf:"bytes,8,rep,name=excluded_disks,json=excludedDisks,proto3" json:"excluded_disks,omitempty"`
+	GroupName     string                 `protobuf:"bytes,9,opt,name=group_name,json=groupName,proto3" json:"group_name,omitempty"` // the group that it is in, or ""
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -314,6 +315,13 @@ func (x *Machine) GetExcludedDisks() []string {
 		return x.ExcludedDisks
 	}
 	return nil
+}
+
+func (x *Machine) GetGroupName() string {
+	if x != nil {
+		return x.GroupName
+	}
+	return ""
 }
 
 type PointDisk struct {
@@ -4600,7 +4608,7 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x06reason\x18\x0f \x01(\tR\x06reason\x12\x14\n" +
 	"\x05allow\x18\x10 \x03(\tR\x05allow\x12\x1c\n" +
 	"\texclusive\x18\x11 \x01(\bR\texclusive\x12\x16\n" +
-	"\x06device\x18\x12 \x01(\tR\x06device\"\x83\x02\n" +
+	"\x06device\x18\x12 \x01(\tR\x06device\"\xa2\x02\n" +
 	"\aMachine\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12(\n" +
 	"\x05disks\x18\x02 \x03(\v2\x12.keelblock.v1.DiskR\x05disks\x12\x1b\n" +
@@ -4613,7 +4621,9 @@ const file_keelblock_proto_rawDesc = "" +
 	"\n" +
 	"definition\x18\a \x01(\tR\n" +
 	"definition\x12%\n" +
-	"\x0eexcluded_disks\x18\b \x03(\tR\rexcludedDisks\"_\n" +
+	"\x0eexcluded_disks\x18\b \x03(\tR\rexcludedDisks\x12\x1d\n" +
+	"\n" +
+	"group_name\x18\t \x01(\tR\tgroupName\"_\n" +
 	"\tPointDisk\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +

@@ -21,6 +21,7 @@ var (
 	diskShape = object{"name": "string", "sizeBytes": "int", "allocatedBytes": "int", "role": "string", "machineName": "string",
 		"state": "string", "uri": "string", "readOnly": "bool", "dirtyBitmaps": []shape{"string"}}
 	machineShape = object{"name": "string", "disks": []shape{diskShape}, "siteName": "string", "role": "string", "generation": "int", "lastPointId": "string"}
+	groupShape   = object{"name": "string", "machines": []shape{machineShape}}
 	pointShape   = object{"id": "string", "machineName": "string", "cutId": "string", "generation": "int", "sequence": "int", "frozenAt": "time",
 		"consistency": "string", "reason": "string", "tracking": "string",
 		"disks":     []shape{object{"name": "string", "sizeBytes": "int", "rootDigest": "string"}},
@@ -109,9 +110,13 @@ func TestJSONIsAsPromised(t *testing.T) {
 		{"machine edit web --add-disk web1", machineShape},
 		{"machine list", []shape{machineShape}},
 		{"machine show web", machineShape},
+		{"group create shop --machine web", groupShape},
+		{"group list", []shape{groupShape}},
+		{"group show shop", groupShape},
 		{"recovery-point list", []shape{pointShape}},
 		{"backup web", pointShape},
 		{"backup web", pointShape},
+		{"backup shop", []shape{pointShape}},
 		{"backup web --no-wait", jobShape},
 		{"job watch", []shape{jobShape}},
 		{"disk map web0", []shape{extentShape}},
@@ -136,6 +141,7 @@ func TestJSONIsAsPromised(t *testing.T) {
 			"alerts": []shape{object{"severity": "string", "objectName": "string", "text": "string", "since": "time"}}}},
 		{"doctor", []shape{object{"check": "string", "result": "string", "text": "string"}}},
 		{"disk delete back --yes", diskShape},
+		{"group delete shop --yes", groupShape},
 		{"machine delete web --yes", machineShape},
 		{"stop", ready},
 	} {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -18,13 +19,16 @@ func (a *app) backupCommand() *cobra.Command {
 	var consistency, note string
 	var noWait bool
 	cmd := &cobra.Command{
-		Use:   "backup MACHINE [--consistency C] [--note TEXT] [--no-wait]",
-		Short: "cut a recovery point of a machine; prints its id",
+		Use:   "backup (MACHINE | GROUP) [--consistency C] [--note TEXT] [--no-wait]",
+		Short: "cut a recovery point of a machine, or of each machine of a group; prints ids",
 		Long: `Cuts all disks of a machine at one instant, while it runs, and keeps what changed since
 its last point as a new recovery point. Prints the point's id on one line.
 
+The disks of all machines of a group are cut at the same instant; there is one point of
+each machine, all or none. Prints "MACHINE ID" for each, by name.
+
 Without --consistency the best label that can be had is taken; one that was asked for
-and could not be had is exit status 3, and the point is there all the same.`,
+and could not be had is exit status 3, and the points are there all the same.`,
 		Example: "  keelblock backup web\n  id=$(keelblock backup web --note 'before the upgrade')",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -36,15 +40,14 @@ and could not be had is exit status 3, and the point is there all the same.`,
 				return err
 			}
 			ctx := cmd.Context()
-			r, err := c.machines.Backup(ctx, connect.NewRequest(&kb.BackupRequest{Machine: args[0], Consistency: consistency, Note: note}))
+			j, group, err := a.startBackup(ctx, c, args[0], consistency, note)
 			if err != nil {
-				return suggest(err, args[0], func() []string { return c.machineNames(ctx) })
+				return err
 			}
 			if noWait {
-				return a.printJobID(r.Msg)
+				return a.printJobID(j)
 			}
-			j, err := a.follow(ctx, c, r.Msg)
-			if err != nil {
+			if j, err = a.follow(ctx, c, j); err != nil {
 				return err
 			}
 			if s := j.GetState(); s == jobFailed || s == jobCancelled {
@@ -53,35 +56,63 @@ and could not be had is exit status 3, and the point is there all the same.`,
 			if len(j.GetResult()) == 0 {
 				return fmt.Errorf("backup %s: %w", args[0], errNothing)
 			}
-			return a.printBackup(cmd, c, j, consistency)
+			return a.printBackup(ctx, c, j.GetResult(), group, consistency)
 		},
-		ValidArgsFunction: a.completing(false, completeMachines),
+		ValidArgsFunction: a.completing(false, completeMachinesAndGroups),
 	}
 	cmd.Flags().StringVar(&consistency, "consistency", "", "ask for application, filesystem or crash")
-	cmd.Flags().StringVar(&note, "note", "", "a text kept with the point")
+	cmd.Flags().StringVar(&note, "note", "", "a text kept with the points")
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "print the job's id and return at once")
 	_ = cmd.RegisterFlagCompletionFunc("consistency", cobra.FixedCompletions([]string{"application", "filesystem", "crash"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
-// printBackup prints the point that a backup made, and compares its label with the
-// one asked for.
-func (a *app) printBackup(cmd *cobra.Command, c *client, j *kb.Job, asked string) error {
-	id := j.GetResult()[0]
-	var p *kb.RecoveryPoint
-	if a.json || asked != "" {
-		r, err := c.points.Get(cmd.Context(), connect.NewRequest(&kb.GetPointRequest{Selector: id}))
-		if err != nil {
-			return fmt.Errorf("point %s was made: %w", id, err)
-		}
-		p = r.Msg.GetPoint()
+// startBackup starts the backup of a machine, or of a group when no machine has the name:
+// the two share one space of names.
+func (a *app) startBackup(ctx context.Context, c *client, name, consistency, note string) (j *kb.Job, group bool, err error) {
+	m, err := c.machines.Backup(ctx, connect.NewRequest(&kb.BackupRequest{Machine: name, Consistency: consistency, Note: note}))
+	if err == nil {
+		return m.Msg, false, nil
 	}
-	if err := a.print(toPoint(p), func(w io.Writer) { fmt.Fprintln(w, id) }); err != nil {
+	if connect.CodeOf(err) != connect.CodeNotFound {
+		return nil, false, err
+	}
+	g, groupErr := c.groups.Backup(ctx, connect.NewRequest(&kb.GroupBackupRequest{Group: name, Consistency: consistency, Note: note}))
+	if groupErr == nil {
+		return g.Msg, true, nil
+	}
+	if connect.CodeOf(groupErr) != connect.CodeNotFound || !strings.Contains(groupErr.Error(), fmt.Sprintf("group %q does not exist", name)) {
+		return nil, true, groupErr
+	}
+	return nil, false, suggest(err, name, func() []string { return completeMachinesAndGroups(ctx, c) })
+}
+
+// printBackup prints the points that a backup made, and compares their labels with the
+// one asked for.
+func (a *app) printBackup(ctx context.Context, c *client, result []string, group bool, asked string) error {
+	var points []*kb.RecoveryPoint
+	if a.json || asked != "" {
+		for _, line := range result {
+			id := line[strings.LastIndex(line, " ")+1:]
+			r, err := c.points.Get(ctx, connect.NewRequest(&kb.GetPointRequest{Selector: id}))
+			if err != nil {
+				return fmt.Errorf("point %s was made: %w", id, err)
+			}
+			points = append(points, r.Msg.GetPoint())
+		}
+	}
+	var shape any = mapped(points, toPoint)
+	if !group && len(points) > 0 {
+		shape = toPoint(points[0])
+	}
+	if err := a.print(shape, func(w io.Writer) { fmt.Fprintln(w, strings.Join(result, "\n")) }); err != nil {
 		return err
 	}
-	if asked != "" && ranks[p.GetConsistency()] < ranks[asked] {
-		why := strings.TrimPrefix(p.GetReason(), "asked for "+asked+": ")
-		return partialError{fmt.Sprintf("point %s is %s-consistent and %s was asked for: %s", a.shortID(id), p.GetConsistency(), asked, why)}
+	for _, p := range points {
+		if asked != "" && ranks[p.GetConsistency()] < ranks[asked] {
+			why := strings.TrimPrefix(p.GetReason(), "asked for "+asked+": ")
+			return partialError{fmt.Sprintf("point %s of %s is %s-consistent and %s was asked for: %s", a.shortID(p.GetId()), p.GetMachineName(), p.GetConsistency(), asked, why)}
+		}
 	}
 	return nil
 }

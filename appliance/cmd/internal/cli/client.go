@@ -21,6 +21,7 @@ type client struct {
 	address   string
 	disks     keelblockv1connect.DisksClient
 	machines  keelblockv1connect.MachinesClient
+	groups    keelblockv1connect.GroupsClient
 	points    keelblockv1connect.RecoveryPointsClient
 	jobs      keelblockv1connect.JobsClient
 	appliance keelblockv1connect.ApplianceClient
@@ -67,6 +68,7 @@ func (a *app) client() (*client, error) {
 	return &client{address: address,
 		disks:     keelblockv1connect.NewDisksClient(hc, base, explain),
 		machines:  keelblockv1connect.NewMachinesClient(hc, base, explain),
+		groups:    keelblockv1connect.NewGroupsClient(hc, base, explain),
 		points:    keelblockv1connect.NewRecoveryPointsClient(hc, base, explain),
 		jobs:      keelblockv1connect.NewJobsClient(hc, base, explain),
 		appliance: keelblockv1connect.NewApplianceClient(hc, base, explain),

@@ -145,7 +145,7 @@ func (a *app) machineShow() *cobra.Command {
 
 func (a *app) describeMachine(w io.Writer, m *kb.Machine) {
 	describe(w, pair{"name", m.GetName()}, pair{"role", m.GetRole()}, pair{"site", m.GetSiteName()},
-		pair{"generation", fmt.Sprint(m.GetGeneration())}, pair{"last point", m.GetLastPointId()},
+		pair{"generation", fmt.Sprint(m.GetGeneration())}, pair{"group", m.GetGroupName()}, pair{"last point", m.GetLastPointId()},
 		pair{"left out of points", strings.Join(m.GetExcludedDisks(), ", ")})
 	for _, d := range m.GetDisks() {
 		fmt.Fprintf(w, "disk %s: %s, %s, next backup %s, %s\n", d.GetName(), human(d.GetSizeBytes()), d.GetRole(), nextBackup(d), d.GetUri())

@@ -73,7 +73,7 @@ func firstOr(s []string, or string) string {
 func (a *app) pointList() *cobra.Command {
 	var deleted bool
 	cmd := &cobra.Command{
-		Use: "list [MACHINE] [--deleted]", Aliases: []string{"ls"}, Short: "list recovery points, oldest first", Args: cobra.MaximumNArgs(1),
+		Use: "list [MACHINE | GROUP] [--deleted]", Aliases: []string{"ls"}, Short: "list recovery points, oldest first", Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client()
 			if err != nil {
@@ -82,11 +82,11 @@ func (a *app) pointList() *cobra.Command {
 			machine := strings.Join(args, "")
 			r, err := c.points.List(cmd.Context(), connect.NewRequest(&kb.ListPointsRequest{Machine: machine, Deleted: deleted}))
 			if err != nil {
-				return suggest(err, machine, func() []string { return c.machineNames(cmd.Context()) })
+				return suggest(err, machine, func() []string { return completeMachinesAndGroups(cmd.Context(), c) })
 			}
 			return a.print(mapped(r.Msg.GetPoints(), toPoint), func(w io.Writer) { a.pointTable(w, r.Msg.GetPoints()) })
 		},
-		ValidArgsFunction: a.completing(false, completeMachines),
+		ValidArgsFunction: a.completing(false, completeMachinesAndGroups),
 	}
 	cmd.Flags().BoolVar(&deleted, "deleted", false, "show soft-deleted points too")
 	return cmd

@@ -43,6 +43,15 @@ func toMachine(m *kb.Machine) machineShape {
 		Role: m.GetRole(), Generation: m.GetGeneration(), LastPointID: m.GetLastPointId()}
 }
 
+type groupShape struct {
+	Name     string         `json:"name"`
+	Machines []machineShape `json:"machines"`
+}
+
+func toGroup(g *kb.Group) groupShape {
+	return groupShape{Name: g.GetName(), Machines: mapped(g.GetMachines(), toMachine)}
+}
+
 type pointDiskShape struct {
 	Name       string `json:"name"`
 	SizeBytes  int64  `json:"sizeBytes"`

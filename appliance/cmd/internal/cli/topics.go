@@ -15,8 +15,8 @@ var topics = []struct{ name, short, text string }{
 
 A disk of the point follows after a colon: web@latest:web0, 3f2a9c:web0. A point with
 one disk needs none. A time ends at its Z, so the colons in it do no harm.`},
-	{"names", "names and sizes", `Names of disks, machines and exports: 1 to 63 of a-z 0-9 . _ - beginning with a letter
-or digit.
+	{"names", "names and sizes", `Names of disks, machines, groups, cursors and exports: 1 to 63 of a-z 0-9 . _ -
+beginning with a letter or digit. A group and a machine share no name.
 
 Sizes: 64MiB, 8GiB, 1TiB or plain bytes. The size of a disk is a multiple of 512 bytes.`},
 	{"consistency", "what the labels of a point promise", `application   scripts or the guest agent's hooks stopped the applications around the cut
@@ -37,7 +37,8 @@ Numbers are integers, every field is present, times are RFC 3339 in UTC or null.
 
   disk …             Disk
   machine …          Machine, with its Disks
-  recovery-point …   RecoveryPoint; backup prints it too
+  group …            {name, machines: [Machine]}
+  recovery-point …   RecoveryPoint; backup prints it too, of a group an array
   job …              Job; everything with --no-wait prints it too
   disk map           [{offset, length}]
   recovery-point diff [{diskName, extents: [{offset, length}]}]
