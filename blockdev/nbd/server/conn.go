@@ -84,8 +84,8 @@ func newConn(s *Server, sock *socket) *conn {
 	return c
 }
 
-// serve runs the connection to its end.
-func (c *conn) serve() {
+// serve runs the connection to its end, and says why it came.
+func (c *conn) serve() error {
 	err := c.negotiate()
 	if err == nil {
 		c.srv.o.Logger.Debug("NBD client connected", "export", c.exp.Name, "peer", c.peer.Addr, "uid", c.peer.UID, "pid", c.peer.PID)
@@ -112,6 +112,12 @@ func (c *conn) serve() {
 	}
 	c.logEnd(err)
 	c.srv.detach(c)
+	return err
+}
+
+// orderly reports whether a connection has ended as connections do.
+func orderly(err error) bool {
+	return errors.Is(err, errDisconnected) || errors.Is(err, errStopped) || errors.Is(err, errAborted) || err == io.EOF
 }
 
 // mayStillRead reports whether the client may be waiting for the replies to what
@@ -125,10 +131,9 @@ func (c *conn) logEnd(err error) {
 	if c.exp != nil {
 		name = c.exp.Name
 	}
-	switch {
-	case errors.Is(err, errDisconnected), errors.Is(err, errStopped), errors.Is(err, errAborted), errors.Is(err, io.EOF):
+	if orderly(err) {
 		log.Debug("NBD client disconnected", "export", name, "peer", c.peer.Addr)
-	default:
+	} else {
 		log.Info("NBD client was disconnected", "export", name, "peer", c.peer.Addr, "pid", c.peer.PID, "err", err)
 	}
 }

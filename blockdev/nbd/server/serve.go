@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"os"
 	"syscall"
 	"time"
 
@@ -62,31 +64,108 @@ func temporary(err error) bool {
 	return false
 }
 
+// ServeConn serves one connection that the caller has, of any kind, and returns when it
+// has ended and its last request, too: nil when the client has left or the server has
+// ended it, else what was wrong. It closes nc. When ctx ends, the requests that are
+// under way end and the connection is closed.
+func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
+	if _, ok := nc.(syscall.Conn); !ok {
+		sock, err := throughSocket(nc)
+		if err != nil {
+			nc.Close()
+			return fmt.Errorf("serve an NBD connection: %w", err)
+		}
+		nc = sock
+	}
+	c, err := s.admit(nc)
+	if err != nil {
+		nc.Close()
+		return fmt.Errorf("serve an NBD connection: %w", err)
+	}
+	defer s.join.Done()
+	stop := context.AfterFunc(ctx, func() { c.stop(stopSilently) })
+	defer stop()
+	if err := c.serve(); !orderly(err) {
+		return fmt.Errorf("serve an NBD connection: %w", err)
+	}
+	return nil
+}
+
 // start runs a connection in a goroutine that Shutdown joins.
 func (s *Server) start(nc net.Conn) {
-	sock, err := newSocket(nc, s.o.StallTimeout)
+	c, err := s.admit(nc)
 	if err != nil {
-		s.o.Logger.Warn("NBD connection cannot be served", "err", err)
-		nc.Close()
-		return
-	}
-	c := newConn(s, sock)
-	s.mu.Lock()
-	if s.closing || len(s.conns) >= s.o.MaxConnections {
-		if !s.closing {
-			s.retired.RefusedConnection++
+		if !errors.Is(err, ErrServerClosed) && !errors.Is(err, errTooMany) {
+			s.o.Logger.Warn("NBD connection cannot be served", "err", err)
 		}
-		s.mu.Unlock()
 		nc.Close()
 		return
 	}
-	s.conns[c] = struct{}{}
-	s.join.Add(1)
-	s.mu.Unlock()
 	go func() {
 		defer s.join.Done()
 		c.serve()
 	}()
+}
+
+// errTooMany: Options.MaxConnections are open.
+var errTooMany = errors.New("too many connections are open")
+
+// admit counts a connection in. The caller runs its serve, and calls join.Done
+// afterwards.
+func (s *Server) admit(nc net.Conn) (*conn, error) {
+	sock, err := newSocket(nc, s.o.StallTimeout)
+	if err != nil {
+		return nil, err
+	}
+	c := newConn(s, sock)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closing:
+		return nil, ErrServerClosed
+	case len(s.conns) >= s.o.MaxConnections:
+		s.retired.RefusedConnection++
+		return nil, errTooMany
+	}
+	s.conns[c] = struct{}{}
+	s.join.Add(1)
+	return c, nil
+}
+
+// throughSocket gives a connection that has no descriptor one end of a socket pair, and
+// moves bytes between the other end and it until both sides are done.
+func throughSocket(nc net.Conn) (net.Conn, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("socket pair: %w", err)
+	}
+	ours, err := fileConn(fds[0])
+	if err != nil {
+		unix.Close(fds[1])
+		return nil, err
+	}
+	theirs, err := fileConn(fds[1])
+	if err != nil {
+		ours.Close()
+		return nil, err
+	}
+	go func() { // ends when the peer, or the server, closes
+		io.Copy(theirs, nc)
+		theirs.(*net.UnixConn).CloseWrite()
+	}()
+	go func() {
+		io.Copy(nc, theirs)
+		nc.Close()
+		theirs.Close()
+	}()
+	return ours, nil
+}
+
+// fileConn takes over a descriptor of a socket.
+func fileConn(fd int) (net.Conn, error) {
+	f := os.NewFile(uintptr(fd), "socket")
+	defer f.Close() // FileConn duplicates it
+	return net.FileConn(f)
 }
 
 // Shutdown ends the server: listeners close, requests that are under way end,
@@ -137,7 +216,10 @@ func (s *Server) isClosing() bool {
 
 // peerOf says who is at the other end.
 func peerOf(nc net.Conn, raw syscall.RawConn) Peer {
-	p := Peer{Network: nc.RemoteAddr().Network(), Addr: nc.RemoteAddr().String(), UID: -1, PID: -1}
+	p := Peer{Network: "unix", UID: -1, PID: -1}
+	if a := nc.RemoteAddr(); a != nil {
+		p.Network, p.Addr = a.Network(), a.String()
+	}
 	if p.Network != "unix" {
 		return p
 	}
