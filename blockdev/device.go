@@ -58,6 +58,16 @@ type Zeroer interface {
 	WriteZeroes(off, n int64, mayPunch bool) error
 }
 
+// FastZeroer is a Zeroer that knows whether zeroes cost it a write.
+type FastZeroer interface {
+	Zeroer
+	// ZeroesFast reports whether WriteZeroes with the same mayPunch marks the range
+	// (as a hole, or as allocated and zero) instead of writing it, so that zeroing
+	// takes less time than writing (NBD_CMD_FLAG_FAST_ZERO). It is cheap, and may
+	// change from true to false.
+	ZeroesFast(mayPunch bool) bool
+}
+
 // Extent is a range of a Device, in bytes.
 type Extent struct {
 	Offset int64

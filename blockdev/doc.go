@@ -28,7 +28,7 @@
 // # Optional abilities
 //
 // What not every Device can do is an interface of its own: [Trimmer], [Zeroer],
-// [ExtentLister], [NowaitReader], [FileBacked]. They are asked for once, when a
+// [FastZeroer], [ExtentLister], [NowaitReader], [FileBacked]. They are asked for once, when a
 // Device is opened or exported, and not per request. A filter implements exactly
 // the abilities that it can keep for the Device below it.
 package blockdev

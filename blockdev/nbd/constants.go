@@ -134,8 +134,8 @@ const (
 	// ReplyTypeBlockStatusExt takes the place of ReplyTypeBlockStatus with extended
 	// headers.
 	ReplyTypeBlockStatusExt = uint16(6)
-	ReplyTypeError       = uint16(1<<15 + 1)
-	ReplyTypeErrorOffset = uint16(1<<15 + 2)
+	ReplyTypeError          = uint16(1<<15 + 1)
+	ReplyTypeErrorOffset    = uint16(1<<15 + 2)
 )
 
 // The metadata context base:allocation and its flags ("base: metadata context").
