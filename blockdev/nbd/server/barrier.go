@@ -128,7 +128,7 @@ func (c *conn) passFences(emptied, over bool) {
 		if !emptied && !over {
 			if !x.measured {
 				n, _ := c.sock.held() // of a socket that is closed nothing more is read
-				x.measured, x.until = true, c.in.received+uint64(n)
+				x.measured, x.until = true, c.in.received+uint64(n+c.sock.unread())
 			}
 			if c.in.taken() < x.until {
 				waiting = append(waiting, x)

@@ -49,8 +49,10 @@ type conn struct {
 	// Results of the handshake, constant afterwards.
 	exp        *export
 	size       int64
-	structured bool
-	allocation bool // base:allocation was set
+	structured bool // structured replies, or extended headers
+	extended   bool // extended headers
+	// contexts are those that BLOCK_STATUS tells of.
+	contexts selection
 
 	// batch gathers the replies to the requests of one read.
 	batch *buffer
@@ -104,8 +106,15 @@ func (c *conn) serve() error {
 	if errors.Is(err, errStalled) || errors.Is(c.out.failed(), errStalled) {
 		c.counters.stalledClients.Add(1)
 	}
+	if t := c.sock.tls; t != nil && (c.mayStillRead(err) || errors.Is(err, errAborted)) {
+		t.goodbye()
+	}
 	c.abort()
 	c.workers.Wait()
+	c.contexts.close()
+	if t := c.sock.tls; t != nil {
+		t.drop()
+	}
 	c.in.drop()
 	if c.batch != nil {
 		c.batch.release()
@@ -188,9 +197,9 @@ func (c *conn) stopError(err error) error {
 }
 
 // next returns the next request, or errStopped when the connection shall end.
-func (c *conn) next() (nbd.Request, error) {
+func (c *conn) next() (request, error) {
 	if c.stopping.Load() != stopNot {
-		return nbd.Request{}, errStopped
+		return request{}, errStopped
 	}
 	c.passFences(false, false)
 	return c.readRequest()
@@ -198,21 +207,22 @@ func (c *conn) next() (nbd.Request, error) {
 
 // readRequest returns the next request. Before it waits for the socket it sends the
 // replies that were gathered.
-func (c *conn) readRequest() (nbd.Request, error) {
-	for c.in.buffered() < nbd.RequestSize {
+func (c *conn) readRequest() (request, error) {
+	size := c.requestSize()
+	for c.in.buffered() < size {
 		c.flush()
-		if err := c.in.fill(nbd.RequestSize, false); err != nil {
+		if err := c.in.fill(size, false); err != nil {
 			if c.in.buffered() > 0 {
 				err = noEOF(err)
 			}
-			return nbd.Request{}, err
+			return request{}, err
 		}
 	}
-	r, ok := nbd.ParseRequest(c.in.peek(nbd.RequestSize))
+	r, ok := c.parseRequest(c.in.peek(size))
 	if !ok {
 		return r, errors.New("the client sends something that is no request")
 	}
-	c.in.skip(nbd.RequestSize)
+	c.in.skip(size)
 	return r, nil
 }
 
@@ -232,9 +242,9 @@ func (c *conn) refuseRequests() {
 			if r.Type == nbd.CmdDisc {
 				return
 			}
-			if r.Type == nbd.CmdWrite {
+			if n := c.payloadOf(r); n > 0 {
 				c.sock.resume(time.Now().Add(refusePayloadFor))
-				if c.discard(int64(r.Length)) != nil {
+				if c.discardPayload(n) != nil {
 					return
 				}
 				end = time.Now().Add(refuseFor)

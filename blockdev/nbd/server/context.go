@@ -15,8 +15,12 @@ const DirtyBitmapPrefix = "qemu:dirty-bitmap:"
 type ContextSource interface {
 	// Contexts lists the full names that are offered now.
 	Contexts(ctx context.Context) ([]string, error)
-	// OpenContext fixes one of them for one connection. An error refuses that name
-	// only.
+	// OpenContext fixes one of them for one connection, until Close. An error
+	// refuses that name only. Clients may send any name.
+	//
+	// A client that has opened one and never finished its handshake holds it until
+	// Options.HandshakeTimeout ends, even if Remove has taken the export away
+	// meanwhile: Close may come after the Device was closed, Status never does.
 	OpenContext(ctx context.Context, name string) (Context, error)
 }
 

@@ -14,9 +14,6 @@ import (
 // option is refused.
 const maxOptionData = 7 << 10
 
-// baseAllocationID is the number of base:allocation in replies.
-const baseAllocationID = 1
-
 var (
 	// errAborted: the client has ended the handshake with NBD_OPT_ABORT.
 	errAborted = errors.New("the client has aborted the handshake")
@@ -36,18 +33,19 @@ func (e *optionError) Error() string { return e.text }
 type handshake struct {
 	c        *conn
 	noZeroes bool
+	// fixed: the client speaks the fixed newstyle, which TLS needs.
+	fixed bool
+	// deadline is the end of the time that the client has for all of it.
+	deadline time.Time
 	// out gathers the replies to one option.
 	out []byte
-	// contextFor is the export for which base:allocation was set.
-	contextFor string
-	contextSet bool
 }
 
 // negotiate runs the handshake. When it returns nil the connection is attached to
 // an export and the transmission phase has begun.
 func (c *conn) negotiate() error {
-	c.sock.setFixedDeadline(time.Now().Add(c.srv.o.HandshakeTimeout))
-	h := handshake{c: c}
+	h := handshake{c: c, deadline: time.Now().Add(c.srv.o.HandshakeTimeout)}
+	c.sock.setFixedDeadline(h.deadline)
 	h.out = nbd.AppendGreeting(h.out, nbd.FlagFixedNewstyle|nbd.FlagNoZeroes)
 	if err := h.flush(); err != nil {
 		return err
@@ -60,7 +58,7 @@ func (c *conn) negotiate() error {
 	if unknown := clientFlags &^ (nbd.FlagCFixedNewstyle | nbd.FlagCNoZeroes); unknown != 0 {
 		return fmt.Errorf("the client sets handshake flags %#x, which are unknown", unknown)
 	}
-	h.noZeroes = clientFlags&nbd.FlagCNoZeroes != 0
+	h.noZeroes, h.fixed = clientFlags&nbd.FlagCNoZeroes != 0, clientFlags&nbd.FlagCFixedNewstyle != 0
 	for done := false; !done; {
 		if done, err = h.option(); err != nil {
 			return err
@@ -80,6 +78,9 @@ func (h *handshake) option() (done bool, err error) {
 	option, length, ok := nbd.ParseOption(head)
 	if !ok {
 		return false, errors.New("the client sends something that is no option")
+	}
+	if c := h.c; c.srv.o.RequireTLS && c.peer.Network != "unix" && !c.peer.TLS && option != nbd.OptStartTLS && option != nbd.OptAbort {
+		return false, h.demandTLS(option, int64(length))
 	}
 	if length > maxOptionData {
 		if err := h.discard(int64(length)); err != nil {
@@ -117,13 +118,12 @@ func (h *handshake) answer(option uint32, data []byte) (done bool, err error) {
 		return false, h.list(data)
 	case nbd.OptInfo, nbd.OptGo:
 		return option == nbd.OptGo, h.info(option, data)
+	case nbd.OptStartTLS:
+		return false, h.startTLS(data)
 	case nbd.OptStructuredReply:
-		if len(data) > 0 {
-			return false, &optionError{nbd.RepErrInvalid, "NBD_OPT_STRUCTURED_REPLY takes no data"}
-		}
-		h.c.structured = true
-		h.reply(option, nbd.RepAck, nil)
-		return false, nil
+		return false, h.structuredReply(data)
+	case nbd.OptExtendedHeaders:
+		return false, h.extendedHeaders(data)
 	case nbd.OptListMetaContext, nbd.OptSetMetaContext:
 		return false, h.metaContext(option, data)
 	}
@@ -134,6 +134,9 @@ func (h *handshake) answer(option uint32, data []byte) (done bool, err error) {
 // name that cannot be had ends the connection.
 func (h *handshake) exportName(data []byte) error {
 	c := h.c
+	if c.extended {
+		return errors.New("the client chooses an export by NBD_OPT_EXPORT_NAME after NBD_OPT_EXTENDED_HEADERS")
+	}
 	e, err := c.srv.find(c.peer, string(data))
 	if err == nil {
 		err = c.srv.attach(c, e)
@@ -146,8 +149,42 @@ func (h *handshake) exportName(data []byte) error {
 	if !h.noZeroes {
 		h.out = append(h.out, make([]byte, nbd.ExportReplyZeros)...)
 	}
-	c.allocation = h.contextSet && h.contextFor == e.Name
+	c.keepContexts(e)
 	return nil
+}
+
+// structuredReply answers NBD_OPT_STRUCTURED_REPLY.
+func (h *handshake) structuredReply(data []byte) error {
+	switch {
+	case len(data) > 0:
+		return &optionError{nbd.RepErrInvalid, "NBD_OPT_STRUCTURED_REPLY takes no data"}
+	case h.c.extended:
+		return &optionError{nbd.RepErrExtHeaderReqd, "extended headers are negotiated, which have structured replies in them"}
+	}
+	h.c.structured = true
+	h.reply(nbd.OptStructuredReply, nbd.RepAck, nil)
+	return nil
+}
+
+// extendedHeaders answers NBD_OPT_EXTENDED_HEADERS. There is no way back.
+func (h *handshake) extendedHeaders(data []byte) error {
+	switch {
+	case len(data) > 0:
+		return &optionError{nbd.RepErrInvalid, "NBD_OPT_EXTENDED_HEADERS takes no data"}
+	case h.c.extended:
+		return &optionError{nbd.RepErrInvalid, "extended headers are negotiated already"}
+	}
+	h.c.structured, h.c.extended = true, true
+	h.reply(nbd.OptExtendedHeaders, nbd.RepAck, nil)
+	return nil
+}
+
+// keepContexts drops the metadata contexts unless they are those of the export that
+// the connection is for.
+func (c *conn) keepContexts(e *export) {
+	if c.contexts.of != e {
+		c.contexts.close()
+	}
 }
 
 func (h *handshake) list(data []byte) error {
@@ -160,10 +197,8 @@ func (h *handshake) list(data []byte) error {
 	}
 	for _, x := range c.srv.names(c.peer) {
 		h.reply(nbd.OptList, nbd.RepServer, nbd.AppendServer(nil, x.Name, x.Description))
-		if len(h.out) > 64<<10 {
-			if err := h.flush(); err != nil {
-				return err
-			}
+		if err := h.flushSome(); err != nil {
+			return err
 		}
 	}
 	h.reply(nbd.OptList, nbd.RepAck, nil)
@@ -187,7 +222,7 @@ func (h *handshake) info(option uint32, data []byte) error {
 			return err
 		}
 		size = c.size
-		c.allocation = h.contextSet && h.contextFor == e.Name
+		c.keepContexts(e)
 	}
 	h.reply(option, nbd.RepInfo, nbd.AppendInfoExport(nil, uint64(size), c.transmissionFlags(e)))
 	h.reply(option, nbd.RepInfo, nbd.AppendInfoBlockSize(nil, nbd.BlockSizes{Minimum: nbd.MinBlockSize, Preferred: nbd.PreferredBlockSize, Maximum: nbd.MaxBlockSize}))
@@ -205,46 +240,17 @@ func (h *handshake) info(option uint32, data []byte) error {
 	return nil
 }
 
-// metaContext answers NBD_OPT_LIST_META_CONTEXT and NBD_OPT_SET_META_CONTEXT.
-func (h *handshake) metaContext(option uint32, data []byte) error {
-	c := h.c
-	set := option == nbd.OptSetMetaContext
-	if set {
-		h.contextSet = false // also when this request fails
-	}
-	r, err := nbd.ParseMetaContextRequest(data)
-	if err != nil {
-		return &optionError{nbd.RepErrInvalid, err.Error()}
-	}
-	if !c.structured {
-		return &optionError{nbd.RepErrInvalid, "metadata contexts need NBD_OPT_STRUCTURED_REPLY before"}
-	}
-	if _, err := c.srv.find(c.peer, r.Name); err != nil {
-		return err
-	}
-	match := len(r.Queries) == 0 && !set
-	for _, q := range r.Queries {
-		match = match || q == nbd.ContextBaseAllocation || !set && q == "base:"
-	}
-	if match {
-		id := uint32(0) // reserved in the reply to a list
-		if set {
-			id = baseAllocationID
-		}
-		h.reply(option, nbd.RepMetaContext, nbd.AppendMetaContext(nil, id, nbd.ContextBaseAllocation))
-	}
-	if set {
-		h.contextFor, h.contextSet = r.Name, match
-	}
-	h.reply(option, nbd.RepAck, nil)
-	return nil
-}
-
 // transmissionFlags tell what the export can do.
 func (c *conn) transmissionFlags(e *export) uint16 {
-	flags := nbd.FlagHasFlags | nbd.FlagSendFlush | nbd.FlagCanMultiConn | nbd.FlagSendCache
+	flags := nbd.FlagHasFlags | nbd.FlagSendFlush | nbd.FlagSendCache
+	if !e.Exclusive || e.ReadOnly {
+		flags |= nbd.FlagCanMultiConn
+	}
 	if c.structured {
 		flags |= nbd.FlagSendDF
+	}
+	if c.extended && c.contexts.of == e && len(c.contexts.list) > 0 {
+		flags |= nbd.FlagBlockStatusPayload
 	}
 	if e.ReadOnly {
 		return flags | nbd.FlagReadOnly
@@ -253,7 +259,16 @@ func (c *conn) transmissionFlags(e *export) uint16 {
 	if e.trimmer != nil {
 		flags |= nbd.FlagSendTrim
 	}
+	if e.fastZero() {
+		flags |= nbd.FlagSendFastZero
+	}
 	return flags
+}
+
+// fastZero reports whether FAST_ZERO is offered: for a Device that has a fast way to
+// zero at least some of its ranges.
+func (e *export) fastZero() bool {
+	return e.fast != nil && (e.fast.ZeroesFast(true) || e.fast.ZeroesFast(false))
 }
 
 func (h *handshake) reply(option, reply uint32, data []byte) {
@@ -274,6 +289,14 @@ func (h *handshake) flush() error {
 	err := h.c.sock.write([][]byte{h.out}, false)
 	h.out = h.out[:0]
 	return err
+}
+
+// flushSome flushes once much is gathered.
+func (h *handshake) flushSome() error {
+	if len(h.out) <= 64<<10 {
+		return nil
+	}
+	return h.flush()
 }
 
 // take returns the next n bytes, n <= maxOptionData. They are good until the next

@@ -36,7 +36,7 @@ func exportInfo(t *testing.T, list []optionReply) (info nbd.ExportInfo, texts []
 	return info, texts
 }
 
-const writable = nbd.FlagHasFlags | nbd.FlagSendFlush | nbd.FlagSendFUA | nbd.FlagSendTrim | nbd.FlagSendWriteZeroes | nbd.FlagCanMultiConn | nbd.FlagSendCache
+const writable = nbd.FlagHasFlags | nbd.FlagSendFlush | nbd.FlagSendFUA | nbd.FlagSendTrim | nbd.FlagSendWriteZeroes | nbd.FlagCanMultiConn | nbd.FlagSendCache | nbd.FlagSendFastZero
 
 func TestGoTellsSizeFlagsAndBlockSizes(t *testing.T) {
 	d := newDisk(t, t.TempDir(), 1<<20)
@@ -44,6 +44,7 @@ func TestGoTellsSizeFlagsAndBlockSizes(t *testing.T) {
 	s.add(t, server.Export{Name: "rw", Description: "the disk", Device: d})
 	s.add(t, server.Export{Name: "ro", Device: d, ReadOnly: true})
 	s.add(t, server.Export{Name: "", Device: plain{d}})
+	s.add(t, server.Export{Name: "alone", Device: d, Exclusive: true})
 	for _, x := range []struct {
 		name       string
 		structured bool
@@ -52,7 +53,8 @@ func TestGoTellsSizeFlagsAndBlockSizes(t *testing.T) {
 		{"rw", false, writable},
 		{"rw", true, writable | nbd.FlagSendDF},
 		{"ro", false, nbd.FlagHasFlags | nbd.FlagReadOnly | nbd.FlagSendFlush | nbd.FlagCanMultiConn | nbd.FlagSendCache},
-		{"", false, writable &^ nbd.FlagSendTrim},
+		{"", false, writable &^ (nbd.FlagSendTrim | nbd.FlagSendFastZero)},
+		{"alone", false, writable &^ nbd.FlagCanMultiConn},
 	} {
 		w := s.connect(t)
 		if x.structured {
@@ -128,7 +130,7 @@ func TestOptionsThatAreRefusedLeaveTheHandshakeGoing(t *testing.T) {
 	w := s.connect(t)
 	w.refused(77, []byte("what is this"), nbd.RepErrUnsup)
 	w.refused(nbd.OptStartTLS, nil, nbd.RepErrUnsup)
-	w.refused(nbd.OptExtendedHeaders, nil, nbd.RepErrUnsup)
+	w.refused(nbd.OptExtendedHeaders, []byte("x"), nbd.RepErrInvalid)
 	w.refused(nbd.OptGo, infoRequest("none"), nbd.RepErrUnknown)
 	w.refused(nbd.OptInfo, infoRequest("none"), nbd.RepErrUnknown)
 	w.refused(nbd.OptGo, infoRequest("secret"), nbd.RepErrPolicy)

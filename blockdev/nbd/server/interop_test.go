@@ -103,7 +103,7 @@ func TestInteropNbdinfo(t *testing.T) {
 	}
 	x := info.Exports[0]
 	if info.Protocol != "newstyle-fixed" || !info.Structured || x.Name != "disk" || x.Description != "a disk for others" || x.Size != int64(len(content)) ||
-		x.ReadOnly || !x.Cache || !x.DF || x.FastZero || !x.Flush || !x.FUA || !x.MultiConn || !x.Trim || !x.Zero ||
+		x.ReadOnly || !x.Cache || !x.DF || !x.FastZero || !x.Flush || !x.FUA || !x.MultiConn || !x.Trim || !x.Zero ||
 		x.Minimum != 1 || x.Preferred != 4096 || x.Maximum != 32<<20 || len(x.Contexts) != 1 || x.Contexts[0] != "base:allocation" {
 		t.Errorf("nbdinfo sees %s", out)
 	}

@@ -173,6 +173,10 @@ type Server struct {
 // New makes a server without exports.
 func New(o Options) *Server {
 	o = o.withDefaults()
+	if o.TLS != nil {
+		o.TLS = o.TLS.Clone()
+		o.TLS.DynamicRecordSizingDisabled = true // full records from the first on
+	}
 	return &Server{
 		o:         o,
 		budget:    semaphore.NewWeighted(o.MaxInflightBytes),
@@ -191,6 +195,7 @@ type export struct {
 	extents blockdev.ExtentLister
 	nowait  blockdev.NowaitReader
 	file    blockdev.FileBacked
+	fast    blockdev.FastZeroer
 
 	// conns are its connections, guarded by Server.mu; gone is closed when the
 	// last one leaves after Remove.
@@ -212,6 +217,7 @@ func (s *Server) Add(x Export) error {
 	e.zeroer, _ = x.Device.(blockdev.Zeroer)
 	e.extents, _ = x.Device.(blockdev.ExtentLister)
 	e.nowait, _ = x.Device.(blockdev.NowaitReader)
+	e.fast, _ = x.Device.(blockdev.FastZeroer)
 	if f, ok := x.Device.(blockdev.FileBacked); ok && f.ReadFD(func(int) error { return nil }) == nil {
 		e.file = f
 	}

@@ -42,6 +42,8 @@ type socket struct {
 	nc    net.Conn
 	raw   syscall.RawConn
 	stall time.Duration
+	// tls encrypts all that is read and written; nil before STARTTLS.
+	tls *secured
 	// fixed: one deadline holds for all that is read and written (the handshake's),
 	// and the stall timeout is not used.
 	fixed bool
@@ -139,7 +141,12 @@ func (s *socket) tryRead(fd uintptr) bool {
 	p := s.readInto()
 	s.waiting.Store(false)
 	for {
-		n, err := unix.Read(int(fd), p)
+		n, err := 0, error(nil)
+		if s.tls != nil {
+			n, err = s.tls.receive(int(fd), p)
+		} else {
+			n, err = unix.Read(int(fd), p)
+		}
 		switch err {
 		case unix.EINTR:
 			continue
@@ -208,6 +215,15 @@ func (s *socket) held() (n int, ok bool) {
 	return n, ok && err == nil
 }
 
+// unread is how much has come that held does not count and read has not returned, at
+// most. Only the goroutine that reads may ask.
+func (s *socket) unread() int {
+	if s.tls == nil {
+		return 0
+	}
+	return s.tls.unread()
+}
+
 // interrupt makes the read that waits, and all later ones, end with
 // os.ErrDeadlineExceeded. It may be called from any goroutine.
 func (s *socket) interrupt() {
@@ -226,10 +242,19 @@ func (s *socket) resume(t time.Time) {
 // write sends all of bufs, whose elements it changes. more announces that the rest
 // of a message follows at once (MSG_MORE).
 func (s *socket) write(bufs [][]byte, more bool) error {
-	s.writeBufs, s.writeErr, s.writeFlags = bufs, nil, 0
-	if more {
-		s.writeFlags = unix.MSG_MORE
+	if s.tls != nil {
+		return s.tls.send(bufs)
 	}
+	flags := 0
+	if more {
+		flags = unix.MSG_MORE
+	}
+	return s.writePlain(bufs, flags)
+}
+
+// writePlain sends all of bufs as they are.
+func (s *socket) writePlain(bufs [][]byte, flags int) error {
+	s.writeBufs, s.writeErr, s.writeFlags = bufs, nil, flags
 	return s.endWrite(s.raw.Write(s.writeOnce))
 }
 

@@ -6,12 +6,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/keelblock/keelblock/blockdev"
 	"github.com/keelblock/keelblock/blockdev/nbd"
 )
 
 // dispatch runs do(r) in a worker, once a slot is free.
-func (c *conn) dispatch(r nbd.Request, do func(nbd.Request)) error {
+func (c *conn) dispatch(r request, do func(request)) error {
 	select {
 	case c.slots <- struct{}{}:
 	default:
@@ -63,7 +62,7 @@ func (c *conn) reserve(n int) *buffer {
 }
 
 // answer sends the reply to r of a worker: an error, or success without data.
-func (c *conn) answer(r nbd.Request, err error) {
+func (c *conn) answer(r request, err error) {
 	x := c.srv.buffers.get(maxErrorReply)
 	if err != nil {
 		errno, text := c.explain(r, err)
@@ -75,7 +74,7 @@ func (c *conn) answer(r nbd.Request, err error) {
 }
 
 // worker does what is neither read nor write.
-func (c *conn) worker(r nbd.Request) {
+func (c *conn) worker(r request) {
 	switch r.Type {
 	case nbd.CmdFlush:
 		c.sync(r)
@@ -94,24 +93,24 @@ func (c *conn) worker(r nbd.Request) {
 	case nbd.CmdCache:
 		c.answer(r, c.cache(r))
 	case nbd.CmdBlockStatus:
-		c.blockStatus(r)
+		c.blockStatus(r, c.contexts.list)
 	}
 }
 
 // sync is FLUSH, and the end of a request with FUA.
-func (c *conn) sync(r nbd.Request) {
+func (c *conn) sync(r request) {
 	c.counters.flushes.Add(1)
 	c.answer(r, c.device(c.exp.Device.Flush))
 }
 
-func (c *conn) trim(r nbd.Request) error {
+func (c *conn) trim(r request) error {
 	if c.exp.trimmer == nil {
 		return nil // a hint
 	}
 	return c.exp.trimmer.Trim(int64(r.Offset), int64(r.Length))
 }
 
-func (c *conn) writeZeroes(r nbd.Request) error {
+func (c *conn) writeZeroes(r request) error {
 	off, end := int64(r.Offset), int64(r.Offset)+int64(r.Length)
 	if c.exp.zeroer != nil {
 		return c.exp.zeroer.WriteZeroes(off, end-off, r.Flags&nbd.CmdFlagNoHole == 0)
@@ -138,7 +137,7 @@ func (c *conn) writeZeroes(r nbd.Request) error {
 const maxCacheBytes = 64 << 20
 
 // cache brings a range into memory.
-func (c *conn) cache(r nbd.Request) error {
+func (c *conn) cache(r request) error {
 	off, end := int64(r.Offset), int64(r.Offset)+int64(r.Length)
 	if c.exp.file != nil {
 		return c.exp.file.ReadFD(func(fd int) error {
@@ -168,7 +167,7 @@ func (c *conn) cache(r nbd.Request) error {
 // readByWorker reads what may have to wait for a disk. With structured replies,
 // unless DF forbids it, each stripe is a chunk of its own and is sent when it is
 // there; else the reply is gathered whole, since its header speaks for all of it.
-func (c *conn) readByWorker(r nbd.Request) {
+func (c *conn) readByWorker(r request) {
 	if c.structured && (r.Flags&nbd.CmdFlagDF == 0 || r.Length <= stripeBytes) {
 		c.readInChunks(r)
 	} else {
@@ -176,14 +175,14 @@ func (c *conn) readByWorker(r nbd.Request) {
 	}
 }
 
-func (c *conn) readInChunks(r nbd.Request) {
+func (c *conn) readInChunks(r request) {
 	off, end := int64(r.Offset), int64(r.Offset)+int64(r.Length)
 	for off < end {
 		n := pieceLength(off, end)
 		if r.Flags&nbd.CmdFlagDF != 0 {
 			n = int(end - off)
 		}
-		x := c.reserve(nbd.OffsetDataSize + n)
+		x := c.reserve(maxReadHead + n)
 		if x == nil {
 			return
 		}
@@ -191,7 +190,7 @@ func (c *conn) readInChunks(r nbd.Request) {
 		if off+int64(n) == end {
 			flags = nbd.ReplyFlagDone
 		}
-		x.b = c.appendReadHeader(x.b, r, flags, uint64(off), n)
+		x.b = c.appendReadHead(x.b, r, flags, uint64(off), n)
 		data := x.b[len(x.b) : len(x.b)+n]
 		err := c.device(func() error {
 			_, err := c.exp.Device.ReadAt(data, off)
@@ -209,12 +208,12 @@ func (c *conn) readInChunks(r nbd.Request) {
 	}
 }
 
-func (c *conn) readWhole(r nbd.Request) {
+func (c *conn) readWhole(r request) {
 	if c.srv.budget.Acquire(c.ctx, int64(r.Length)) != nil {
 		return
 	}
-	head := c.srv.buffers.get(nbd.OffsetDataSize)
-	head.b = c.appendReadHeader(head.b, r, nbd.ReplyFlagDone, r.Offset, int(r.Length))
+	head := c.srv.buffers.get(maxReadHead)
+	head.b = c.appendReadHead(head.b, r, nbd.ReplyFlagDone, r.Offset, int(r.Length))
 	list := []*buffer{head}
 	err := c.device(func() error {
 		for off, end := int64(r.Offset), int64(r.Offset)+int64(r.Length); off < end; {
@@ -267,7 +266,7 @@ func (p *pieces) failed() error {
 // writeByWorkers reads a payload piece by piece, each into a buffer of its own, and
 // has workers write them. Whoever ends the last piece replies. After a failure the
 // rest is read but not written.
-func (c *conn) writeByWorkers(r nbd.Request) error {
+func (c *conn) writeByWorkers(r request) error {
 	c.counters.writes.Add(1)
 	w := new(pieces)
 	w.left.Store(1)
@@ -286,7 +285,7 @@ func (c *conn) writeByWorkers(r nbd.Request) error {
 		}
 		at := off
 		w.left.Add(1)
-		err = c.dispatch(r, func(r nbd.Request) {
+		err = c.dispatch(r, func(r request) {
 			err := c.device(func() error {
 				_, err := c.exp.Device.WriteAt(x.b, at)
 				return err
@@ -338,7 +337,7 @@ func (c *conn) readPiece(n int) (*buffer, error) {
 
 // endPiece counts a piece and, after the last, syncs if FUA asks for it and
 // replies.
-func (c *conn) endPiece(r nbd.Request, w *pieces) {
+func (c *conn) endPiece(r request, w *pieces) {
 	if w.left.Add(-1) > 0 {
 		return
 	}
@@ -348,47 +347,4 @@ func (c *conn) endPiece(r nbd.Request, w *pieces) {
 		return
 	}
 	c.answer(r, err)
-}
-
-// maxDescriptors bounds a block status reply; the client asks again for the rest.
-const maxDescriptors = 4096
-
-// blockStatus answers with base:allocation.
-func (c *conn) blockStatus(r nbd.Request) {
-	limit := maxDescriptors
-	if r.Flags&nbd.CmdFlagReqOne != 0 {
-		limit = 1
-	}
-	var list []nbd.Descriptor
-	add := func(e blockdev.Extent, s blockdev.ExtentStatus) bool {
-		d := nbd.Descriptor{Length: uint32(e.Length)}
-		if s.Hole {
-			d.Flags |= nbd.StateHole
-		}
-		if s.Zero {
-			d.Flags |= nbd.StateZero
-		}
-		if last := len(list) - 1; last >= 0 && list[last].Flags == d.Flags {
-			list[last].Length += d.Length
-			return true
-		}
-		if len(list) == limit {
-			return false
-		}
-		list = append(list, d)
-		return true
-	}
-	var err error
-	if c.exp.extents == nil {
-		add(blockdev.Extent{Offset: int64(r.Offset), Length: int64(r.Length)}, blockdev.ExtentStatus{})
-	} else {
-		err = c.device(func() error { return c.exp.extents.Extents(int64(r.Offset), int64(r.Length), add) })
-	}
-	if err != nil {
-		c.answer(r, err)
-		return
-	}
-	x := c.srv.buffers.get(nbd.ChunkSize + 4 + 8*len(list))
-	x.b = nbd.AppendBlockStatus(x.b, nbd.ReplyFlagDone, r.Cookie, baseAllocationID, list)
-	c.out.send(x)
 }
