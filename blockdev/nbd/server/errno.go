@@ -11,7 +11,11 @@ import (
 // false for an error that has none of its own and is sent as EIO. The text is what
 // the client is told: of a known error its meaning, of others nothing, as their
 // text may name files of this machine; it is in the log.
-func errnoOf(err error) (errno nbd.Errno, text string, known bool) {
+func errnoOf(command uint16, err error) (errno nbd.Errno, text string, known bool) {
+	if errors.Is(err, blockdev.ErrOutOfRange) && (command == nbd.CmdWrite || command == nbd.CmdWriteZeroes) {
+		// The Device has become smaller than when the client connected.
+		return nbd.ENOSPC, blockdev.ErrOutOfRange.Error(), true
+	}
 	for _, m := range []struct {
 		err   error
 		errno nbd.Errno
