@@ -44,9 +44,11 @@ func wordMask(i, first, last int64) uint64 {
 // was allocated before (on a full tmpfs the kernel answers a touch with SIGBUS), and
 // that is what a set summary bit says.
 type fineMap struct {
-	words    bitmap
-	summary  []uint64
-	inflight [shards]counter
+	words   bitmap
+	summary []uint64
+	// writers counts those that are registered in this map, under the mask count.
+	writers *stripes
+	count   uint64
 	// incomplete: a bit could not be set. What the map freezes is not a snapshot.
 	incomplete atomic.Bool
 
@@ -166,11 +168,11 @@ func (m *fineMap) endOfLeaf(leaf int64) int64 {
 }
 
 // drained waits until every write that registered in m has left. It may only be
-// called once no new write can stay registered: each shard is then seen at zero
+// called once no new write can stay registered: each stripe is then seen at zero
 // after its last writer, which is enough. done ends the wait early.
 func (m *fineMap) drained(done <-chan struct{}) bool {
-	for i := range m.inflight {
-		for spin := 0; m.inflight[i].n.Load() != 0; spin++ {
+	for i := range m.writers.state {
+		for spin := 0; m.writers.state[i].Load()&m.count != 0; spin++ {
 			if !pause(spin, done) {
 				return false
 			}

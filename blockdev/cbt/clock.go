@@ -54,41 +54,6 @@ func (w word) phase() phase {
 }
 func (w word) withPhase(p phase) word { return w&^3 | word(p) }
 
-// shards is the number of in-flight counters of a map: enough that writers of
-// different stripes do not share a cache line.
-const shards = 16
-
-// counter is an in-flight counter on a cache line of its own.
-type counter struct {
-	n atomic.Int64
-	_ [56]byte
-}
-
-// register enters a write into the map of its epoch and returns that map with the
-// word under which it entered. Counting first and looking again afterwards is what
-// lets a freeze wait for every write of the older epoch: a write that passed the
-// second look is counted, one that did not has set no bit (V3).
-func (t *Tracker) register(shard int) (*fineMap, word, bool) {
-	for {
-		w := word(t.word.Load())
-		if w.phase() == phaseClosed {
-			return nil, w, false
-		}
-		e := t.clock.epoch.Load()
-		t.hooks.at(hookEpochLoaded, t)
-		m := &t.maps[w.live()]
-		if e < w.cut() {
-			m = &t.maps[1-w.live()]
-		}
-		m.inflight[shard].n.Add(1)
-		t.hooks.at(hookRegistered, t)
-		if word(t.word.Load()) == w && t.clock.epoch.Load() == e {
-			return m, w, true
-		}
-		m.inflight[shard].n.Add(-1)
-	}
-}
-
 // hook names a point of the protocol at which a test may hold a goroutine.
 type hook int
 

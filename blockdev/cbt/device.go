@@ -57,24 +57,24 @@ func (t *Tracker) do(c change) (int, error) {
 func (t *Tracker) apply(c change) (int, error) {
 	span := spanOf(c.off, c.n)
 	first, last := c.off>>grainShift, (c.off+c.n-1)>>grainShift
-	shard := span.first % shards
+	desk := span.desk()
 
 	exclusive := false
 	t.stripes.lock(span, exclusive)
 	for {
-		m, w, ok := t.register(shard)
+		i, w, ok := t.register(desk, exclusive)
 		if !ok {
 			t.stripes.unlock(span, exclusive)
 			return 0, blockdev.ErrClosed
 		}
-		if !m.set(first, last) {
+		if !t.maps[i].set(first, last) {
 			t.mapIsIncomplete()
 		}
 		t.hooks.at(hookBitsSet, t)
 		done, err := false, error(nil)
-		if m == &t.maps[w.live()] && (w.phase() == phaseTransition || w.phase() == phaseFrozen && t.pending(w, first, last)) {
+		if w.phase() != phaseIdle && i == w.live() && (w.phase() == phaseTransition || t.pending(w, first, last)) {
 			if !exclusive {
-				m.inflight[shard].n.Add(-1)
+				t.stripes.leave(desk, mapUnit(i))
 				t.stripes.unlock(span, false)
 				exclusive = true
 				t.stripes.lock(span, true)
@@ -82,7 +82,7 @@ func (t *Tracker) apply(c change) (int, error) {
 				continue
 			}
 			if done, ok, err = t.preserve(w, c, first, last); !ok {
-				m.inflight[shard].n.Add(-1) // the snapshot ended meanwhile: look again
+				t.stripes.leave(desk, mapUnit(i)) // the snapshot ended meanwhile: look again
 				continue
 			}
 		}
@@ -90,10 +90,34 @@ func (t *Tracker) apply(c change) (int, error) {
 		if !done {
 			n, err = t.do(c)
 		}
-		m.inflight[shard].n.Add(-1)
+		t.stripes.leave(desk, mapUnit(i))
 		t.stripes.unlock(span, exclusive)
 		return n, err
 	}
+}
+
+// writeInStripe is apply for a write within one stripe that has nothing to preserve,
+// as nearly all are: the NBD server cuts at stripes. done is false when apply has to
+// look; the bits that are set by then list too much, which is legal. It is apart from
+// apply because the general way costs 90 ns more, of 150 (BenchmarkWrite on a machine
+// whose raw write takes 2.0 µs).
+func (t *Tracker) writeInStripe(p []byte, off int64) (n int, err error, done bool) {
+	stripe := int(off>>stripeShift) % stripeCount
+	first, last := off>>grainShift, (off+int64(len(p))-1)>>grainShift
+	i, w, ok := t.register(stripe, false)
+	if !ok {
+		return 0, blockdev.ErrClosed, true
+	}
+	done = t.maps[i].set(first, last)
+	t.hooks.at(hookBitsSet, t)
+	if w.phase() != phaseIdle && i == w.live() {
+		done = done && w.phase() != phaseTransition && !t.pending(w, first, last)
+	}
+	if done {
+		n, err = t.dev.WriteAt(p, off)
+	}
+	t.stripes.leave(stripe, mapUnit(i))
+	return n, err, done
 }
 
 // pending reports whether a grain of first..last is frozen and not claimed. It may
@@ -125,6 +149,11 @@ func (t *Tracker) ReadAt(p []byte, off int64) (int, error) { return t.dev.ReadAt
 func (t *Tracker) WriteAt(p []byte, off int64) (int, error) {
 	if err := blockdev.CheckRange(off, int64(len(p)), t.size); err != nil {
 		return 0, fmt.Errorf("write %d bytes at %d: %w", len(p), off, err)
+	}
+	if len(p) > 0 && off>>stripeShift == (off+int64(len(p))-1)>>stripeShift {
+		if n, err, done := t.writeInStripe(p, off); done {
+			return n, err
+		}
 	}
 	for n := 0; n < len(p); {
 		q := p[n:min(n+maxChunk, len(p))]

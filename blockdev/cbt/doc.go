@@ -28,8 +28,9 @@
 //
 // # Locks, in the order in which they are taken
 //
-//	stripes    RW locks over 256 KiB of a disk, by lock index; held over the data call,
-//	           since that is what they order: a write against a copy-before-write
+//	stripes    RW locks over 256 KiB of a disk, by index; held over the data call, since
+//	           that is what they order: a write against a copy-before-write. Each counts
+//	           the writes that are registered, too
 //	life       of each disk, by disk id: a change of its freeze word. It is held while a
 //	           freeze ends or a Baseline is taken, which waits for writes under way: until
 //	           then no other change of the word may come

@@ -55,7 +55,7 @@ import (
 //
 // # A write
 //
-//	lock the stripes of the range, shared
+//	lock the stripes of the range, shared, the last one (the desk) together with
 //	register: word, epoch → map; count; both unchanged? else uncount and repeat
 //	set the bits
 //	live map, and (phaseTransition, or a grain of the range is pending)?
@@ -105,7 +105,7 @@ import (
 // list too much.
 //
 // The model in model_test.go visits every interleaving of this, for few writes, and
-// finds each of sixteen bugs when it is put in, those named above among them.
+// finds each of seventeen bugs when it is put in, those named above among them.
 
 var (
 	// ErrAborted: the frozen content is no longer whole. Freeze.Err says why. The

@@ -35,6 +35,7 @@ const (
 	bugAbortedCutCommits
 	bugRecoveryForgetsFrozen
 	bugPreserveUnderSharedLock
+	bugSharedPastExclusive
 	bugEpochBeforeWords
 	bugDiskAfterDisk
 )
@@ -104,6 +105,14 @@ func (d *modelDisk) wordIs(w *modelWriter) bool {
 	return d.cut == w.wcut && d.live == w.wlive && d.phase == w.wphase
 }
 
+// leave takes the registration of w back, and with it a shared stripe.
+func (d *modelDisk) leave(w *modelWriter) {
+	d.inflight[w.m]--
+	if !w.exclusive {
+		d.shared--
+	}
+}
+
 const torn = 0x80
 
 const (
@@ -145,7 +154,13 @@ func (m *model) stepWriter(s modelState, i int) {
 		if w.e < w.wcut {
 			w.m = 1 - w.wlive
 		}
-	case wEnter:
+	case wEnter: // takes the stripe shared with the registration, or gives way
+		if !w.exclusive && m.bug != bugSharedPastExclusive && d.exclusive != 0 {
+			return
+		}
+		if !w.exclusive {
+			d.shared++
+		}
 		d.inflight[w.m]++
 		w.pc = wCheckWord
 		if m.bug == bugNoRecheck {
@@ -154,13 +169,13 @@ func (m *model) stepWriter(s modelState, i int) {
 	case wCheckWord:
 		w.pc = wCheckEpoch
 		if !d.wordIs(w) {
-			d.inflight[w.m]--
+			d.leave(w)
 			w.pc = wLoadWord
 		}
 	case wCheckEpoch:
 		w.pc = wSetBit
 		if s.epoch != w.e {
-			d.inflight[w.m]--
+			d.leave(w)
 			w.pc = wLoadWord
 		} else if m.sequence && i == 0 {
 			if w.block == 0 {
@@ -186,8 +201,7 @@ func (m *model) stepWriter(s modelState, i int) {
 		case w.exclusive || m.bug == bugPreserveUnderSharedLock:
 			w.pc = wGuard
 		default:
-			d.inflight[w.m]--
-			d.shared--
+			d.leave(w)
 			w.pc = wLockExclusive
 		}
 	case wLockExclusive:
@@ -202,7 +216,7 @@ func (m *model) stepWriter(s modelState, i int) {
 		w.pc = wClaim
 		if !d.wordIs(w) {
 			d.preserving--
-			d.inflight[w.m]--
+			d.leave(w)
 			w.pc = wLoadWord
 		}
 	case wClaim:
@@ -246,11 +260,9 @@ func (m *model) stepWriter(s modelState, i int) {
 			d.bits[w.m] |= bit
 		}
 	case wLeave:
-		d.inflight[w.m]--
+		d.leave(w)
 		if w.exclusive {
 			d.exclusive = 0
-		} else {
-			d.shared--
 		}
 		*w = modelWriter{}
 	}
@@ -267,12 +279,9 @@ func (m *model) startWrite(s modelState, i int) {
 		}
 		n := s
 		d := &n.disk[m.diskOf(b)]
-		if d.exclusive != 0 {
-			continue
-		}
-		d.shared++
 		n.writes[i]--
-		n.writer[i] = modelWriter{pc: wLoadWord, block: b, value: n.value}
+		// With the first load, wLoadWord: to begin touches nothing that is shared.
+		n.writer[i] = modelWriter{pc: wLoadEpoch, block: b, value: n.value, wcut: d.cut, wlive: d.live, wphase: d.phase}
 		m.emit(n, "writer starts")
 	}
 }

@@ -186,6 +186,7 @@ func Open(dev blockdev.Device, c *Clock, o Options) (*Tracker, error) {
 	}
 	t := &Tracker{dev: dev, below: abilitiesOf(dev), clock: c, opts: o, hooks: o.hooks, size: size,
 		log: o.Logger.With("disk", o.DiskID)}
+	t.stripes.init(&t.maps)
 	l := layoutOf(size)
 	if t.claimed, err = newScratch(l.words); err == nil {
 		t.preserved, err = newScratch(l.words)
