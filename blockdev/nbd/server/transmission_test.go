@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"math/rand/v2"
 	"testing"
 
@@ -17,13 +18,15 @@ func devices(t *testing.T, size int64) map[string]blockdev.Device {
 	return map[string]blockdev.Device{"inline": newDisk(t, t.TempDir(), size), "workers": plain{newDisk(t, t.TempDir(), size)}}
 }
 
-// everyWay runs a test inline and by workers, with simple and structured replies.
+// everyWay runs a test inline and by workers, with simple and structured replies and
+// with extended headers.
 func everyWay(t *testing.T, size int64, test func(t *testing.T, s *running, w *wire)) {
 	for way, d := range devices(t, size) {
 		t.Run(way, func(t *testing.T) {
 			s := start(t, server.Options{})
 			s.add(t, server.Export{Name: "disk", Device: d})
 			forms(t, func(t *testing.T, structured bool) { test(t, s, s.open(t, "disk", structured)) })
+			t.Run("extended headers", func(t *testing.T) { test(t, s, s.openExtended(t, "disk")) })
 		})
 	}
 }
@@ -63,6 +66,9 @@ func TestErrorsLeaveTheConnectionAlive(t *testing.T) {
 			n := 0
 			if x.r.Type == nbd.CmdWrite {
 				n = int(x.r.Length)
+			}
+			if w.extended && x.r.Flags&nbd.CmdFlagPayloadLength != 0 {
+				continue // valid there, or with a payload
 			}
 			w.fails(x.r, payload(n), x.want)
 			w.alive()
@@ -201,6 +207,9 @@ func TestManyRequestsAtOnce(t *testing.T) {
 		go func() { // all of them, while replies come
 			for i := range uint64(n) {
 				p := nbd.AppendRequest(nil, nbd.Request{Type: nbd.CmdWrite, Cookie: i, Offset: i * each, Length: each})
+				if w.extended {
+					p = wideBytes(wide{flags: payloadLength, command: 1, offset: i * each, length: each}, i)
+				}
 				w.nc.Write(append(p, want[i*each:(i+1)*each]...))
 			}
 		}()
@@ -209,7 +218,13 @@ func TestManyRequestsAtOnce(t *testing.T) {
 			open[i] = true
 		}
 		for len(open) > 0 {
-			h, _, err := nbd.ParseReplyHeader(w.take(nbd.SimpleReplySize))
+			var h nbd.ReplyHeader
+			var err error
+			if w.extended {
+				h.Cookie = binary.BigEndian.Uint64(w.take(32)[8:])
+			} else {
+				h, _, err = nbd.ParseReplyHeader(w.take(nbd.SimpleReplySize))
+			}
 			if err != nil || h.Errno != nbd.OK || !open[h.Cookie] {
 				t.Fatalf("reply %+v, %v", h, err)
 			}

@@ -17,8 +17,8 @@ type wire struct {
 	t  testing.TB
 	nc net.Conn
 	// structured and context are what the test has negotiated.
-	structured bool
-	cookie     uint64
+	structured, extended bool
+	cookie               uint64
 }
 
 // connect does the handshake up to the client flags.
@@ -144,12 +144,16 @@ type reply struct {
 	text   string
 	data   []byte // of a read
 	status []nbd.Descriptor
+	wide   []wideStatus // with extended headers
 	chunks int
 }
 
 // send sends a request and returns its cookie.
 func (w *wire) send(r nbd.Request, payload []byte) uint64 {
 	w.t.Helper()
+	if w.extended {
+		return w.sendWide(narrow(r), payload)
+	}
 	w.cookie++
 	r.Cookie = w.cookie
 	w.put(append(nbd.AppendRequest(nil, r), payload...))
@@ -166,6 +170,9 @@ func (w *wire) do(r nbd.Request, payload []byte) reply {
 // receive reads the reply to r.
 func (w *wire) receive(r nbd.Request) (got reply) {
 	w.t.Helper()
+	if w.extended {
+		return w.narrowed(w.receiveWide(narrow(r), r.Cookie))
+	}
 	if r.Type == nbd.CmdRead {
 		got.data = make([]byte, 0, min(r.Length, nbd.MaxPayload))
 	}
