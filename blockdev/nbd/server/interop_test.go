@@ -24,6 +24,8 @@ func tool(t *testing.T, name string, args ...string) string {
 	}
 	cmd := exec.CommandContext(within(t, 60*time.Second), name, args...)
 	cmd.Dir = t.TempDir() // fio leaves a file of its state
+	// nbdsh takes the first python3, which need not be the one that has its module.
+	cmd.Env = append(os.Environ(), "PATH=/usr/bin:/bin:"+os.Getenv("PATH"))
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
