@@ -27,7 +27,7 @@ func (c *Clock) Advance(disks []*Tracker, again func(disk int, e blockdev.Extent
 			// merge that follows passes it on to the live map.
 			return fmt.Errorf("advance disk %q: %w", disks[i].opts.DiskID, errIncomplete)
 		}
-		runs(int64(len(m.words)), disks[i].size, m.hasLeaf, m.load, func(e blockdev.Extent) bool {
+		runs(int64(len(m.words)), disks[i].Size(), m.hasLeaf, m.load, func(e blockdev.Extent) bool {
 			again(i, e)
 			return true
 		})
@@ -84,8 +84,7 @@ func (t *Tracker) beginBaseline() error {
 		t.header.state, t.header.reason = TrackingCompare, "a full read began and was not committed"
 	}
 	t.verified, t.baselined = t.doubts, true
-	t.store()
-	return nil
+	return t.store()
 }
 
 // DropBaseline takes back what a Baseline promised: the read that it was made for

@@ -242,6 +242,9 @@ func runs(words, size int64, leafAt func(leaf int64) bool, at func(i int64) uint
 	flush := func(end int64) bool {
 		off := start << grainShift
 		start = -1
+		if off >= size { // of a map that is larger than the disk has become
+			return true
+		}
 		return yield(blockdev.Extent{Offset: off, Length: min(end<<grainShift, size) - off})
 	}
 	for i := int64(0); i < words; i++ {

@@ -82,7 +82,7 @@ func (f *Frozen) copyBeforeWrite(first, last int64) error {
 // copyRun preserves the grains first..end-1.
 func (f *Frozen) copyRun(buf []byte, first, end int64) error {
 	off := first << grainShift
-	p := buf[:min(end<<grainShift, f.t.size)-off]
+	p := buf[:min(end<<grainShift, f.t.Size())-off]
 	if _, err := f.t.dev.ReadAt(p, off); err != nil {
 		return fmt.Errorf("read %d bytes at %d before they are overwritten: %w", len(p), off, err)
 	}
@@ -129,7 +129,7 @@ func (f *Frozen) Changed(yield func(blockdev.Extent) bool) {
 
 func (f *Frozen) changed(yield func(blockdev.Extent) bool) {
 	if f.t.frozen.Load() == f {
-		runs(int64(len(f.m.words)), f.t.size, f.m.hasLeaf, f.m.load, yield)
+		runs(int64(len(f.m.words)), f.t.Size(), f.m.hasLeaf, f.m.load, yield)
 	}
 }
 
@@ -143,7 +143,7 @@ func (f *Frozen) ChangedBytes() (n int64) {
 }
 
 // Size is the size of the disk in bytes.
-func (f *Frozen) Size() int64 { return f.t.size }
+func (f *Frozen) Size() int64 { return f.t.Size() }
 
 // Sink takes what a Capture finds: in ascending order, whole grains, each once.
 type Sink struct {
@@ -239,7 +239,7 @@ func (c *capturer) holes(e blockdev.Extent) (list []blockdev.Extent) {
 	_ = t.below.extents.Extents(e.Offset, e.Length, func(x blockdev.Extent, s blockdev.ExtentStatus) bool {
 		from := (x.Offset + blockdev.GrainSize - 1) &^ (blockdev.GrainSize - 1)
 		to := x.End()
-		if to != t.size {
+		if to != t.Size() {
 			to &^= blockdev.GrainSize - 1
 		}
 		switch k := len(list) - 1; {

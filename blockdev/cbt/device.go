@@ -41,6 +41,9 @@ const (
 	changeZero
 )
 
+// String is the verb of an error.
+func (k changeKind) String() string { return [...]string{"write", "trim", "zero"}[k] }
+
 // do applies c to the Device below.
 func (t *Tracker) do(c change) (int, error) {
 	switch c.kind {
@@ -67,10 +70,25 @@ func (t *Tracker) apply(c change) (int, error) {
 			t.stripes.unlock(span, exclusive)
 			return 0, blockdev.ErrClosed
 		}
+		if c.off+c.n > t.size.Load() { // it shrank
+			t.stripes.leave(desk, mapUnit(i))
+			t.stripes.unlock(span, exclusive)
+			return 0, fmt.Errorf("%s %d bytes at %d: %w", c.kind, c.n, c.off, blockdev.ErrOutOfRange)
+		}
 		if !t.maps[i].set(first, last) {
 			t.mapIsIncomplete()
 		}
 		t.hooks.at(hookBitsSet, t)
+		if !t.active(c.off, c.n) { // asked after the bits are set: see intent.go
+			t.stripes.leave(desk, mapUnit(i))
+			t.stripes.unlock(span, exclusive)
+			if err := t.activate(regionsIn(c.off, c.n)); err != nil {
+				return 0, fmt.Errorf("%s %d bytes at %d: %w", c.kind, c.n, c.off, err)
+			}
+			exclusive = false
+			t.stripes.lock(span, exclusive)
+			continue
+		}
 		done, err := false, error(nil)
 		if w.phase() != phaseIdle && i == w.live() && (w.phase() == phaseTransition || t.pending(w, first, last)) {
 			if !exclusive {
@@ -108,8 +126,13 @@ func (t *Tracker) writeInStripe(p []byte, off int64) (n int, err error, done boo
 	if !ok {
 		return 0, blockdev.ErrClosed, true
 	}
+	if off+int64(len(p)) > t.size.Load() { // it shrank: apply says so
+		t.stripes.leave(stripe, mapUnit(i))
+		return 0, nil, false
+	}
 	done = t.maps[i].set(first, last)
 	t.hooks.at(hookBitsSet, t)
+	done = done && t.active(off, int64(len(p)))
 	if w.phase() != phaseIdle && i == w.live() {
 		done = done && w.phase() != phaseTransition && !t.pending(w, first, last)
 	}
@@ -118,6 +141,27 @@ func (t *Tracker) writeInStripe(p []byte, off int64) (n int, err error, done boo
 	}
 	t.stripes.leave(stripe, mapUnit(i))
 	return n, err, done
+}
+
+// active reports whether a range, of which a stripe is held, may be written without
+// asking the intent map for its regions.
+func (t *Tracker) active(off, n int64) bool {
+	return t.intents == nil || t.intents.covers(regionsIn(off, n))
+}
+
+// warm makes the regions of a range of many pieces active with one sync.
+func (t *Tracker) warm(off, n int64) error {
+	if t.intents == nil || n <= maxChunk {
+		return nil
+	}
+	for !t.stripes.take(0, sharedUnit) {
+	}
+	cold := off+n <= t.size.Load() && !t.active(off, n)
+	t.stripes.leave(0, sharedUnit)
+	if !cold {
+		return nil
+	}
+	return t.activate(regionsIn(off, n))
 }
 
 // pending reports whether a grain of first..last is frozen and not claimed. It may
@@ -142,12 +186,20 @@ func (t *Tracker) mapIsIncomplete() {
 }
 
 // ReadAt reads the disk below.
-func (t *Tracker) ReadAt(p []byte, off int64) (int, error) { return t.dev.ReadAt(p, off) }
+func (t *Tracker) ReadAt(p []byte, off int64) (int, error) {
+	if err := blockdev.CheckRange(off, int64(len(p)), t.Size()); err != nil {
+		return 0, fmt.Errorf("read %d bytes at %d: %w", len(p), off, err)
+	}
+	return t.dev.ReadAt(p, off)
+}
 
 // WriteAt lists the range and writes it, in pieces of at most 1 MiB. Each piece is
 // in a snapshot whole or not at all.
 func (t *Tracker) WriteAt(p []byte, off int64) (int, error) {
-	if err := blockdev.CheckRange(off, int64(len(p)), t.size); err != nil {
+	if err := blockdev.CheckRange(off, int64(len(p)), t.Size()); err != nil {
+		return 0, fmt.Errorf("write %d bytes at %d: %w", len(p), off, err)
+	}
+	if err := t.warm(off, int64(len(p))); err != nil {
 		return 0, fmt.Errorf("write %d bytes at %d: %w", len(p), off, err)
 	}
 	if len(p) > 0 && off>>stripeShift == (off+int64(len(p))-1)>>stripeShift {
@@ -170,7 +222,7 @@ func (t *Tracker) WriteAt(p []byte, off int64) (int, error) {
 // snapshot still needs keep their content. A Device below that cannot trim is left
 // as it is.
 func (t *Tracker) Trim(off, n int64) error {
-	if err := blockdev.CheckRange(off, n, t.size); err != nil {
+	if err := blockdev.CheckRange(off, n, t.Size()); err != nil {
 		return fmt.Errorf("trim %d bytes at %d: %w", n, off, err)
 	}
 	if t.below.trim == nil {
@@ -182,7 +234,7 @@ func (t *Tracker) Trim(off, n int64) error {
 // WriteZeroes lists the range and zeroes it, in pieces of at most 1 MiB. It returns
 // ErrNotSupported when the Device below has no way to.
 func (t *Tracker) WriteZeroes(off, n int64, mayPunch bool) error {
-	if err := blockdev.CheckRange(off, n, t.size); err != nil {
+	if err := blockdev.CheckRange(off, n, t.Size()); err != nil {
 		return fmt.Errorf("write %d zeroes at %d: %w", n, off, err)
 	}
 	if t.below.zero == nil {
@@ -194,6 +246,9 @@ func (t *Tracker) WriteZeroes(off, n int64, mayPunch bool) error {
 // inChunks applies c in pieces that end at multiples of maxChunk, so that each takes
 // four stripes.
 func (t *Tracker) inChunks(c change) error {
+	if err := t.warm(c.off, c.n); err != nil {
+		return fmt.Errorf("%s %d bytes at %d: %w", c.kind, c.n, c.off, err)
+	}
 	for end := c.off + c.n; c.off < end; c.off += c.n {
 		c.n = min(end, (c.off/maxChunk+1)*maxChunk) - c.off
 		if _, err := t.apply(c); err != nil {
@@ -203,8 +258,8 @@ func (t *Tracker) inChunks(c change) error {
 	return nil
 }
 
-// Size is the size of the disk at Open.
-func (t *Tracker) Size() int64 { return t.size }
+// Size is the size of the disk at Open, or since the last Resize.
+func (t *Tracker) Size() int64 { return t.size.Load() }
 
 // Flush makes every write that returned before durable. Once a Flush failed, all
 // later ones fail too until the disk is opened again: the kernel has forgotten which
@@ -214,24 +269,24 @@ func (t *Tracker) Flush() error {
 	if err := t.flushFailed(); err != nil {
 		return err
 	}
+	f := t.frozen.Load()
+	drained := f != nil && word(t.word.Load()).phase() == phaseFrozen
 	if err := t.dev.Flush(); err != nil {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		if t.flushErr == nil {
-			t.flushErr = err
-			t.doubt("flush failed: " + err.Error())
+		if t.flushErr.CompareAndSwap(nil, &err) {
+			t.Distrust("flush failed: " + err.Error())
 		}
 		return err
+	}
+	if drained {
+		f.synced.Store(true)
 	}
 	// The kernel tells an error once, to one of two flushes beside one another.
 	return t.flushFailed()
 }
 
 func (t *Tracker) flushFailed() error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.flushErr != nil {
-		return fmt.Errorf("an earlier flush failed: %w", t.flushErr)
+	if err := t.flushErr.Load(); err != nil {
+		return fmt.Errorf("an earlier flush failed: %w", *err)
 	}
 	return nil
 }
@@ -241,7 +296,7 @@ func (t *Tracker) Extents(off, n int64, yield func(blockdev.Extent, blockdev.Ext
 	if t.below.extents != nil {
 		return t.below.extents.Extents(off, n, yield)
 	}
-	if err := blockdev.CheckRange(off, n, t.size); err != nil {
+	if err := blockdev.CheckRange(off, n, t.Size()); err != nil {
 		return fmt.Errorf("list extents of %d bytes at %d: %w", n, off, err)
 	}
 	if n > 0 {

@@ -144,6 +144,7 @@ type Frozen struct {
 	wait      sync.Mutex
 	preserved *sync.Cond
 
+	synced   atomic.Bool // a flush began after the drain, and succeeded
 	started  atomic.Bool // Capture ran
 	captured atomic.Bool // and saw everything
 	ready    bool        // drained; phase is frozen
@@ -278,8 +279,10 @@ func (f *Frozen) Drain(ctx context.Context) error {
 	return nil
 }
 
-// Prepare notes in the map header that point p is about to be committed. It fails
-// when the freeze was aborted, or not all of it was captured.
+// Prepare makes the disk durable, unless that was done since the drain: what the point
+// holds is not listed any more after the commit, so the disk may not lose it. Then it
+// notes in the headers, durably, that p is about to be committed. It fails when the
+// freeze was aborted, or not all of it was captured.
 func (f *Frozen) Prepare(p PointID) error {
 	if err := f.freeze.Err(); err != nil {
 		return err
@@ -287,10 +290,17 @@ func (f *Frozen) Prepare(p PointID) error {
 	if !f.captured.Load() && f.ChangedBytes() != 0 {
 		return fmt.Errorf("prepare disk %q: its changes were not captured", f.t.opts.DiskID)
 	}
+	if !f.synced.Load() {
+		if err := f.t.Flush(); err != nil {
+			return fmt.Errorf("prepare disk %q: %w", f.t.opts.DiskID, err)
+		}
+	}
 	f.t.mu.Lock()
 	defer f.t.mu.Unlock()
 	f.t.header.candidate = p
-	f.t.store()
+	if err := f.t.store(); err != nil {
+		return fmt.Errorf("prepare disk %q: %w", f.t.opts.DiskID, err)
+	}
 	return nil
 }
 
@@ -301,7 +311,8 @@ func (f *Frozen) Commit() error {
 	if err := f.freeze.Err(); err != nil {
 		return errors.Join(err, f.Abort())
 	}
-	return f.end(true)
+	quiet, err := f.end(true)
+	return errors.Join(err, f.t.clearIntents(quiet))
 }
 
 // Abort merges the frozen map into the live one. Harmless after Commit.
@@ -313,17 +324,19 @@ func (f *Frozen) Abort() error {
 		return nil
 	}
 	f.freeze.Fail(errors.New("on request"))
-	return f.end(false)
+	_, err := f.end(false)
+	return err
 }
 
-// end retires the frozen map, after a commit, or merges it back.
-func (f *Frozen) end(commit bool) error {
+// end retires the frozen map, after a commit, or merges it back. It returns the
+// regions that may leave the intent map.
+func (f *Frozen) end(commit bool) (quiet []uint64, err error) {
 	t := f.t
 	t.life.Lock()
 	defer t.life.Unlock()
 	if f.done || t.closed { // Close saves the union of both maps
 		f.done = true
-		return nil
+		return nil, nil
 	}
 	f.use.Lock()
 	defer f.use.Unlock()
@@ -332,8 +345,12 @@ func (f *Frozen) end(commit bool) error {
 	t.whole.Lock()
 	defer t.whole.Unlock()
 	if commit {
-		if err := t.commitHeader(); err != nil {
-			return err
+		trusted, err := t.commitHeader()
+		if err != nil {
+			return nil, err
+		}
+		if trusted {
+			quiet = t.quietRegions(f.m)
 		}
 	} else {
 		t.maps[w.live()].merge(f.m)
@@ -347,36 +364,42 @@ func (f *Frozen) end(commit bool) error {
 	}
 	// frozen before claimed: the other way round everything would be pending again.
 	f.m.clear()
-	err := errors.Join(t.claimed.clear(), t.preserved.clear(), t.spill.reset())
+	err = errors.Join(t.claimed.clear(), t.preserved.clear(), t.spill.reset())
 	t.frozen.Store(nil)
 	f.done = true
 	if err != nil {
-		return fmt.Errorf("end snapshot of disk %q: %w", t.opts.DiskID, err)
+		return nil, fmt.Errorf("end snapshot of disk %q: %w", t.opts.DiskID, err)
 	}
-	return nil
+	return quiet, nil
 }
 
 // commitHeader makes the candidate the base. Trust returns if a Baseline came first
 // and no doubt since.
-func (t *Tracker) commitHeader() error {
+func (t *Tracker) commitHeader() (trusted bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	h := &t.header
 	if h.candidate.IsZero() {
-		return fmt.Errorf("commit disk %q: no point was prepared", t.opts.DiskID)
+		return false, fmt.Errorf("commit disk %q: no point was prepared", t.opts.DiskID)
 	}
 	h.base, h.candidate = h.candidate, PointID{}
 	switch {
 	case h.state == TrackingEnabled:
 	case t.baselined && t.doubts == t.verified:
 		h.state, h.reason = TrackingEnabled, ""
-	case h.state == TrackingNone:
+	case h.state == TrackingNone, h.flags&flagNarrow != 0:
 		h.state, h.reason = TrackingCompare, t.lastDoubt
 		if !t.baselined {
 			h.reason = "committed without a full read"
 		}
 	}
+	h.flags = 0
 	t.baselined = false
-	t.store()
-	return nil
+	if err := t.store(); err != nil {
+		// The intent file still names base and candidate, which is right as long as
+		// no region leaves it.
+		t.log.Warn("the new base is not durable: after a power cut more is compared", "error", err)
+		return false, nil
+	}
+	return h.state == TrackingEnabled, nil
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+
+	"github.com/keelblock/keelblock/blockdev"
 )
 
 // PointID names a committed recovery point; its bytes are the digest of the
@@ -39,10 +41,16 @@ const (
 const (
 	flagClean   = 1 << 0 // saved map: nothing was written since
 	flagWitness = 1 << 1 // saved map: the witness is filled in
+	// flagNarrow: state is TrackingCompare, and only the active regions of the intent
+	// map are in doubt.
+	flagNarrow = 1 << 2
+	// flagUnwitnessed: after a clean stop nothing showed whether the disk had been
+	// written meanwhile; see Options.AuditUnwitnessed.
+	flagUnwitnessed = 1 << 3
 )
 
-// header is what the map file and the saved map say about themselves. Both files
-// use one layout, told apart by their magic.
+// header is what the map file, the saved map and the intent file say about themselves.
+// All use one layout, told apart by their magic.
 type header struct {
 	flags    uint16
 	state    Tracking
@@ -61,6 +69,13 @@ type header struct {
 	diskID    string
 	bootID    string // map file: the kernel that it lives in
 	reason    string // why state is TrackingCompare
+	// resizeTo is the size to which the disk is being resized, 0 when it is not: the
+	// disk has that size or sizeBytes, and what lies between them is changed.
+	resizeTo int64
+	// before and intentID are those of the intent file: the session of the saved map
+	// that was there when the file was opened, and what its sectors bear.
+	before   [16]byte
+	intentID uint64
 }
 
 var (
@@ -94,7 +109,9 @@ func (h *header) encode(magic string, buf []byte) {
 	putString(b[164:164+1+maxDiskID], h.diskID)
 	putString(b[261:261+1+maxBootID], h.bootID)
 	putString(b[302:302+1+maxReason], h.reason)
-	// 399..507 is reserved: the intent map's serial, place and checksum.
+	littleEndian.PutUint64(b[400:], uint64(h.resizeTo))
+	copy(b[408:424], h.before[:])
+	littleEndian.PutUint64(b[424:], h.intentID)
 	littleEndian.PutUint32(b[508:], crc32.Checksum(b[:508], castagnoli))
 }
 
@@ -122,7 +139,7 @@ func decodeHeader(magic string, b []byte) (header, error) {
 	}
 	h.flags = littleEndian.Uint16(b[10:])
 	h.state = Tracking(b[12])
-	if h.state > TrackingCompare || h.flags&^(flagClean|flagWitness) != 0 {
+	if h.state > TrackingCompare || h.flags&^(flagClean|flagWitness|flagNarrow|flagUnwitnessed) != 0 {
 		return h, fmt.Errorf("%w: state %d, flags %#x", errHeader, b[12], h.flags)
 	}
 	h.sequence = littleEndian.Uint64(b[16:])
@@ -139,6 +156,12 @@ func decodeHeader(magic string, b []byte) (header, error) {
 	}
 	h.leaves = littleEndian.Uint64(b[152:])
 	h.bodySum = littleEndian.Uint32(b[160:])
+	h.resizeTo = int64(littleEndian.Uint64(b[400:]))
+	copy(h.before[:], b[408:424])
+	h.intentID = littleEndian.Uint64(b[424:])
+	if h.resizeTo < 0 || h.resizeTo > blockdev.MaxSize || magic == intentMagic && (h.sizeBytes < 0 || h.sizeBytes > blockdev.MaxSize) {
+		return h, fmt.Errorf("%w: size %d, resized to %d", errHeader, h.sizeBytes, h.resizeTo)
+	}
 	var ok [3]bool
 	h.diskID, ok[0] = getString(b[164 : 164+1+maxDiskID])
 	h.bootID, ok[1] = getString(b[261 : 261+1+maxBootID])

@@ -128,6 +128,17 @@ func (s *spill) each(p []byte, off int64, do func(f *os.File, p []byte, off int6
 	return nil
 }
 
+// resize readies the spill, which is empty, for a disk of size bytes.
+func (s *spill) resize(size int64) {
+	for int64(len(s.files)) <= size/spillSegment {
+		files := make([]atomic.Pointer[os.File], size/spillSegment+1)
+		for i := range s.files {
+			files[i].Store(s.files[i].Load())
+		}
+		s.files = files
+	}
+}
+
 // check reports a write-back error that the kernel met on the spill's pages, which
 // it may have dropped since. It starts no write-back of its own.
 func (s *spill) check() error {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/bits"
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -44,6 +46,10 @@ type Options struct {
 	MapPath string
 	// SavePath is where a clean stop saves the map, beside the data. Required.
 	SavePath string
+	// IntentPath is the file of the intent map, beside the data and on storage that
+	// keeps what is synced; see intent.go. "": none, so that a power cut puts the whole
+	// disk in doubt.
+	IntentPath string
 	// SpillPath is the file that takes grains that the guest overwrites before a
 	// backup has captured them. It exists while the tracker is open. Default:
 	// SavePath with ".spill" added.
@@ -56,14 +62,21 @@ type Options struct {
 	SpillReserveBytes int64
 	// Witness tells what the backing file looks like, or false when there is no file
 	// (a block device). Without a witness nothing shows whether somebody else wrote
-	// the disk while it was not served, so a clean stop is then followed by a compare.
+	// the disk while it was not served, so a clean stop is then followed by a compare,
+	// unless AuditUnwitnessed is set.
 	Witness func() (Witness, bool)
+	// AuditUnwitnessed: the caller looks itself at a sample of the disk before it trusts
+	// the list of a disk without a witness; Tracker.Unwitnessed tells when.
+	AuditUnwitnessed bool
 	// BootID overrides the kernel's boot id, for tests of a power cut.
 	BootID string
 	// Logger gets what an operator wants to know. Default: nothing is logged.
 	Logger *slog.Logger
 
-	hooks hooks
+	hooks      hooks
+	intentHook func(intentHook)
+	// openIntent stands a test in for the intent file.
+	openIntent func(*os.File) intentIO
 }
 
 func (o Options) withDefaults(size int64) (Options, error) {
@@ -90,6 +103,9 @@ func (o Options) withDefaults(size int64) (Options, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	if o.openIntent == nil {
+		o.openIntent = func(f *os.File) intentIO { return dataFile{f} }
+	}
 	if o.BootID == "" {
 		id, err := bootID()
 		if err != nil {
@@ -112,7 +128,10 @@ type Tracker struct {
 	opts  Options
 	log   *slog.Logger
 	hooks hooks
-	size  int64
+	// size changes only with all stripes held.
+	size atomic.Int64
+	// intents is nil when there is no intent map.
+	intents *intents
 
 	word    atomic.Uint64
 	maps    [2]fineMap
@@ -143,7 +162,8 @@ type Tracker struct {
 	verified  uint64
 	baselined bool
 	lastDoubt string
-	flushErr  error // the first one; it never goes away
+
+	flushErr atomic.Pointer[error] // the first one; it never goes away
 }
 
 var (
@@ -170,6 +190,8 @@ type Stats struct {
 	SpillBytes     int64  // in the spill now
 	Freezes        uint64
 	Aborts         uint64 // freezes whose map was merged back
+	IntentSyncs    uint64 // syncs of the intent map for regions, headers excepted
+	IntentsCleared uint64 // regions
 	// SpillLimitBytes is Options.SpillBytes with its default.
 	SpillLimitBytes int64
 }
@@ -184,8 +206,9 @@ func Open(dev blockdev.Device, c *Clock, o Options) (*Tracker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("track disk %q: %w", o.DiskID, err)
 	}
-	t := &Tracker{dev: dev, below: abilitiesOf(dev), clock: c, opts: o, hooks: o.hooks, size: size,
+	t := &Tracker{dev: dev, below: abilitiesOf(dev), clock: c, opts: o, hooks: o.hooks,
 		log: o.Logger.With("disk", o.DiskID)}
+	t.size.Store(size)
 	t.stripes.init(&t.maps)
 	l := layoutOf(size)
 	if t.claimed, err = newScratch(l.words); err == nil {
@@ -209,6 +232,9 @@ func (t *Tracker) release(removeMap bool) error {
 	errs := []error{t.claimed.free(), t.preserved.free()}
 	if t.file != nil {
 		errs = append(errs, t.file.close(removeMap))
+	}
+	if t.intents != nil {
+		errs = append(errs, t.intents.close())
 	}
 	return errors.Join(errs...)
 }
@@ -242,13 +268,23 @@ func (t *Tracker) AcceptBase(p PointID) error {
 		return fmt.Errorf("accept base of disk %q: point %x is neither base nor candidate", t.opts.DiskID, p[:8])
 	}
 	t.header.base, t.header.candidate = p, PointID{}
-	t.store()
-	return nil
+	return t.store()
 }
 
 // SetBase empties the map and names p as the base. The caller vouches that the disk
-// equals point p at this moment and that nobody writes it (a restored disk).
+// equals point p at this moment and that nobody writes it (a restored disk). What was
+// written to the disk is durable when it returns.
 func (t *Tracker) SetBase(p PointID) error {
+	if err := t.Flush(); err != nil {
+		return fmt.Errorf("set base of disk %q: %w", t.opts.DiskID, err)
+	}
+	if err := t.setBase(p); err != nil {
+		return err
+	}
+	return t.clearIntents(t.quietRegions(nil))
+}
+
+func (t *Tracker) setBase(p PointID) error {
 	t.life.Lock()
 	defer t.life.Unlock()
 	if t.closed {
@@ -263,9 +299,11 @@ func (t *Tracker) SetBase(p PointID) error {
 	defer t.mu.Unlock()
 	// A kill between the two lists too much, never too little.
 	t.header.base, t.header.candidate = p, PointID{}
-	t.header.state, t.header.reason = TrackingEnabled, ""
+	t.header.state, t.header.flags, t.header.reason = TrackingEnabled, 0, ""
 	t.verified, t.baselined = t.doubts, false
-	t.store()
+	if err := t.store(); err != nil {
+		return fmt.Errorf("set base of disk %q: %w", t.opts.DiskID, err)
+	}
 	for i := range t.maps {
 		t.maps[i].clear()
 	}
@@ -284,18 +322,136 @@ func (t *Tracker) Distrust(reason string) {
 func (t *Tracker) doubt(reason string) {
 	t.doubts++
 	t.lastDoubt = reason
-	if t.header.state == TrackingEnabled {
+	if t.header.state == TrackingEnabled || t.header.flags&flagNarrow != 0 {
 		t.header.state, t.header.reason = TrackingCompare, reason
+		t.header.flags = 0
 		t.log.Warn("changed blocks are in doubt: the next backup compares", "reason", reason)
 	}
-	t.store()
+	if err := t.store(); err != nil {
+		t.log.Error("the doubt is not durable: after a power cut it is forgotten", "error", err)
+	}
 }
 
-// store writes the header to the map file; t.mu is held.
-func (t *Tracker) store() {
+// store writes the header to the map file, and durably to the intent file if what it
+// says of the base has changed; t.mu is held. An error means that the intent file
+// still says what it said before.
+func (t *Tracker) store() error {
 	if t.file != nil {
 		t.file.writeHeader(&t.header)
 	}
+	if t.intents == nil {
+		return nil
+	}
+	lost, err := t.intents.setHeader(t.header)
+	if lost {
+		t.doubt(intentsLost)
+	}
+	return err
+}
+
+const intentsLost = "the intent map cannot be written"
+
+// activate makes regions durable in the intent map, before their first write.
+func (t *Tracker) activate(r regions) error {
+	lost, err := t.intents.activate(r)
+	if lost {
+		t.Distrust(intentsLost)
+	}
+	return err
+}
+
+// quietRegions are the active regions in which m, if it is given, lists nothing.
+func (t *Tracker) quietRegions(m *fineMap) []uint64 {
+	if t.intents == nil {
+		return nil
+	}
+	quiet := make([]uint64, 0, 64)
+	for i := range t.intents.active {
+		w := atomic.LoadUint64(&t.intents.active[i])
+		for v := w; v != 0 && m != nil; v &= v - 1 {
+			b := bits.TrailingZeros64(v)
+			if m.listsRegion(int64(i)<<6 + int64(b)) {
+				w &^= 1 << b
+			}
+		}
+		quiet = append(quiet, w)
+	}
+	return quiet
+}
+
+// clearIntents clears what is quiet and listed nowhere. The header in the intent file
+// names the base, and what the disk held when that was cut is durable.
+func (t *Tracker) clearIntents(quiet []uint64) error {
+	if t.intents == nil {
+		return nil
+	}
+	t.whole.RLock()
+	lost, err := t.intents.clear(quiet, func(r int64) bool {
+		return t.maps[0].listsRegion(r) || t.maps[1].listsRegion(r)
+	}, t.whole.RUnlock)
+	if lost {
+		t.Distrust(intentsLost)
+	}
+	return err
+}
+
+// listsRegion reports whether m lists a grain of the region, or may lack one.
+func (m *fineMap) listsRegion(r int64) bool {
+	if m.incomplete.Load() {
+		return true
+	}
+	const words = regionBytes / blockdev.GrainSize / 64
+	for i := r * words; i < min((r+1)*words, int64(len(m.words))); i++ {
+		if m.load(i) != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// Doubtful yields, as merged ascending extents, what a compare has to read while
+// Tracking is not TrackingEnabled: after a power cut the regions that were being
+// written, with those written since; else the whole disk. With TrackingEnabled
+// nothing is in doubt.
+//
+// The answer holds for one base: the point that Bases names, candidate before base.
+// Compared with any other point the whole disk is in doubt.
+func (t *Tracker) Doubtful(yield func(blockdev.Extent) bool) {
+	t.mu.Lock()
+	state, narrow := t.header.state, t.header.flags&flagNarrow != 0
+	t.mu.Unlock()
+	size := t.Size()
+	switch {
+	case state == TrackingEnabled || size == 0:
+	case narrow && t.intents != nil:
+		t.intents.each(size, yield)
+	default:
+		yield(blockdev.Extent{Length: size})
+	}
+}
+
+// Unwitnessed reports whether the list comes from a clean stop after which nothing
+// shows whether somebody else wrote the disk. It ends with the next commit.
+func (t *Tracker) Unwitnessed() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.header.flags&flagUnwitnessed != 0
+}
+
+// Listed reports whether a grain of [off, off+n) is listed now, live or frozen.
+func (t *Tracker) Listed(off, n int64) bool {
+	t.whole.RLock()
+	defer t.whole.RUnlock()
+	if t.file == nil || n <= 0 {
+		return false
+	}
+	first, last := off>>grainShift, (off+n-1)>>grainShift
+	for i := first >> 6; i <= min(last>>6, int64(len(t.maps[0].words))-1); i++ {
+		if (t.maps[0].load(i)|t.maps[1].load(i))&wordMask(i, first, last) != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // Changed yields what is listed now, live OR frozen, as merged extents in ascending
@@ -309,7 +465,7 @@ func (t *Tracker) Changed(yield func(blockdev.Extent) bool) {
 		return
 	}
 	a, b := &t.maps[0], &t.maps[1]
-	runs(int64(len(a.words)), t.size,
+	runs(int64(len(a.words)), t.Size(),
 		func(leaf int64) bool { return a.hasLeaf(leaf) || b.hasLeaf(leaf) },
 		func(i int64) uint64 { return a.load(i) | b.load(i) }, yield)
 }
@@ -324,6 +480,9 @@ func (t *Tracker) Stats() Stats {
 		SpillLimitBytes: t.opts.SpillBytes,
 		Freezes:         t.counts.freezes.Load(),
 		Aborts:          t.counts.aborts.Load(),
+	}
+	if t.intents != nil {
+		s.IntentSyncs, s.IntentsCleared = t.intents.stats.syncs.Load(), t.intents.stats.cleared.Load()
 	}
 	s.Tracking, _ = t.Tracking()
 	t.Changed(func(e blockdev.Extent) bool {
