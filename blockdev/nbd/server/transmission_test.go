@@ -19,14 +19,21 @@ func devices(t *testing.T, size int64) map[string]blockdev.Device {
 }
 
 // everyWay runs a test inline and by workers, with simple and structured replies and
-// with extended headers.
+// with extended headers, and over TLS.
 func everyWay(t *testing.T, size int64, test func(t *testing.T, s *running, w *wire)) {
 	for way, d := range devices(t, size) {
 		t.Run(way, func(t *testing.T) {
-			s := start(t, server.Options{})
+			a := newAuthority(t)
+			s := start(t, server.Options{TLS: a.serverTLS()})
 			s.add(t, server.Export{Name: "disk", Device: d})
 			forms(t, func(t *testing.T, structured bool) { test(t, s, s.open(t, "disk", structured)) })
 			t.Run("extended headers", func(t *testing.T) { test(t, s, s.openExtended(t, "disk")) })
+			t.Run("TLS", func(t *testing.T) {
+				dir, _ := a.issue("client", "client")
+				w := s.connect(t)
+				w.startTLS(a.clientTLS(dir))
+				test(t, s, w.choose("disk"))
+			})
 		})
 	}
 }

@@ -53,10 +53,18 @@ func (s *running) open(t testing.TB, name string, structured bool) *wire {
 	t.Helper()
 	w := s.connect(t)
 	if structured {
-		w.ack(nbd.OptStructuredReply, nil)
-		w.ack(nbd.OptSetMetaContext, nbd.AppendMetaContextRequest(nil, nbd.MetaContextRequest{Name: name, Queries: []string{nbd.ContextBaseAllocation}}))
-		w.structured = true
+		return w.choose(name)
 	}
+	w.ack(nbd.OptGo, nbd.AppendInfoRequest(nil, nbd.InfoRequest{Name: name}))
+	return w
+}
+
+// choose chooses an export by GO, with structured replies and base:allocation.
+func (w *wire) choose(name string) *wire {
+	w.t.Helper()
+	w.ack(nbd.OptStructuredReply, nil)
+	w.ack(nbd.OptSetMetaContext, nbd.AppendMetaContextRequest(nil, nbd.MetaContextRequest{Name: name, Queries: []string{nbd.ContextBaseAllocation}}))
+	w.structured = true
 	w.ack(nbd.OptGo, nbd.AppendInfoRequest(nil, nbd.InfoRequest{Name: name}))
 	return w
 }

@@ -1,0 +1,473 @@
+package server_test
+
+import (
+	"bytes"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/keelblock/keelblock/blockdev/nbd"
+	"github.com/keelblock/keelblock/blockdev/nbd/server"
+)
+
+// startTLS goes over to TLS, which must succeed.
+func (w *wire) startTLS(c *tls.Config) {
+	w.t.Helper()
+	w.ack(nbd.OptStartTLS, nil)
+	tc := tls.Client(w.nc, c)
+	if err := tc.Handshake(); err != nil {
+		w.t.Fatalf("TLS handshake: %v", err)
+	}
+	w.nc = tc
+}
+
+// tcp makes a server listen on TCP, too, and returns its address.
+func (s *running) tcp(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve(t, s.Server, l)
+	return l.Addr().String()
+}
+
+func connectTCP(t testing.TB, addr string) *wire {
+	t.Helper()
+	nc, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return greet(t, nc)
+}
+
+func TestLoadTLSNamesTheFileThatIsWrong(t *testing.T) {
+	a, other := newAuthority(t), newAuthority(t)
+	write := func(name, content string) func(dir string) {
+		return func(dir string) {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	remove := func(name string) func(dir string) {
+		return func(dir string) {
+			if err := os.Remove(filepath.Join(dir, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for name, x := range map[string]struct {
+		damage func(dir string)
+		want   string
+	}{
+		"no certificate":        {remove("server-cert.pem"), "read server-cert.pem: no such file"},
+		"no key":                {remove("server-key.pem"), "read server-key.pem: no such file"},
+		"broken certificate":    {write("server-cert.pem", "hello"), "server-cert.pem and server-key.pem: "},
+		"broken key":            {write("server-key.pem", "hello"), "server-cert.pem and server-key.pem: "},
+		"broken authority":      {write("ca-cert.pem", "hello"), "ca-cert.pem: no certificate"},
+		"damaged authority":     {write("ca-cert.pem", "-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n"), "ca-cert.pem: x509"},
+		"broken list":           {write("ca-crl.pem", "hello"), "ca-crl.pem: no revocation list"},
+		"list without":          {func(dir string) { a.revoke(dir); remove("ca-cert.pem")(dir) }, "ca-crl.pem is there without ca-cert.pem"},
+		"list of another":       {func(dir string) { other.revoke(dir) }, "ca-crl.pem: the list of CN=test authority is signed by no authority in ca-cert.pem"},
+		"authority is a folder": {func(dir string) { remove("ca-cert.pem")(dir); os.Mkdir(filepath.Join(dir, "ca-cert.pem"), 0o700) }, "read ca-cert.pem: is a directory"},
+		"key of another": {func(dir string) {
+			d, _ := other.issue("server", "x")
+			p, _ := os.ReadFile(filepath.Join(d, "server-key.pem"))
+			write("server-key.pem", string(p))(dir)
+		}, "private key does not match"},
+	} {
+		dir, _ := a.issue("server", "the server")
+		x.damage(dir)
+		if _, err := server.LoadTLS(dir); err == nil || !strings.Contains(err.Error(), x.want) || !strings.Contains(err.Error(), dir) {
+			t.Errorf("%s: LoadTLS: %v, want an error with %q and the folder", name, err, x.want)
+		}
+	}
+	dir, _ := a.issue("server", "the server")
+	if c := loadTLS(t, dir); c.ClientAuth != tls.RequireAndVerifyClientCert || c.MinVersion != tls.VersionTLS12 {
+		t.Errorf("with an authority: client auth %v, version %#x", c.ClientAuth, c.MinVersion)
+	}
+	remove("ca-cert.pem")(dir)
+	if c := loadTLS(t, dir); c.ClientAuth != tls.NoClientCert {
+		t.Errorf("without an authority: client auth %v", c.ClientAuth)
+	}
+}
+
+func TestOnlyVerifiedClientsPassTheTLSHandshake(t *testing.T) {
+	a, other := newAuthority(t), newAuthority(t)
+	dir, _ := a.issue("server", "the server")
+	good, _ := a.issue("client", "good")
+	bad, serial := a.issue("client", "revoked")
+	strange, _ := other.issue("client", "strange")
+	wrongUse, _ := a.issue("server", "no client") // a certificate for servers
+	for _, kind := range []string{"cert", "key"} {
+		if err := os.Rename(filepath.Join(wrongUse, "server-"+kind+".pem"), filepath.Join(wrongUse, "client-"+kind+".pem")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.revoke(dir, serial)
+	s := start(t, server.Options{TLS: loadTLS(t, dir)})
+	s.add(t, server.Export{Name: "disk", Device: newDisk(t, t.TempDir(), 1<<20)})
+	old := a.clientTLS(good)
+	old.MaxVersion = tls.VersionTLS11
+	for name, x := range map[string]struct {
+		config *tls.Config
+		ok     bool
+	}{
+		"good": {a.clientTLS(good), true}, "revoked": {a.clientTLS(bad), false}, "no certificate": {a.clientTLS(""), false},
+		"of another authority": {a.clientTLS(strange), false}, "for servers": {a.clientTLS(wrongUse), false}, "TLS 1.1": {old, false},
+	} {
+		w := s.connect(t)
+		w.ack(nbd.OptStartTLS, nil)
+		tc := tls.Client(w.nc, x.config)
+		_, err := tc.Write(nbd.AppendOption(nil, nbd.OptGo, infoRequest("disk")))
+		if err == nil {
+			_, err = io.ReadFull(tc, make([]byte, nbd.OptionReplySize)) // TLS 1.3 tells the client only now
+		}
+		if (err == nil) != x.ok {
+			t.Errorf("%s: %v, want success %v", name, err, x.ok)
+		}
+	}
+}
+
+// The attack on STARTTLS: somebody in the middle sends options in plain text behind
+// it, which the server must not take for the client's.
+func TestPlainTextBehindSTARTTLSIsRefused(t *testing.T) {
+	a := newAuthority(t)
+	dir, _ := a.issue("client", "client")
+	s := start(t, server.Options{TLS: a.serverTLS()})
+	s.add(t, server.Export{Name: "disk", Device: newDisk(t, t.TempDir(), 1<<20)})
+	injected := nbd.AppendOption(nil, nbd.OptStructuredReply, nil)
+
+	w := s.connect(t)
+	w.put(append(nbd.AppendOption(nil, nbd.OptStartTLS, nil), injected...))
+	w.closed()
+
+	// In a packet of its own it may come after the server has looked: then it stands
+	// where the TLS handshake must begin.
+	w = s.connect(t)
+	w.ack(nbd.OptStartTLS, nil)
+	w.put(injected)
+	tc := tls.Client(w.nc, a.clientTLS(dir))
+	if err := tc.Handshake(); err == nil {
+		t.Error("the TLS handshake succeeded behind an option in plain text")
+	}
+	if n := s.Stats().HandshakesFailed; n < 1 {
+		t.Errorf("%d handshakes have failed, want 2", n)
+	}
+}
+
+func TestSTARTTLSForgetsWhatWasNegotiated(t *testing.T) {
+	a := newAuthority(t)
+	dir, _ := a.issue("client", "client")
+	b := twoBitmaps()
+	s := start(t, server.Options{TLS: a.serverTLS()})
+	s.add(t, server.Export{Name: "disk", Device: newDisk(t, t.TempDir(), 1<<20), Contexts: b})
+	for _, option := range []uint32{nbd.OptStructuredReply, nbd.OptExtendedHeaders} {
+		w := s.connect(t)
+		w.ack(option, nil)
+		w.ack(nbd.OptSetMetaContext, contextRequest("disk", nbd.ContextBaseAllocation, "qemu:dirty-bitmap:monday"))
+		w.startTLS(a.clientTLS(dir))
+		w.refused(nbd.OptSetMetaContext, contextRequest("disk", nbd.ContextBaseAllocation), nbd.RepErrInvalid) // needs structured replies
+		if n := b.opened("monday"); n != 0 {
+			t.Errorf("%d contexts are open after STARTTLS", n)
+		}
+		w.refused(nbd.OptStartTLS, nil, nbd.RepErrInvalid) // not twice
+		info, _ := exportInfo(t, w.ack(nbd.OptGo, infoRequest("disk")))
+		if info.Flags&nbd.FlagSendDF != 0 {
+			t.Error("DF is offered after STARTTLS")
+		}
+		w.works(nbd.Request{Type: nbd.CmdRead, Length: 5000}, nil) // as a simple reply
+		w.fails(nbd.Request{Type: nbd.CmdBlockStatus, Length: 512}, nil, nbd.EINVAL)
+		w.alive()
+	}
+}
+
+func TestNothingButSTARTTLSWhereTLSIsRequired(t *testing.T) {
+	a := newAuthority(t)
+	dir, _ := a.issue("client", "client")
+	s := start(t, server.Options{TLS: a.serverTLS(), RequireTLS: true, AllowList: true})
+	s.add(t, server.Export{Name: "disk", Device: newDisk(t, t.TempDir(), 1<<20)})
+	addr := s.tcp(t)
+	w := connectTCP(t, addr)
+	for _, option := range []uint32{nbd.OptList, nbd.OptStructuredReply, nbd.OptExtendedHeaders, 77} {
+		w.refused(option, nil, nbd.RepErrTLSRequired)
+	}
+	w.refused(nbd.OptInfo, infoRequest("disk"), nbd.RepErrTLSRequired)
+	w.refused(nbd.OptGo, infoRequest("disk"), nbd.RepErrTLSRequired)
+	w.refused(nbd.OptGo, infoRequest("none"), nbd.RepErrTLSRequired)
+	w.refused(nbd.OptSetMetaContext, contextRequest("disk", "base:allocation"), nbd.RepErrTLSRequired)
+	w.refused(nbd.OptListMetaContext, nil, nbd.RepErrTLSRequired)
+	w.refused(99, make([]byte, 3<<20), nbd.RepErrTLSRequired)
+	w.refused(nbd.OptStartTLS, []byte("x"), nbd.RepErrInvalid)
+	w.startTLS(a.clientTLS(dir))
+	w.ack(nbd.OptList, nil)
+	w.refused(nbd.OptGo, infoRequest("none"), nbd.RepErrUnknown)
+	w.ack(nbd.OptGo, infoRequest("disk"))
+	w.alive()
+
+	w = connectTCP(t, addr)
+	w.put(nbd.AppendOption(nil, nbd.OptExportName, []byte("disk")))
+	w.closed()
+	w = connectTCP(t, addr)
+	w.ack(nbd.OptAbort, nil)
+	w.closed()
+
+	w = s.connect(t) // the unix socket needs no TLS
+	w.ack(nbd.OptGo, infoRequest("disk"))
+	w.alive()
+
+	nc, err := net.Dial("tcp", addr) // an old client, which cannot do TLS
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	nc.SetDeadline(time.Now().Add(10 * time.Second))
+	w = &wire{t: t, nc: nc}
+	w.take(nbd.GreetingSize)
+	w.put(make([]byte, 4))
+	w.refused(nbd.OptStartTLS, nil, nbd.RepErrPolicy)
+
+	// Without a certificate nobody comes in by TCP.
+	s = start(t, server.Options{RequireTLS: true})
+	s.add(t, server.Export{Name: "disk", Device: newDisk(t, t.TempDir(), 1<<20)})
+	w = connectTCP(t, s.tcp(t))
+	w.refused(nbd.OptStartTLS, nil, nbd.RepErrUnsup)
+	w.refused(nbd.OptGo, infoRequest("disk"), nbd.RepErrTLSRequired)
+}
+
+func TestTLSHandshakeHasTheTimeOfTheHandshake(t *testing.T) {
+	a := newAuthority(t)
+	s := start(t, server.Options{TLS: a.serverTLS(), HandshakeTimeout: 100 * time.Millisecond})
+	for _, begin := range [][]byte{nil, {22, 3, 1, 1, 0}, {22, 3, 1, 0, 5, 1, 0}} {
+		w := s.connect(t)
+		w.ack(nbd.OptStartTLS, nil)
+		w.put(begin)
+		began := time.Now()
+		w.nc.SetReadDeadline(began.Add(10 * time.Second))
+		if _, err := io.ReadAll(w.nc); isTimeout(err) || time.Since(began) > 5*time.Second {
+			t.Errorf("a TLS handshake that stopped after %d bytes was cut off after %v (%v)", len(begin), time.Since(began), err)
+		}
+	}
+	eventually(t, "all are gone", func() bool { return s.Stats().Connections == 0 })
+}
+
+// records is a connection that notes the lengths of the TLS records it receives.
+type records struct {
+	net.Conn
+	mu      sync.Mutex
+	pending []byte
+	lengths []int
+	reads   int
+}
+
+func (r *records) Read(p []byte) (int, error) {
+	n, err := r.Conn.Read(p)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reads++
+	r.pending = append(r.pending, p[:n]...)
+	for len(r.pending) >= 5 {
+		length := int(binary.BigEndian.Uint16(r.pending[3:]))
+		if len(r.pending) < 5+length {
+			break
+		}
+		r.lengths = append(r.lengths, length)
+		r.pending = r.pending[5+length:]
+	}
+	return n, err
+}
+
+// Replies fill their records, however many pieces they are made of, from the first
+// byte on.
+func TestTLSRecordsAreFull(t *testing.T) {
+	a := newAuthority(t)
+	dir, _ := a.issue("client", "client")
+	for way, d := range devices(t, 4<<20) {
+		t.Run(way, func(t *testing.T) {
+			s := start(t, server.Options{TLS: a.serverTLS()})
+			s.add(t, server.Export{Name: "disk", Device: d})
+			for _, structured := range []bool{false, true} {
+				w := s.connect(t)
+				r := &records{Conn: w.nc}
+				w.nc = r
+				w.startTLS(a.clientTLS(dir))
+				if structured {
+					w.ack(nbd.OptStructuredReply, nil)
+					w.structured = true
+				}
+				w.ack(nbd.OptGo, infoRequest("disk"))
+				r.mu.Lock()
+				r.lengths = nil
+				r.mu.Unlock()
+				w.works(nbd.Request{Type: nbd.CmdRead, Length: 2 << 20}, nil)
+				r.mu.Lock()
+				// At best 128 full ones and one for the headers; a chunk may be sent
+				// by itself, which ends with a short record.
+				if n := len(r.lengths); n > 128+2*8+1 {
+					t.Errorf("structured %v: 2 MiB came in %d records: %v", structured, n, r.lengths)
+				}
+				r.mu.Unlock()
+			}
+		})
+	}
+}
+
+func TestTLSSessionEndsInOrder(t *testing.T) {
+	a := newAuthority(t)
+	dir, _ := a.issue("client", "client")
+	for name, end := range map[string]func(s *running, w *wire){
+		"DISC": func(_ *running, w *wire) {
+			w.ack(nbd.OptGo, infoRequest("disk"))
+			w.send(nbd.Request{Type: nbd.CmdDisc}, nil)
+		},
+		"ABORT": func(_ *running, w *wire) { w.ack(nbd.OptAbort, nil) },
+		"Remove": func(s *running, w *wire) {
+			w.ack(nbd.OptGo, infoRequest("disk"))
+			s.Remove(within(t, 5*time.Second), "disk")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, server.Options{TLS: a.serverTLS()})
+			s.add(t, server.Export{Name: "disk", Device: newDisk(t, t.TempDir(), 1<<20)})
+			w := s.connect(t)
+			w.startTLS(a.clientTLS(dir))
+			end(s, w)
+			// Without the alert that ends a session this is ErrUnexpectedEOF.
+			if n, err := w.nc.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+				t.Errorf("the end of the session: %d bytes, %v", n, err)
+			}
+		})
+	}
+}
+
+// Many requests at once in both directions, with replies that are written by workers
+// while the connection reads.
+func TestManyRequestsAtOnceOverTLS(t *testing.T) {
+	a := newAuthority(t)
+	dir, _ := a.issue("client", "client")
+	for way, d := range devices(t, 8<<20) {
+		t.Run(way, func(t *testing.T) {
+			s := start(t, server.Options{TLS: a.serverTLS()})
+			s.add(t, server.Export{Name: "disk", Device: d})
+			w := s.connect(t)
+			w.startTLS(a.clientTLS(dir))
+			w.ack(nbd.OptGo, infoRequest("disk"))
+			const n, each = 300, 25_000
+			want := make([]byte, n*each)
+			for i := range want {
+				want[i] = byte(i>>12 ^ i)
+			}
+			go func() {
+				for i := range uint64(n) {
+					p := nbd.AppendRequest(nil, nbd.Request{Type: nbd.CmdWrite, Cookie: i, Offset: i * each, Length: each})
+					w.nc.Write(append(p, want[i*each:(i+1)*each]...))
+				}
+			}()
+			open := map[uint64]bool{}
+			for i := range uint64(n) {
+				open[i] = true
+			}
+			for len(open) > 0 {
+				h, _, err := nbd.ParseReplyHeader(w.take(nbd.SimpleReplySize))
+				if err != nil || h.Errno != nbd.OK || !open[h.Cookie] {
+					t.Fatalf("reply %+v, %v", h, err)
+				}
+				delete(open, h.Cookie)
+			}
+			if got := w.works(nbd.Request{Type: nbd.CmdRead, Length: n * each}, nil); !bytes.Equal(got.data, want) {
+				t.Error("the disk is not what was written")
+			}
+		})
+	}
+}
+
+// access lets each client have the disk that has its name.
+func access(p server.Peer, name string) error {
+	if p.Network == "unix" {
+		return nil
+	}
+	if !p.TLS || name != "disk-of-"+p.CommonName {
+		return fmt.Errorf("%q may not use it", p.CommonName)
+	}
+	return nil
+}
+
+// Each client sees and opens what its certificate allows, whichever way it asks.
+func TestCertificatesDecideOnExports(t *testing.T) {
+	a := newAuthority(t)
+	s := start(t, server.Options{TLS: a.serverTLS(), RequireTLS: true, AllowList: true, Authorize: access})
+	for _, name := range []string{"anna", "bert"} {
+		s.add(t, server.Export{Name: "disk-of-" + name, Device: newDisk(t, t.TempDir(), 1<<20)})
+	}
+	addr := s.tcp(t)
+	for _, x := range [][2]string{{"anna", "bert"}, {"bert", "anna"}} {
+		mine, others := "disk-of-"+x[0], "disk-of-"+x[1]
+		dir, _ := a.issue("client", x[0])
+		w := connectTCP(t, addr)
+		w.startTLS(a.clientTLS(dir))
+		list := w.ack(nbd.OptList, nil)
+		if len(list) != 2 || !bytes.Equal(list[0].data, nbd.AppendServer(nil, mine, "")) {
+			t.Errorf("%s sees %v", x[0], list)
+		}
+		w.ack(nbd.OptStructuredReply, nil)
+		for _, name := range []string{others, "disk-of-nobody"} { // whether it exists or not
+			w.refused(nbd.OptGo, infoRequest(name), nbd.RepErrPolicy)
+			w.refused(nbd.OptInfo, infoRequest(name), nbd.RepErrPolicy)
+			w.refused(nbd.OptSetMetaContext, contextRequest(name, "base:allocation"), nbd.RepErrPolicy)
+			w.refused(nbd.OptListMetaContext, contextRequest(name), nbd.RepErrPolicy)
+		}
+		w.ack(nbd.OptInfo, infoRequest(mine))
+		w.ack(nbd.OptGo, infoRequest(mine))
+		w.structured = true
+		w.alive()
+
+		w = connectTCP(t, addr)
+		w.startTLS(a.clientTLS(dir))
+		w.put(nbd.AppendOption(nil, nbd.OptExportName, []byte(others)))
+		if n, err := w.nc.Read(make([]byte, 100)); n > 0 || err == nil || isTimeout(err) {
+			t.Errorf("EXPORT_NAME of another's disk: %d bytes, %v", n, err)
+		}
+		w = connectTCP(t, addr)
+		w.startTLS(a.clientTLS(dir))
+		w.put(nbd.AppendOption(nil, nbd.OptExportName, []byte(mine)))
+		w.take(nbd.ExportReplySize)
+		w.alive()
+	}
+}
+
+// An authorization that fails says so to the client, and the peer tells what is
+// needed to decide.
+func TestPeerTellsTheCertificate(t *testing.T) {
+	a := newAuthority(t)
+	dir, _ := a.issue("client", "anna")
+	var mu sync.Mutex
+	var seen []server.Peer
+	s := start(t, server.Options{TLS: a.serverTLS(), Authorize: func(p server.Peer, _ string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		seen = append(seen, p)
+		return errors.New("not today")
+	}})
+	w := connectTCP(t, s.tcp(t))
+	w.refused(nbd.OptGo, infoRequest("disk"), nbd.RepErrPolicy)
+	w.startTLS(a.clientTLS(dir))
+	list := w.option(nbd.OptGo, infoRequest("disk"))
+	if len(list) != 1 || string(list[0].data) != "not today" {
+		t.Errorf("replies %v", list)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(seen) != 2 || seen[0].TLS || seen[0].CommonName != "" || !seen[1].TLS || seen[1].CommonName != "anna" || seen[1].Network != "tcp" {
+		t.Errorf("peers %+v", seen)
+	}
+}
