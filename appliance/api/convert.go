@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -34,6 +35,11 @@ func (s service) disk(d *disks.Disk) *kb.Disk {
 	out := &kb.Disk{Name: e.Name, SizeBytes: e.SizeBytes, AllocatedBytes: d.AllocatedBytes(), Role: string(e.Role),
 		MachineName: s.Disks.Owner(e.Name), State: string(state), Reason: reason, Uri: s.nbdURI(e.Name), Tracking: cbt.TrackingNone.String(),
 		Backing: d.Path(), Connections: int64(s.Disks.Connections(e.Name))}
+	device, lacks := s.Disks.Device(d)
+	out.Device = device
+	if lacks != nil && reason == "" {
+		out.Reason = fmt.Sprintf("%s lacks connections: %v", device, lacks)
+	}
 	if t := d.Tracker(); t != nil {
 		tracking, _ := t.Tracking()
 		out.Tracking = tracking.String()

@@ -201,6 +201,7 @@ func (d *daemon) serve(ctx context.Context, ready func(Ready)) error {
 		g.Go(func() error { return d.serveListener(work, l) })
 	}
 	readersGroup.Go(func() error { return d.readers.Run(sweep) })
+	readersGroup.Go(func() error { d.disks.KeepAttached(sweep); return nil })
 	opening := make(chan struct{})
 	g.Go(func() error {
 		defer close(opening)

@@ -301,6 +301,9 @@ func (r *Registry) checkUnused(op string, d *Disk) error {
 		m := r.owners[name]
 		return &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: fmt.Sprintf("machine %q has it", m),
 			Hint: fmt.Sprintf("keelblock machine edit %s --remove-disk %s", m, name)}
+	case r.attached[d.entry.ID] != nil:
+		return &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: "it is attached to " + r.attached[d.entry.ID].Device,
+			Hint: "keelblock disk detach " + name}
 	case d.holds.Load() > 0:
 		return &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: "a job uses it", Hint: "see keelblock job list"}
 	}

@@ -31,6 +31,8 @@ type Entry struct {
 	File      string    `json:"file,omitempty"`    // below Options.Dir, or
 	Backing   string    `json:"backing,omitempty"` // an absolute path that was given
 	CreatedAt time.Time `json:"createdAt"`
+	// Attached is only set in the list; Registry.Device tells it of a Disk.
+	Attached *Attached `json:"attached,omitempty"`
 	Origin
 }
 

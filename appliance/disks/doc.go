@@ -23,6 +23,12 @@
 // entry is made good, a file without an entry is removed. So a restore that is killed
 // half-way leaves no half disk.
 //
+// # Devices of the host
+//
+// A disk can be attached to an nbd device of the host's kernel (package hostdev). The
+// list remembers it: while the daemon is away the kernel keeps the device and its
+// requests wait, and KeepAttached takes it over at the next start.
+//
 // # Locks
 //
 // Registry.change is held over a whole mutation, I/O included: disks come and go

@@ -1,6 +1,7 @@
 package disks
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -53,16 +54,19 @@ type Registry struct {
 	o      Options
 	damage error // of the list, found at open
 
-	change sync.Mutex // see package comment
-	serial uint64     // of the list; guarded by change
+	change  sync.Mutex      // see package comment
+	serial  uint64          // of the list; guarded by change
+	keeping context.Context // of KeepAttached, nil before; guarded by change
+	keepers sync.WaitGroup  // one for each attached disk
 
 	mu          sync.RWMutex
 	closed      bool
 	disks       map[string]*Disk
-	owners      map[string]string // disk → machine
-	ownersKnown bool              // the catalog has been read
-	exports     map[string]bool   // named exports of points
-	pending     map[string]bool   // names of disks that are being made
+	owners      map[string]string      // disk → machine
+	ownersKnown bool                   // the catalog has been read
+	exports     map[string]bool        // named exports of points
+	pending     map[string]bool        // names of disks that are being made
+	attached    map[string]*hostDevice // by the disk's id
 }
 
 type list struct {
@@ -77,7 +81,7 @@ func Open(o Options) (*Registry, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	r := &Registry{o: o, disks: map[string]*Disk{}, owners: map[string]string{},
-		exports: map[string]bool{}, pending: map[string]bool{}}
+		exports: map[string]bool{}, pending: map[string]bool{}, attached: map[string]*hostDevice{}}
 	for _, dir := range []string{o.Dir, o.SpillDir} {
 		if err := os.MkdirAll(dir, 0o750); err != nil {
 			return nil, fmt.Errorf("open disks: %w", err)
@@ -100,6 +104,8 @@ func Open(o Options) (*Registry, error) {
 		return nil, err
 	}
 	for _, e := range l.Disks {
+		r.remember(e)
+		e.Attached = nil // from now on it is in r.attached
 		d := r.open(e)
 		if d.reason != nil {
 			o.Logger.Error("disk is offline", "disk", e.Name, "error", d.reason)
@@ -240,11 +246,11 @@ func (r *Registry) save(e Entry, remove bool) error {
 	var l list
 	for _, d := range r.List() {
 		if d.entry.ID != e.ID {
-			l.Disks = append(l.Disks, d.entry)
+			l.Disks = append(l.Disks, r.withDevice(d.entry))
 		}
 	}
 	if !remove {
-		l.Disks = append(l.Disks, e)
+		l.Disks = append(l.Disks, r.withDevice(e))
 	}
 	if err := statefile.Save(filepath.Join(r.o.Dir, listFile), listKind, r.serial+1, l); err != nil {
 		return err

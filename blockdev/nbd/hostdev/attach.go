@@ -59,9 +59,9 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// Attachment is an export on a device. Run keeps it; Detach ends it; a process that
-// just ends leaves the device waiting for the next one. Its methods may be called from
-// several goroutines.
+// Attachment is an export on a device. Connect begins it, Run keeps it, Detach ends it;
+// a process that just ends leaves the device waiting for the next one. Its methods may
+// be called from several goroutines.
 type Attachment struct {
 	o      Options
 	index  int
@@ -70,32 +70,37 @@ type Attachment struct {
 
 	change sync.Mutex // held over each conversation with the kernel
 	gone   bool       // Detach was called; guarded by change
+	want   int        // connections; guarded by change
 
 	mu    sync.Mutex
 	live  int           // connections that are served
+	err   error         // of the latest attempt to connect
 	ended chan struct{} // has one element when some ended since Run looked
 
 	serving sync.WaitGroup
 }
 
-// Attach connects the device with this number. If the kernel has it connected to the
-// same Options.Backend, left by an earlier process, its dead connections are replaced.
-// ctx is for the attempt only.
-func Attach(ctx context.Context, index int, o Options) (*Attachment, error) {
-	return attach(ctx, index, o, host{"/sys/block", "/dev", "/proc/self/mounts"}, &kernel{openNetlink})
+// New prepares the attachment of the device with this number. Nothing is connected.
+func New(index int, o Options) (*Attachment, error) {
+	return newAttachment(index, o, host{"/sys/block", "/dev", "/proc/self/mounts"}, &kernel{openNetlink})
 }
 
-func attach(ctx context.Context, index int, o Options, h host, k *kernel) (*Attachment, error) {
+func newAttachment(index int, o Options, h host, k *kernel) (*Attachment, error) {
 	o = o.withDefaults()
 	if o.Connections < 1 || o.Connections > MaxConnections {
 		return nil, fmt.Errorf("attach %s: %d connections, 1 to %d are possible", h.path(index), o.Connections, MaxConnections)
 	}
-	a := &Attachment{o: o, index: index, host: h, kernel: k, ended: make(chan struct{}, 1)}
+	return &Attachment{o: o, index: index, host: h, kernel: k, want: o.Connections, ended: make(chan struct{}, 1)}, nil
+}
+
+// Connect connects the device. If the kernel has it connected to the same
+// Options.Backend, left by an earlier process, its dead connections are replaced. ctx is
+// for the attempt only.
+func (a *Attachment) Connect(ctx context.Context) error {
 	if err := a.connect(ctx); err != nil {
-		a.serving.Wait() // connect has closed what it opened
-		return nil, fmt.Errorf("attach %s: %w", h.path(index), err)
+		return fmt.Errorf("attach %s: %w", a.Path(), err)
 	}
-	return a, nil
+	return nil
 }
 
 // Path of the device.
@@ -108,12 +113,22 @@ func (a *Attachment) Connections() int {
 	return a.live
 }
 
-// Run replaces connections that end, and attaches the device anew when something else
-// has freed it, until ctx ends or Detach is called. It leaves the connections, which
-// the server ends.
+// Err says why the device lacks connections; nil while it has them all.
+func (a *Attachment) Err() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.err
+}
+
+// Run connects the device if it is not connected, replaces connections that end, and
+// connects it anew when something else has freed it, until ctx ends or Detach is called.
+// It leaves the connections, which the server ends.
 func (a *Attachment) Run(ctx context.Context) {
 	const shortest, longest, calm = 100 * time.Millisecond, 5 * time.Second, 30 * time.Second
-	wait, failing, last := shortest, false, time.Time{}
+	wait, failing, last := time.Duration(0), false, time.Now()
+	if a.Connections() == 0 {
+		a.signal()
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -128,7 +143,7 @@ func (a *Attachment) Run(ctx context.Context) {
 			return
 		case <-time.After(wait):
 		}
-		wait, last = min(2*wait, longest), time.Now()
+		wait, last = min(max(2*wait, shortest), longest), time.Now()
 		err := a.connect(ctx)
 		switch {
 		case errors.Is(err, errDetached):
@@ -138,7 +153,7 @@ func (a *Attachment) Run(ctx context.Context) {
 		case err != nil && ctx.Err() == nil:
 			a.signal()
 			if !failing {
-				a.o.Logger.Error("a device has lost its connections; it is tried again", "device", a.Path(), "export", a.o.Export, "error", err)
+				a.o.Logger.Error("a device lacks connections; it is tried again", "device", a.Path(), "export", a.o.Export, "error", err)
 			}
 		}
 		failing = err != nil
@@ -155,19 +170,27 @@ func (a *Attachment) signal() {
 
 var errDetached = errors.New("the device is detached")
 
-// connect makes the connections that are missing and hands them to the kernel.
 func (a *Attachment) connect(ctx context.Context) error {
 	a.change.Lock()
 	defer a.change.Unlock()
 	if a.gone {
 		return errDetached
 	}
+	err := a.complete(ctx)
+	a.mu.Lock()
+	a.err = err
+	a.mu.Unlock()
+	return err
+}
+
+// complete makes the connections that are missing and hands them to the kernel.
+func (a *Attachment) complete(ctx context.Context) error {
 	s := a.host.status(a.index)
 	ours := s.configured && s.backend == a.o.Backend
 	if s.configured && !ours {
 		return fmt.Errorf("%w: it is %s", ErrBusy, a.host.user(s))
 	}
-	missing := a.o.Connections - a.Connections()
+	missing := a.want - a.Connections()
 	if missing <= 0 {
 		return nil
 	}
@@ -190,6 +213,7 @@ func (a *Attachment) connect(ctx context.Context) error {
 		d.sockets = append(d.sockets, int(end.Fd()))
 		d.sizeBytes, d.flags = info.Size, info.Flags
 		if info.Flags&nbd.FlagCanMultiConn == 0 {
+			a.want = 1
 			break
 		}
 	}
@@ -274,7 +298,8 @@ func (a *Attachment) resized(sizeBytes int64) error {
 }
 
 // Detach writes out what the kernel has cached and frees the device. It refuses while
-// something holds it, with ErrHeld. After an error the device is still attached.
+// something holds it (ErrHeld) and while it has no connection (ErrNoConnection). A device
+// that is not ours any more is left alone.
 func (a *Attachment) Detach(ctx context.Context) error {
 	op := "detach " + a.Path()
 	a.change.Lock()
@@ -286,6 +311,9 @@ func (a *Attachment) Detach(ctx context.Context) error {
 		a.gone = true // it is free, or somebody else's by now
 		a.signal()
 		return nil
+	}
+	if a.Connections() == 0 { // what is cached could not be written out
+		return fmt.Errorf("%s: %w", op, ErrNoConnection)
 	}
 	release, err := a.host.claim(a.index)
 	if err != nil {

@@ -68,8 +68,11 @@ func (s *serving) attach(k *fakeKernel, index int, o Options) (*Attachment, func
 	if o.Backend == "" {
 		o.Backend = "keelblock:1"
 	}
-	a, err := attach(s.t.Context(), index, o, k.host, k.kernel())
+	a, err := newAttachment(index, o, k.host, k.kernel())
 	if err != nil {
+		return nil, func() {}, err
+	}
+	if err := a.Connect(s.t.Context()); err != nil {
 		return nil, func() {}, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -284,6 +287,31 @@ func TestDeviceOfOthersIsLeftAlone(t *testing.T) {
 		t.Errorf("device %v, calls %q", d, calls)
 	}
 	eventually(t, "no connection is left", func() bool { return s.srv.Connections("web0") == 0 })
+}
+
+// A process that starts runs what it remembers, whether or not the kernel is ready.
+func TestRunConnectsByItself(t *testing.T) {
+	k := newFakeKernel(t)
+	k.devices[5] = &fakeDevice{backend: "other", size: 512}
+	k.show(5)
+	s := serve(t, filepath.Join(t.TempDir(), "disk.raw"), server.Export{})
+	a, err := newAttachment(5, Options{Serve: s.srv.ServeConn, Export: "web0", Backend: "keelblock:1"}, k.host, k.kernel())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go a.Run(ctx)
+	eventually(t, "it says that the device is busy", func() bool { return errors.Is(a.Err(), ErrBusy) })
+	k.mu.Lock()
+	k.free(5)
+	k.show(5)
+	k.mu.Unlock()
+	eventually(t, "the device is connected", func() bool { return a.Connections() == 2 && a.Err() == nil })
+	s.end() // the process ends; the kernel waits, and nothing can be written out
+	if err := a.Detach(t.Context()); !errors.Is(err, ErrNoConnection) {
+		t.Errorf("detach without connections: %v", err)
+	}
 }
 
 func TestResize(t *testing.T) {

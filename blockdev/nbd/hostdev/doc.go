@@ -4,8 +4,8 @@
 //
 //	file system → /dev/nbdN → kernel → socketpair → nbd/server → Device
 //
-// Everything happens in the process that serves: [Attach] makes socketpairs, has one
-// end of each served, negotiates on the other and hands that to the kernel by generic
+// Everything happens in the process that serves: an [Attachment] makes socketpairs, has
+// one end of each served, negotiates on the other and hands that to the kernel by generic
 // netlink (linux/nbd-netlink.h, family "nbd"). The kernel gets the export's true size
 // and transmission flags; without FLUSH it would take the disk for write-through and no
 // fsync would reach us.
@@ -13,8 +13,8 @@
 // # When the process dies
 //
 // The kernel keeps the device. Requests wait for new connections up to
-// [Options.DeadTimeout]; a later process calls Attach with the same
-// [Options.Backend], which the kernel has kept as well, and hands it fresh sockets.
+// [Options.DeadTimeout]; an Attachment of a later process with the same
+// [Options.Backend], which the kernel has kept as well, hands it fresh sockets.
 // Requests that were under way are sent again [Options.Timeout] after they were first
 // sent, the others at once. Nothing above the device sees an error.
 //

@@ -24,6 +24,8 @@ var (
 	ErrBusy = errors.New("the device is in use")
 	// ErrHeld: a file system, a volume manager or swap holds the device.
 	ErrHeld = errors.New("the device is mounted or held")
+	// ErrNoConnection: requests wait, so nothing can be written out.
+	ErrNoConnection = errors.New("the device has no connection to the disk now")
 	// ErrNoResize: this kernel does not change the size of a connected device.
 	ErrNoResize = errors.New("the kernel did not take the new size")
 	// ErrTooOld: the kernel does not keep who a device belongs to.

@@ -13,8 +13,9 @@ import (
 )
 
 func (a *app) diskCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "disk", Short: "live disks: create, list, show, map, import, export, delete"}
-	cmd.AddCommand(a.diskCreate(), a.diskList(), a.diskShow(), a.diskDelete(), a.diskMap(), a.diskImport(), a.diskExport())
+	cmd := &cobra.Command{Use: "disk", Short: "live disks: create, list, show, map, attach, import, export, delete"}
+	cmd.AddCommand(a.diskCreate(), a.diskList(), a.diskShow(), a.diskDelete(), a.diskMap(), a.diskImport(), a.diskExport(),
+		a.diskAttach(), a.diskDetach())
 	return cmd
 }
 
@@ -108,6 +109,7 @@ func (a *app) diskShow() *cobra.Command {
 				describe(w, pair{"name", d.GetName()}, pair{"size", fmt.Sprintf("%s (%d bytes)", human(d.GetSizeBytes()), d.GetSizeBytes())},
 					pair{"allocated", human(d.GetAllocatedBytes())}, pair{"role", d.GetRole()}, pair{"machine", d.GetMachineName()},
 					pair{"state", d.GetState()}, pair{"reason", d.GetReason()}, pair{"address", d.GetUri()}, pair{"backing", d.GetBacking()},
+					pair{"attached to", d.GetDevice()},
 					pair{"connections", fmt.Sprint(d.GetConnections())},
 					pair{"next backup", nextBackup(d)}, pair{"changed since", d.GetLastPointId()})
 			})
