@@ -159,10 +159,10 @@ func (r *Registry) recoverFiles(entries []Entry) error {
 			return ok && isID(id) && !ids[id]
 		}
 	}
-	maps := foreign(mapSuffix)
+	maps, intents := foreign(mapSuffix), foreign(intentSuffix)
 	return errors.Join(
 		remove(r.o.Dir, func(n string) bool {
-			return strings.HasSuffix(n, ".raw"+partialSuffix) || strings.HasSuffix(n, ".raw"+deletedSuffix) || maps(n)
+			return strings.HasSuffix(n, ".raw"+partialSuffix) || strings.HasSuffix(n, ".raw"+deletedSuffix) || maps(n) || intents(n)
 		}),
 		remove(r.o.SpillDir, foreign(spillSuffix)),
 		remove(r.o.MapDir, maps),
@@ -192,15 +192,14 @@ func (r *Registry) start(d *Disk) error {
 		err := fmt.Errorf("%s has %d bytes, the list of disks says %d", d.path, f.Size(), d.entry.SizeBytes)
 		return errors.Join(err, f.Close())
 	}
-	if d.entry.Role != Temporary {
-		d.tracker, err = r.track(d.entry, f)
-		if errors.Is(err, unix.ENOSPC) {
-			d.untracked, err = err, r.doubt(d.entry)
-			r.o.Logger.Error("disk is served untracked", "disk", d.entry.Name, "error", d.untracked)
-		}
-		if err != nil {
-			return errors.Join(err, f.Close())
-		}
+	if d.entry.Role == Temporary {
+		err = r.doubt(d.entry) // of the time when it was tracked
+	} else if d.tracker, err = r.track(d.entry, f); errors.Is(err, unix.ENOSPC) {
+		d.untracked, err = err, r.doubt(d.entry)
+		r.o.Logger.Error("disk is served untracked", "disk", d.entry.Name, "error", d.untracked)
+	}
+	if err != nil {
+		return errors.Join(err, f.Close())
 	}
 	d.file = f
 	return nil

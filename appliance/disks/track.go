@@ -11,15 +11,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/keelblock/keelblock/appliance/statefile"
 	"github.com/keelblock/keelblock/blockdev/cbt"
 	"github.com/keelblock/keelblock/blockdev/localdisk"
 )
 
 const (
-	mapSuffix   = ".map"
-	spillSuffix = ".spill"
-	minSpill    = 1 << 30
-	runMaps     = "/run/keelblock"
+	mapSuffix    = ".map"
+	intentSuffix = ".intent"
+	spillSuffix  = ".spill"
+	minSpill     = 1 << 30
+	runMaps      = "/run/keelblock"
 	// tmpfsMagic is TMPFS_MAGIC of linux/magic.h.
 	tmpfsMagic = 0x01021994
 )
@@ -34,6 +36,7 @@ func (r *Registry) track(e Entry, f *localdisk.Disk) (*cbt.Tracker, error) {
 		DiskID:     e.ID,
 		MapPath:    filepath.Join(r.o.MapDir, e.ID+mapSuffix),
 		SavePath:   filepath.Join(r.o.Dir, e.ID+mapSuffix),
+		IntentPath: filepath.Join(r.o.Dir, e.ID+intentSuffix),
 		SpillPath:  filepath.Join(r.o.SpillDir, e.ID+spillSuffix),
 		SpillBytes: spill,
 		Witness: func() (cbt.Witness, bool) {
@@ -44,22 +47,28 @@ func (r *Registry) track(e Entry, f *localdisk.Disk) (*cbt.Tracker, error) {
 	})
 }
 
-// doubt makes sure that the next tracker of a disk compares: this run serves it
-// without one, because a full file system cannot even take the note that the saved map is
-// no longer clean. A saved map that is clean bears the file's times, which every write
-// changes; one that is not is only believed together with the map file.
+// doubt makes sure that the next tracker of a disk compares all of it: this run serves
+// it without one, because it is temporary, or because a full file system cannot even
+// take the note that the saved map is no longer clean. A saved map that is clean bears
+// the file's times, which every write changes; one that is not is only believed
+// together with the map file, or with the intent file. A block device has no times.
 func (r *Registry) doubt(e Entry) error {
-	err := os.Remove(filepath.Join(r.o.MapDir, e.ID+mapSuffix))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
+	gone := []string{filepath.Join(r.o.MapDir, e.ID+mapSuffix), filepath.Join(r.o.Dir, e.ID+intentSuffix)}
+	if e.Backing != "" {
+		gone = append(gone, filepath.Join(r.o.Dir, e.ID+mapSuffix))
 	}
-	return err
+	for _, p := range gone {
+		if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return statefile.SyncDir(r.o.Dir)
 }
 
-// forget removes what a deleted disk leaves beside its file.
+// forget removes what a tracker leaves beside the file of a disk that was deleted.
 func (r *Registry) forget(e Entry) {
 	for _, p := range []string{filepath.Join(r.o.MapDir, e.ID+mapSuffix), filepath.Join(r.o.Dir, e.ID+mapSuffix),
-		filepath.Join(r.o.SpillDir, e.ID+spillSuffix)} {
+		filepath.Join(r.o.Dir, e.ID+intentSuffix), filepath.Join(r.o.SpillDir, e.ID+spillSuffix)} {
 		if err := os.Remove(p); err != nil && !os.IsNotExist(err) {
 			r.o.Logger.Warn("a file of a deleted disk is left", "disk", e.Name, "error", err)
 		}
