@@ -97,7 +97,7 @@ func (c *conn) check(r request) (nbd.Errno, string) {
 		if c.exp.ReadOnly {
 			return nbd.EPERM, "the export is read-only"
 		}
-		if r.Flags&nbd.CmdFlagFastZero != 0 && !c.exp.fastZero() {
+		if r.Flags&nbd.CmdFlagFastZero != 0 && c.exp.fast == nil {
 			return nbd.EINVAL, "FAST_ZERO is not offered"
 		}
 	case nbd.CmdRead:

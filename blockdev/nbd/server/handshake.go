@@ -259,16 +259,10 @@ func (c *conn) transmissionFlags(e *export) uint16 {
 	if e.trimmer != nil {
 		flags |= nbd.FlagSendTrim
 	}
-	if e.fastZero() {
+	if e.fast != nil {
 		flags |= nbd.FlagSendFastZero
 	}
 	return flags
-}
-
-// fastZero reports whether FAST_ZERO is offered: for a Device that has a fast way to
-// zero at least some of its ranges.
-func (e *export) fastZero() bool {
-	return e.fast != nil && (e.fast.ZeroesFast(true) || e.fast.ZeroesFast(false))
 }
 
 func (h *handshake) reply(option, reply uint32, data []byte) {

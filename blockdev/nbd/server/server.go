@@ -217,7 +217,9 @@ func (s *Server) Add(x Export) error {
 	e.zeroer, _ = x.Device.(blockdev.Zeroer)
 	e.extents, _ = x.Device.(blockdev.ExtentLister)
 	e.nowait, _ = x.Device.(blockdev.NowaitReader)
-	e.fast, _ = x.Device.(blockdev.FastZeroer)
+	if f, ok := x.Device.(blockdev.FastZeroer); ok && (f.ZeroesFast(true) || f.ZeroesFast(false)) {
+		e.fast = f
+	}
 	if f, ok := x.Device.(blockdev.FileBacked); ok && f.ReadFD(func(int) error { return nil }) == nil {
 		e.file = f
 	}

@@ -1,11 +1,13 @@
 package server
 
 import (
+	"errors"
 	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/keelblock/keelblock/blockdev"
 	"github.com/keelblock/keelblock/blockdev/nbd"
 )
 
@@ -113,7 +115,12 @@ func (c *conn) trim(r request) error {
 func (c *conn) writeZeroes(r request) error {
 	off, end := int64(r.Offset), int64(r.Offset)+int64(r.Length)
 	if c.exp.zeroer != nil {
-		return c.exp.zeroer.WriteZeroes(off, end-off, r.Flags&nbd.CmdFlagNoHole == 0)
+		err := c.exp.zeroer.WriteZeroes(off, end-off, r.Flags&nbd.CmdFlagNoHole == 0)
+		// A filter may be a Zeroer over a Device that is none. Only FAST_ZERO may be
+		// told that zeroes are not supported.
+		if !errors.Is(err, blockdev.ErrNotSupported) || r.Flags&nbd.CmdFlagFastZero != 0 {
+			return err
+		}
 	}
 	x := c.reserve(stripeBytes)
 	if x == nil {
