@@ -78,6 +78,9 @@ type Options struct {
 	// RequireTLS answers nothing but STARTTLS and ABORT before TLS, on TCP; unix sockets
 	// may do without.
 	RequireTLS bool
+	// DefaultExport is what clients get that ask for the name "", unless an export has
+	// that name. "": nothing.
+	DefaultExport string
 	// AllowList answers NBD_OPT_LIST on TCP too; on unix sockets it is always
 	// answered.
 	AllowList bool
@@ -281,6 +284,10 @@ func (s *Server) Connections(name string) int {
 func (s *Server) find(p Peer, name string) (*export, error) {
 	s.mu.Lock()
 	e, ok := s.exports[name]
+	if !ok && name == "" {
+		name = s.o.DefaultExport
+		e, ok = s.exports[name]
+	}
 	closing := s.closing
 	s.mu.Unlock()
 	if closing {
