@@ -40,6 +40,7 @@ func (s service) disk(d *disks.Disk) *kb.Disk {
 	if lacks != nil && reason == "" {
 		out.Reason = fmt.Sprintf("%s lacks connections: %v", device, lacks)
 	}
+	out.DirtyBitmaps = s.Cursors.Bitmaps(d)
 	if t := d.Tracker(); t != nil {
 		tracking, _ := t.Tracking()
 		out.Tracking = tracking.String()

@@ -9,11 +9,9 @@ import (
 	"github.com/keelblock/keelblock/appliance"
 	kb "github.com/keelblock/keelblock/appliance/api/keelblockv1"
 	"github.com/keelblock/keelblock/appliance/api/keelblockv1/keelblockv1connect"
+	"github.com/keelblock/keelblock/appliance/cursor"
 	"github.com/keelblock/keelblock/appliance/disks"
 	"github.com/keelblock/keelblock/blockdev"
-	"github.com/keelblock/keelblock/blockdev/cbt"
-	"github.com/keelblock/keelblock/dedupe"
-	"github.com/keelblock/keelblock/dedupe/hashtree"
 	"github.com/keelblock/keelblock/dedupe/recoverypoint"
 )
 
@@ -45,8 +43,12 @@ func (s disksService) Get(_ context.Context, r *connect.Request[kb.GetDiskReques
 	return connect.NewResponse(s.disk(d)), nil
 }
 
-// Delete deletes a disk that nobody uses.
+// Delete deletes a disk that nobody uses, and on which no cursor stands.
 func (s disksService) Delete(ctx context.Context, r *connect.Request[kb.DeleteDiskRequest]) (*connect.Response[kb.DeleteDiskResponse], error) {
+	if list, err := s.Cursors.List(r.Msg.Name); err == nil && len(list) > 0 {
+		return nil, &appliance.Error{Op: fmt.Sprintf("delete disk %q", r.Msg.Name), Kind: appliance.ErrInUse,
+			Text: fmt.Sprintf("cursor %q stands on it", list[0].Name), Hint: "keelblock cursor delete " + list[0].Name}
+	}
 	if err := s.Disks.Delete(ctx, r.Msg.Name); err != nil {
 		return nil, err
 	}
@@ -54,92 +56,47 @@ func (s disksService) Delete(ctx context.Context, r *connect.Request[kb.DeleteDi
 }
 
 // Map lists what differs, or may differ, from a point: from the newest that the
-// disk's map is relative to, or from SincePoint.
+// disk's map is relative to, from SincePoint, or from that of a cursor.
 func (s disksService) Map(ctx context.Context, r *connect.Request[kb.MapDiskRequest]) (*connect.Response[kb.MapDiskResponse], error) {
 	op := fmt.Sprintf("map disk %q", r.Msg.Name)
 	d, err := s.Disks.Get(r.Msg.Name)
 	if err != nil {
 		return nil, err
 	}
-	if d.Tracker() == nil {
-		return nil, &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: "it is not tracked: offline or temporary"}
+	var set *recoverypoint.ChangeSet
+	var size int64
+	switch {
+	case r.Msg.SincePoint != "" && r.Msg.Cursor != "":
+		err = &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: "a point and a cursor are given", Hint: "give one of them"}
+	case r.Msg.Cursor != "":
+		set, size, err = s.Cursors.Changes(ctx, d, r.Msg.Cursor)
+	default:
+		set, size, err = s.changesSince(ctx, op, d, r.Msg.SincePoint)
 	}
-	set := recoverypoint.NewChangeSet()
-	// The map's base is read before the map: a backup that commits in between
-	// then makes the answer larger, never smaller.
-	base, haveBase, err := s.baseRoot(ctx, d)
 	if err != nil {
 		return nil, err
 	}
-	since := base
-	if r.Msg.SincePoint != "" {
-		if since, err = s.rootSince(ctx, op, d, r.Msg.SincePoint); err != nil {
-			return nil, err
-		}
-	}
-	state, _ := d.Tracker().Tracking()
-	switch {
-	case state != cbt.TrackingEnabled || !haveBase: // nothing is known: all may differ
-		set.Add(blockdev.Extent{Length: d.Entry().SizeBytes})
-	case since != base:
-		h, err := s.Vault.Use(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if err := hashtree.Diff(ctx, h.Store, since, base, func(e blockdev.Extent) bool { set.Add(e); return true }); err != nil {
-			return nil, fmt.Errorf("%s: %w", op, err)
-		}
-	}
-	d.Tracker().Changed(func(e blockdev.Extent) bool { set.Add(e); return true })
-	extents, err := extentsOf(op, set, d.Entry().SizeBytes)
+	extents, err := extentsOf(op, set, size)
 	if err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(&kb.MapDiskResponse{Extents: extents}), nil
 }
 
-// baseRoot is the tree of the point that the disk's map is relative to.
-func (s service) baseRoot(ctx context.Context, d *disks.Disk) (root hashtree.Root, ok bool, err error) {
-	base, _ := d.Tracker().Bases()
-	if base.IsZero() {
-		return root, false, nil
-	}
+// changesSince is what changed since the point that selector names; "" is the base of
+// the disk's map.
+func (s service) changesSince(ctx context.Context, op string, d *disks.Disk, selector string) (set *recoverypoint.ChangeSet, sizeBytes int64, err error) {
 	h, err := s.Vault.Use(ctx)
 	if err != nil {
-		return root, false, err
+		return nil, 0, err
 	}
-	p := h.Points.Get(dedupe.Digest(base))
-	if p == nil {
-		return root, false, nil
-	}
-	root, ok = diskRoot(p.Manifest, d.Entry())
-	return root, ok, nil
-}
-
-func (s service) rootSince(ctx context.Context, op string, d *disks.Disk, selector string) (hashtree.Root, error) {
-	_, p, _, err := s.Vault.Find(ctx, selector)
-	if err != nil {
-		return hashtree.Root{}, err
-	}
-	if root, ok := diskRoot(p.Manifest, d.Entry()); ok {
-		return root, nil
-	}
-	return hashtree.Root{}, &appliance.Error{Op: op, Kind: appliance.ErrNotFound,
-		Text: fmt.Sprintf("recovery point %s does not hold this disk", p.ID)}
-}
-
-// diskRoot is the tree of a live disk in a point, also in the one it was restored from.
-func diskRoot(m *recoverypoint.Manifest, e disks.Entry) (hashtree.Root, bool) {
-	id, err := m.ID()
-	if err != nil {
-		return hashtree.Root{}, false
-	}
-	for _, d := range m.Disks {
-		if d.ID.String() == e.ID || e.Origin.Point == id.String() && d.ID.String() == e.Origin.DiskID {
-			return d.Root, true
+	var p *recoverypoint.Point
+	if selector != "" {
+		if h, p, _, err = cursor.FindDisk(ctx, s.Vault, op, selector, d.Entry()); err != nil {
+			return nil, 0, err
 		}
 	}
-	return hashtree.Root{}, false
+	return s.Cursors.Since(ctx, h, d, p)
 }
 
 // extentsOf is a set as the API has it, bounded.

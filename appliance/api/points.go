@@ -10,6 +10,7 @@ import (
 
 	"github.com/keelblock/keelblock/appliance"
 	kb "github.com/keelblock/keelblock/appliance/api/keelblockv1"
+	"github.com/keelblock/keelblock/appliance/dirtybitmap"
 	"github.com/keelblock/keelblock/appliance/job"
 	"github.com/keelblock/keelblock/appliance/readers"
 	"github.com/keelblock/keelblock/appliance/restore"
@@ -256,7 +257,7 @@ func (s pointsService) CloseReader(ctx context.Context, r *connect.Request[kb.Cl
 
 // Export serves a disk of a point on nbd.sock until Unexport or a stop of the daemon.
 func (s pointsService) Export(ctx context.Context, r *connect.Request[kb.ExportRequest]) (*connect.Response[kb.ExportResponse], error) {
-	rd, err := s.Readers.Export(ctx, r.Msg.Point, r.Msg.Disk, r.Msg.Name)
+	rd, err := s.Readers.Export(ctx, r.Msg.Point, r.Msg.Disk, r.Msg.Name, r.Msg.Since)
 	if err != nil {
 		return nil, err
 	}
@@ -281,6 +282,10 @@ func (s pointsService) ListExports(context.Context, *connect.Request[kb.ListExpo
 }
 
 func (s service) export(rd *readers.Reader) *kb.ExportResponse {
-	return &kb.ExportResponse{Name: rd.Name, Uri: s.nbdURI(rd.Name), PointId: rd.Point.ID.String(), Disk: rd.Disk.Name,
+	out := &kb.ExportResponse{Name: rd.Name, Uri: s.nbdURI(rd.Name), PointId: rd.Point.ID.String(), Disk: rd.Disk.Name,
 		SizeBytes: rd.Disk.Root.SizeBytes}
+	if rd.Since != nil {
+		out.SincePointId, out.DirtyBitmaps = rd.Since.ID.String(), []string{dirtybitmap.Since(rd.Since)}
+	}
+	return out
 }

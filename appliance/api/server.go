@@ -15,6 +15,7 @@ import (
 	"github.com/keelblock/keelblock/appliance"
 	"github.com/keelblock/keelblock/appliance/api/keelblockv1/keelblockv1connect"
 	"github.com/keelblock/keelblock/appliance/backup"
+	"github.com/keelblock/keelblock/appliance/cursor"
 	"github.com/keelblock/keelblock/appliance/disks"
 	"github.com/keelblock/keelblock/appliance/doctor"
 	"github.com/keelblock/keelblock/appliance/job"
@@ -60,6 +61,7 @@ type Parts struct {
 	Info     Info
 	Disks    *disks.Registry
 	Machines *machine.Set
+	Cursors  *cursor.Set
 	Vault    *vault.Vault
 	Jobs     *job.Manager
 	Backup   *backup.Engine
@@ -87,7 +89,7 @@ func Handler(p Parts) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(keelblockv1connect.NewDisksHandler(disksService{service: s}, opts...))
 	mux.Handle(keelblockv1connect.NewGroupsHandler(groupsService{s}, opts...))
-	mux.Handle(keelblockv1connect.NewCursorsHandler(cursorsService{service: s}, opts...))
+	mux.Handle(keelblockv1connect.NewCursorsHandler(cursorsService{s}, opts...))
 	mux.Handle(keelblockv1connect.NewMachinesHandler(machinesService{s}, opts...))
 	mux.Handle(keelblockv1connect.NewRecoveryPointsHandler(pointsService{s}, opts...))
 	mux.Handle(keelblockv1connect.NewJobsHandler(jobsService{s}, opts...))

@@ -20,6 +20,7 @@ import (
 	"github.com/keelblock/keelblock/appliance/backup"
 	"github.com/keelblock/keelblock/appliance/catalog"
 	"github.com/keelblock/keelblock/appliance/config"
+	"github.com/keelblock/keelblock/appliance/cursor"
 	"github.com/keelblock/keelblock/appliance/disks"
 	"github.com/keelblock/keelblock/appliance/doctor"
 	"github.com/keelblock/keelblock/appliance/job"
@@ -54,6 +55,7 @@ type daemon struct {
 	clock    *cbt.Clock
 	disks    *disks.Registry
 	machines *machine.Set
+	cursors  *cursor.Set
 	site     *vault.Site
 	siteErr  error
 	vault    *vault.Vault
@@ -166,6 +168,8 @@ func (d *daemon) compose() {
 	d.vault = vault.New(vault.Options{Dir: d.cfg.VaultDir(), Site: d.site, ReserveBytes: d.vaultReserve,
 		CacheBytes: d.cfg.CacheBytes, Logger: d.log})
 	d.machines = machine.NewSet(d.disks, disks.NewID)
+	d.cursors = cursor.NewSet(d.disks, d.vault)
+	d.disks.SetContexts(d.cursors.Contexts)
 	d.jobs = job.New(job.Options{Code: api.CodeName, Logger: d.log})
 	d.points = d.newPointsSocket()
 	d.readers = readers.New(readers.Options{Vault: d.vault, Disks: d.disks, Points: d.points, Logger: d.log})
@@ -173,7 +177,7 @@ func (d *daemon) compose() {
 		Info: api.Info{Version: d.cfg.Version, PID: os.Getpid(), StartedAt: time.Now(), DataDir: d.cfg.DataDir,
 			SiteName: d.site.Name, APIURI: "unix:" + d.cfg.APISocket(), NBDURIs: d.uris(kindNBD),
 			NBDSocket: d.cfg.NBDSocket(), PointsPath: d.cfg.PointsSocket()},
-		Disks: d.disks, Machines: d.machines, Vault: d.vault, Jobs: d.jobs, Readers: d.readers,
+		Disks: d.disks, Machines: d.machines, Cursors: d.cursors, Vault: d.vault, Jobs: d.jobs, Readers: d.readers,
 		Backup: backup.New(backup.Options{Disks: d.disks, Machines: d.machines, Vault: d.vault, Jobs: d.jobs,
 			Clock: d.clock, Workers: workers, Logger: d.log}),
 		Restore: restore.New(restore.Options{Disks: d.disks, Vault: d.vault, Jobs: d.jobs, DiskDir: d.cfg.DisksDir(),
@@ -275,7 +279,9 @@ func (d *daemon) within(what string, closeIt func() error) error {
 }
 
 func (d *daemon) closeCatalog() error {
-	d.machines.Close(&appliance.Error{Kind: appliance.ErrUnavailable, Text: "the daemon is stopping"})
+	stopping := &appliance.Error{Kind: appliance.ErrUnavailable, Text: "the daemon is stopping"}
+	d.machines.Close(stopping)
+	d.cursors.Close(stopping)
 	d.jobs.Detach()
 	d.mu.Lock()
 	db := d.catalog

@@ -7,6 +7,7 @@ import (
 
 	"github.com/keelblock/keelblock/appliance"
 	"github.com/keelblock/keelblock/appliance/catalog"
+	"github.com/keelblock/keelblock/appliance/cursor"
 	"github.com/keelblock/keelblock/appliance/job"
 	"github.com/keelblock/keelblock/appliance/machine"
 	"github.com/keelblock/keelblock/appliance/vault"
@@ -42,6 +43,7 @@ func (d *daemon) refuse(reason error) {
 	d.log.Error("catalog and vault stay closed; disks are served", "error", reason)
 	d.vault.Refuse(reason)
 	d.machines.Close(reason)
+	d.cursors.Close(reason)
 }
 
 func (d *daemon) openVault(ctx context.Context) {
@@ -53,7 +55,7 @@ func (d *daemon) openVault(ctx context.Context) {
 	}
 }
 
-// openCatalog opens the catalog unless it is open, and hands it to machines and jobs.
+// openCatalog opens the catalog unless it is open, and hands it to machines, jobs and cursors.
 func (d *daemon) openCatalog(ctx context.Context) {
 	d.mu.Lock()
 	db := d.catalog
@@ -67,6 +69,9 @@ func (d *daemon) openCatalog(ctx context.Context) {
 		if err == nil {
 			err = d.jobs.Attach(ctx, catalog.NewCollection[job.Record](db, "job"))
 		}
+		if err == nil {
+			err = d.cursors.Attach(ctx, catalog.NewCollection[cursor.Cursor](db, "cursor"))
+		}
 		if err != nil {
 			err = errors.Join(err, db.Close())
 		}
@@ -78,6 +83,7 @@ func (d *daemon) openCatalog(ctx context.Context) {
 			reason.Hint = "disks are served; free space on the file system and start the daemon again"
 		}
 		d.machines.Close(reason)
+		d.cursors.Close(reason)
 		d.jobs.Detach()
 		d.alert("catalog", reason.Error())
 		return

@@ -13,7 +13,6 @@ import (
 	"github.com/keelblock/keelblock/blockdev"
 	"github.com/keelblock/keelblock/blockdev/cbt"
 	"github.com/keelblock/keelblock/blockdev/localdisk"
-	"github.com/keelblock/keelblock/blockdev/nbd/server"
 )
 
 // Spec of a new disk.
@@ -247,7 +246,7 @@ func (r *Registry) Delete(ctx context.Context, name string) error {
 	if d.file != nil {
 		if err := r.o.Server.Remove(ctx, name); err != nil {
 			// Requests of a client that came at this very moment do not end: it stays.
-			again := r.o.Server.Add(server.Export{Name: name, Description: "disk " + name, Device: d.Device()})
+			again := r.o.Server.Add(r.exportOf(d))
 			return fmt.Errorf("%s: %w", op, errors.Join(err, again))
 		}
 		if err := d.close(); err != nil {

@@ -149,7 +149,7 @@ func TestUnfinishedDisk(t *testing.T) {
 	if _, err := r.Begin(disks.Spec{Name: "new0", SizeBytes: 1 << 20}); !errors.Is(err, appliance.ErrExists) {
 		t.Errorf("its name is taken twice: %v", err)
 	}
-	if err := r.AddExport("new0", "", u.Device()); !errors.Is(err, appliance.ErrExists) {
+	if err := r.AddExport("new0", "", u.Device(), nil); !errors.Is(err, appliance.ErrExists) {
 		t.Errorf("its name is exported: %v", err)
 	}
 	if err := errors.Join(u.Discard(), u.Discard()); err != nil {

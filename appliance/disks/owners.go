@@ -78,8 +78,8 @@ func (r *Registry) Hold(names ...string) (held []*Disk, release func(), err erro
 }
 
 // AddExport puts a read-only device on nbd.sock under a name that no disk and no
-// other export has.
-func (r *Registry) AddExport(name, description string, dev blockdev.Device) error {
+// other export has, with metadata contexts or nil.
+func (r *Registry) AddExport(name, description string, dev blockdev.Device, contexts server.ContextSource) error {
 	op := fmt.Sprintf("export as %q", name)
 	if err := appliance.CheckName("export", name); err != nil {
 		return err
@@ -98,7 +98,7 @@ func (r *Registry) AddExport(name, description string, dev blockdev.Device) erro
 	if taken != "" {
 		return &appliance.Error{Op: op, Kind: appliance.ErrExists, Text: taken + " of this name exists", Hint: "choose another name with --as"}
 	}
-	if err := r.o.Server.Add(server.Export{Name: name, Description: description, Device: dev, ReadOnly: true}); err != nil {
+	if err := r.o.Server.Add(server.Export{Name: name, Description: description, Device: dev, ReadOnly: true, Contexts: contexts}); err != nil {
 		r.mu.Lock()
 		delete(r.exports, name)
 		r.mu.Unlock()

@@ -61,6 +61,7 @@ type Registry struct {
 
 	mu          sync.RWMutex
 	closed      bool
+	contexts    func(disk string) server.ContextSource // of SetContexts
 	disks       map[string]*Disk
 	owners      map[string]string      // disk → machine
 	ownersKnown bool                   // the catalog has been read
@@ -207,7 +208,7 @@ func (r *Registry) start(d *Disk) error {
 
 // export puts d on the server.
 func (r *Registry) export(d *Disk) error {
-	err := r.o.Server.Add(server.Export{Name: d.entry.Name, Description: "disk " + d.entry.Name, Device: d.Device()})
+	err := r.o.Server.Add(r.exportOf(d))
 	if err != nil {
 		err = errors.Join(err, d.close())
 		d.file, d.tracker = nil, nil

@@ -16,6 +16,7 @@ import (
 	"github.com/keelblock/keelblock/appliance/disks"
 	"github.com/keelblock/keelblock/appliance/vault"
 	"github.com/keelblock/keelblock/blockdev"
+	"github.com/keelblock/keelblock/blockdev/nbd/server"
 	"github.com/keelblock/keelblock/dedupe/recoverypoint"
 )
 
@@ -70,6 +71,8 @@ type Reader struct {
 	Name  string // of the export
 	Point *recoverypoint.Point
 	Disk  recoverypoint.Disk
+	// Since, when not nil, is the point whose difference is offered as a dirty bitmap.
+	Since *recoverypoint.Point
 
 	uid   int
 	ttl   time.Duration
@@ -181,15 +184,22 @@ func (s *Set) end(ctx context.Context, r *Reader) error {
 	return errors.Join(err, r.release())
 }
 
-// Export serves a disk of a point on nbd.sock under a name of the caller's choice.
-func (s *Set) Export(ctx context.Context, selector, disk, name string) (*Reader, error) {
+// Export serves a disk of a point on nbd.sock under a name of the caller's choice. With
+// since, a point of the same disk, older or newer, it offers what differs between the two.
+func (s *Set) Export(ctx context.Context, selector, disk, name, since string) (*Reader, error) {
 	r, err := s.open(ctx, selector, disk, fmt.Sprintf("export %q", name))
 	if err != nil {
 		return nil, err
 	}
 	r.Name = name
+	var contexts server.ContextSource
+	if since != "" {
+		if contexts, err = s.difference(ctx, r, since); err != nil {
+			return nil, errors.Join(err, r.release())
+		}
+	}
 	desc := fmt.Sprintf("disk %s of recovery point %s", r.Disk.Name, r.Point.ID)
-	if err := s.o.Disks.AddExport(name, desc, r.dev); err != nil {
+	if err := s.o.Disks.AddExport(name, desc, r.dev, contexts); err != nil {
 		return nil, errors.Join(err, r.release())
 	}
 	s.mu.Lock()

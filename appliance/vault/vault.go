@@ -225,6 +225,13 @@ func (v *Vault) Use(ctx context.Context) (*Handle, error) {
 	return v.handle, nil
 }
 
+// Peek is the open vault, or nil while it is not open. It never waits.
+func (v *Vault) Peek() *Handle {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.handle
+}
+
 // Close closes the store. Calls of Use are ErrUnavailable from then on. It is not
 // called while Open runs.
 func (v *Vault) Close() error {

@@ -22,6 +22,7 @@ type client struct {
 	disks     keelblockv1connect.DisksClient
 	machines  keelblockv1connect.MachinesClient
 	groups    keelblockv1connect.GroupsClient
+	cursors   keelblockv1connect.CursorsClient
 	points    keelblockv1connect.RecoveryPointsClient
 	jobs      keelblockv1connect.JobsClient
 	appliance keelblockv1connect.ApplianceClient
@@ -69,6 +70,7 @@ func (a *app) client() (*client, error) {
 		disks:     keelblockv1connect.NewDisksClient(hc, base, explain),
 		machines:  keelblockv1connect.NewMachinesClient(hc, base, explain),
 		groups:    keelblockv1connect.NewGroupsClient(hc, base, explain),
+		cursors:   keelblockv1connect.NewCursorsClient(hc, base, explain),
 		points:    keelblockv1connect.NewRecoveryPointsClient(hc, base, explain),
 		jobs:      keelblockv1connect.NewJobsClient(hc, base, explain),
 		appliance: keelblockv1connect.NewApplianceClient(hc, base, explain),

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -112,6 +113,9 @@ func (a *app) diskShow() *cobra.Command {
 					pair{"attached to", d.GetDevice()},
 					pair{"connections", fmt.Sprint(d.GetConnections())},
 					pair{"next backup", nextBackup(d)}, pair{"changed since", d.GetLastPointId()})
+				for _, b := range d.GetDirtyBitmaps() {
+					fmt.Fprintf(w, "dirty bitmap: %s\n", b)
+				}
 			})
 		},
 		ValidArgsFunction: a.completing(false, completeDisks),
@@ -200,28 +204,35 @@ func (a *app) diskDelete() *cobra.Command {
 }
 
 func (a *app) diskMap() *cobra.Command {
-	var since string
+	var since, cursor string
 	cmd := &cobra.Command{
-		Use:   "map NAME [--since POINT]",
+		Use:   "map NAME [--since POINT | --cursor C]",
 		Short: "list what changed since the last recovery point: one 'offset length' per line",
-		Long: `Lists the ranges of the disk that differ, or may differ, from its last recovery point
-or from POINT: bytes, ascending, merged, one "offset length" per line.`,
+		Long: `Lists the ranges of the disk that differ, or may differ, from its last recovery point,
+from POINT, or from the point of a cursor: bytes, ascending, merged, one "offset length"
+per line. After a power cut that is what the next backup has to compare.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if since != "" && cursor != "" {
+				return usageError{errors.New("disk map takes --since or --cursor, not both")}
+			}
 			c, err := a.client()
 			if err != nil {
 				return err
 			}
-			r, err := c.disks.Map(cmd.Context(), connect.NewRequest(&kb.MapDiskRequest{Name: args[0], SincePoint: since}))
+			r, err := c.disks.Map(cmd.Context(), connect.NewRequest(&kb.MapDiskRequest{Name: args[0], SincePoint: since, Cursor: cursor}))
 			if err != nil {
-				return suggest(err, args[0], func() []string { return c.diskNames(cmd.Context()) })
+				err = suggest(err, args[0], func() []string { return c.diskNames(cmd.Context()) })
+				return suggest(err, cursor, func() []string { return c.cursorNames(cmd.Context()) })
 			}
 			return a.print(mapped(r.Msg.GetExtents(), toExtent), func(w io.Writer) { printExtents(w, "", r.Msg.GetExtents()) })
 		},
 		ValidArgsFunction: a.completing(false, completeDisks),
 	}
 	cmd.Flags().StringVar(&since, "since", "", "what changed since this recovery point")
+	cmd.Flags().StringVar(&cursor, "cursor", "", "what changed since the point of this cursor")
 	_ = cmd.RegisterFlagCompletionFunc("since", a.completing(true, completePoints))
+	_ = cmd.RegisterFlagCompletionFunc("cursor", a.completing(true, completeCursors))
 	return cmd
 }
 

@@ -13,11 +13,17 @@ import (
 )
 
 func (a *app) exportCommand() *cobra.Command {
-	var name string
+	var name, since string
 	var listing bool
 	cmd := &cobra.Command{
-		Use:     "export (P[:DISK] --as NAME | --list)",
-		Short:   "export a disk of a point over NBD, read-only; prints its address",
+		Use:   "export (P[:DISK] --as NAME [--since Q] | --list)",
+		Short: "export a disk of a point over NBD, read-only; prints its address",
+		Long: `Exports a disk of a point over NBD, read-only, until unexport or a stop of the daemon.
+
+With --since Q, an older or newer point of the same disk, the export has the metadata
+context qemu:dirty-bitmap:since-ID, ID being the full id of Q: the ranges in which the
+two differ, to 4 KiB where the points between have kept their lists of changes, else to
+the vault's block.`,
 		Example: "  keelblock export web@latest:web0 --as look\n  qemu-img info \"$(keelblock export web@latest --as look)\"",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -35,7 +41,7 @@ func (a *app) exportCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			r, err := c.points.Export(cmd.Context(), connect.NewRequest(&kb.ExportRequest{Point: p.GetId(), Disk: d.GetName(), Name: name}))
+			r, err := c.points.Export(cmd.Context(), connect.NewRequest(&kb.ExportRequest{Point: p.GetId(), Disk: d.GetName(), Name: name, Since: since}))
 			if err != nil {
 				return err
 			}
@@ -44,12 +50,15 @@ func (a *app) exportCommand() *cobra.Command {
 		ValidArgsFunction: a.completing(false, completePoints),
 	}
 	cmd.Flags().StringVar(&name, "as", "", "name of the export")
+	cmd.Flags().StringVar(&since, "since", "", "offer what differs from this point of the same disk as a dirty bitmap")
+	_ = cmd.RegisterFlagCompletionFunc("since", a.completing(true, completePoints))
 	cmd.Flags().BoolVar(&listing, "list", false, "list the exports of points")
 	return cmd
 }
 
 func toExport(m *kb.ExportResponse) exportShape {
-	return exportShape{m.GetName(), m.GetUri(), m.GetPointId(), m.GetDisk(), m.GetSizeBytes(), true}
+	return exportShape{Name: m.GetName(), URI: m.GetUri(), PointID: m.GetPointId(), DiskName: m.GetDisk(), SizeBytes: m.GetSizeBytes(),
+		ReadOnly: true, SincePointID: m.GetSincePointId(), DirtyBitmaps: list(m.GetDirtyBitmaps())}
 }
 
 func (c *client) listExports(ctx context.Context) ([]*kb.ExportResponse, error) {

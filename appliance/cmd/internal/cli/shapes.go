@@ -134,6 +134,23 @@ type exportShape struct {
 	DiskName  string `json:"diskName"`
 	SizeBytes int64  `json:"sizeBytes"`
 	ReadOnly  bool   `json:"readOnly"`
+	// SincePointID and DirtyBitmaps are empty without --since.
+	SincePointID string   `json:"sincePointId"`
+	DirtyBitmaps []string `json:"dirtyBitmaps"`
+}
+
+type cursorShape struct {
+	Name       string  `json:"name"`
+	DiskName   string  `json:"diskName"`
+	PointID    string  `json:"pointId"`
+	FrozenAt   *string `json:"frozenAt"`
+	CreatedAt  *string `json:"createdAt"`
+	AdvancedAt *string `json:"advancedAt"`
+}
+
+func toCursor(c *kb.Cursor) cursorShape {
+	return cursorShape{Name: c.GetName(), DiskName: c.GetDiskName(), PointID: c.GetPointId(), FrozenAt: stamp(c.GetFrozenAt()),
+		CreatedAt: stamp(c.GetCreatedAt()), AdvancedAt: stamp(c.GetAdvancedAt())}
 }
 
 type fileShape struct {
