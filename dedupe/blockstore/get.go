@@ -96,6 +96,9 @@ func (s *Store) readUnnamed(p place, kind dedupe.Kind, d dedupe.Digest, buf []by
 		return nil, id, err
 	}
 	defer s.files.release(f)
+	if content, ok, err := s.readRaw(f.f, p, kind, d, buf); ok {
+		return content, id, err
+	}
 	scratch := s.codec.buffer(int(p.stored))
 	defer s.codec.put(scratch)
 	rec, payload, grown, err := pack.ReadRecord(f.f, int64(p.offset), p.stored, *scratch)
@@ -103,23 +106,61 @@ func (s *Store) readUnnamed(p place, kind dedupe.Kind, d dedupe.Digest, buf []by
 	if err != nil {
 		return nil, id, err
 	}
-	if rec.Kind != kind || rec.Digest != d || rec.StoredLength != p.stored {
-		return nil, id, fmt.Errorf("record there is %s %v: %w", kindName(rec.Kind), rec.Digest, dedupe.ErrCorrupt)
-	}
-	if want := s.contentSize(kind); want != 0 && int(rec.LogicalLength) != want {
-		return nil, id, fmt.Errorf("content of %d bytes, want %d: %w", rec.LogicalLength, want, dedupe.ErrCorrupt)
+	if err := s.checkRecord(&rec, p, kind, d); err != nil {
+		return nil, id, err
 	}
 	if content, err = s.codec.decode(&rec, payload, buf); err != nil {
 		return nil, id, err
 	}
-	sum, err := pack.Sum(kind, rec.Level, content)
-	if err != nil {
+	if err := checkSum(kind, rec.Level, content, d); err != nil {
 		return nil, id, err
 	}
-	if sum != d {
-		return nil, id, fmt.Errorf("content has digest %v: %w", sum, dedupe.ErrCorrupt)
-	}
 	return content, id, nil
+}
+
+// checkSum compares content with its digest.
+func checkSum(kind dedupe.Kind, level uint8, content []byte, d dedupe.Digest) error {
+	sum, err := pack.Sum(kind, level, content)
+	if err == nil && sum != d {
+		err = fmt.Errorf("content has digest %v: %w", sum, dedupe.ErrCorrupt)
+	}
+	return err
+}
+
+// readRaw reads a record straight into buf when its payload is as long as its content,
+// and so is the content, if there is room. The digest says all that the payload's CRC
+// would, which is not computed. Not ok: it is no such record.
+func (s *Store) readRaw(f *os.File, p place, kind dedupe.Kind, d dedupe.Digest, buf []byte) (content []byte, ok bool, err error) {
+	want := s.contentSize(kind)
+	if want == 0 || int(p.stored) != want || cap(buf) < want {
+		return nil, false, nil
+	}
+	content = buf[:want]
+	rec, err := pack.ReadRawRecord(f, int64(p.offset), content)
+	if err != nil {
+		return nil, true, err
+	}
+	if rec.Codec != pack.CodecRaw || rec.Cipher != pack.CipherNone || rec.Encoding != pack.EncodingWhole {
+		return nil, false, nil
+	}
+	if err = s.checkRecord(&rec, p, kind, d); err == nil {
+		err = checkSum(kind, rec.Level, content, d)
+	}
+	if err != nil {
+		return nil, true, err
+	}
+	return content, true, nil
+}
+
+// checkRecord compares a record's header with what the index says of it.
+func (s *Store) checkRecord(rec *pack.Record, p place, kind dedupe.Kind, d dedupe.Digest) error {
+	if rec.Kind != kind || rec.Digest != d || rec.StoredLength != p.stored {
+		return fmt.Errorf("record there is %s %v: %w", kindName(rec.Kind), rec.Digest, dedupe.ErrCorrupt)
+	}
+	if want := s.contentSize(kind); want != 0 && int(rec.LogicalLength) != want {
+		return fmt.Errorf("content of %d bytes, want %d: %w", rec.LogicalLength, want, dedupe.ErrCorrupt)
+	}
+	return nil
 }
 
 // contentSize is the length of every content of a kind, or 0 when it varies.

@@ -466,6 +466,54 @@ func TestReadRecordAbsent(t *testing.T) {
 	}
 }
 
+// ReadRawRecord has the header and the payload of ReadRecord, and leaves the payload's
+// CRC to the caller.
+func TestReadRawRecord(t *testing.T) {
+	b, w := newWriter(t, pack.ClassData)
+	want := bytes.Repeat([]byte("raw "), 1024)
+	e := record(t, w, dedupe.KindBlock, 0, want)
+	path := filepath.Join(t.TempDir(), "pack")
+	if err := os.WriteFile(path, b.b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	got := make([]byte, len(want))
+	rec, err := pack.ReadRawRecord(f, e.Offset, got)
+	if err != nil || !bytes.Equal(got, want) || rec.Digest != e.Digest || rec.Codec != pack.CodecRaw {
+		t.Fatalf("record %+v, %v", rec, err)
+	}
+	size := int64(len(b.b))
+	for _, off := range []int64{e.Offset + e.Size() - pack.RecordHeaderSize, size - 10, size + 10} {
+		if _, err := pack.ReadRawRecord(f, off, got); !errors.Is(err, dedupe.ErrNotFound) && !errors.Is(err, dedupe.ErrCorrupt) {
+			t.Errorf("read at %d: %v", off, err)
+		}
+	}
+	if err := f.Truncate(size + 8192); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pack.ReadRawRecord(f, size, got); !errors.Is(err, dedupe.ErrNotFound) {
+		t.Errorf("read what was only preallocated: %v", err)
+	}
+	if _, err := pack.ReadRawRecord(f, -1, got); !errors.Is(err, dedupe.ErrCorrupt) {
+		t.Errorf("read at -1: %v", err)
+	}
+	for _, at := range []int64{0, 4, 60, 188} {
+		if _, err := f.WriteAt([]byte{b.b[e.Offset+at] ^ 1}, e.Offset+at); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := pack.ReadRawRecord(f, e.Offset, got); !errors.Is(err, dedupe.ErrCorrupt) {
+			t.Errorf("byte %d of the header is damaged: %v", at, err)
+		}
+		if _, err := f.WriteAt(b.b[e.Offset+at:][:1], e.Offset+at); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // With a damaged footer, one damaged payload costs one record.
 func TestScanDamaged(t *testing.T) {
 	f, entries := goldenData(t)

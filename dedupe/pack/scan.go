@@ -4,6 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/keelblock/keelblock/dedupe"
 )
@@ -122,17 +126,46 @@ func ReadRecord(r io.ReaderAt, off int64, storedLength uint32, buf []byte) (rec 
 	}
 	buf = buf[:n]
 	if got, err := r.ReadAt(buf, off); got < n {
-		if err == io.EOF {
-			return rec, nil, buf, fmt.Errorf("record at %d passes the pack's end: %w", off, dedupe.ErrNotFound)
-		}
-		return rec, nil, buf, fmt.Errorf("read record at %d: %w", off, err)
+		return rec, nil, buf, readError(off, err)
 	}
-	if [RecordHeaderSize]byte(buf) == [RecordHeaderSize]byte{} {
-		return rec, nil, buf, fmt.Errorf("nothing was written at %d: %w", off, dedupe.ErrNotFound)
-	}
-	if rec, err = DecodeRecord(buf); err != nil {
+	if rec, err = decodeHeader(buf, off); err != nil {
 		return rec, nil, buf, err
 	}
 	payload = buf[RecordHeaderSize:]
 	return rec, payload, buf, rec.CheckPayload(payload)
+}
+
+func readError(off int64, err error) error {
+	if err == io.EOF {
+		return fmt.Errorf("record at %d passes the pack's end: %w", off, dedupe.ErrNotFound)
+	}
+	return fmt.Errorf("read record at %d: %w", off, err)
+}
+
+func decodeHeader(b []byte, off int64) (Record, error) {
+	if [RecordHeaderSize]byte(b) == [RecordHeaderSize]byte{} {
+		return Record{}, fmt.Errorf("nothing was written at %d: %w", off, dedupe.ErrNotFound)
+	}
+	return DecodeRecord(b)
+}
+
+// ReadRawRecord is ReadRecord for a caller who expects a payload of len(payload)
+// bytes, reads it to where it shall stand, and verifies it by its digest: the
+// payload's CRC is not compared.
+func ReadRawRecord(f *os.File, off int64, payload []byte) (Record, error) {
+	if off < 0 {
+		return Record{}, fmt.Errorf("record at %d: %w", off, dedupe.ErrCorrupt)
+	}
+	var header [RecordHeaderSize]byte
+	n, err := unix.Preadv(int(f.Fd()), [][]byte{header[:], payload}, off)
+	runtime.KeepAlive(f)
+	if err != nil || n < len(header)+len(payload) { // interrupted, or the end: in pieces
+		if n, err := f.ReadAt(header[:], off); n < len(header) {
+			return Record{}, readError(off, err)
+		}
+		if n, err := f.ReadAt(payload, off+RecordHeaderSize); n < len(payload) {
+			return Record{}, readError(off, err)
+		}
+	}
+	return decodeHeader(header[:], off)
 }
