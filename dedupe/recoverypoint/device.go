@@ -19,7 +19,8 @@ import (
 //
 // Reads run in parallel, over requests and within one; a request of several blocks
 // is decoded by all cores, whole blocks straight into the caller's buffer.
-// Sequential readers are noticed, up to eight at once, and read ahead for.
+// Sequential readers are noticed, up to eight at once, and read ahead for while
+// there are cores that no request keeps busy.
 type Device struct {
 	name string
 	root hashtree.Root
@@ -27,6 +28,7 @@ type Device struct {
 	src  *source
 
 	ahead  readAhead
+	active atomic.Int32 // reads under way
 	closed atomic.Bool
 }
 
@@ -173,6 +175,8 @@ func (d *Device) ReadAt(p []byte, off int64) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
+	d.active.Add(1)
+	defer d.active.Add(-1)
 	bs := int64(d.root.BlockSize)
 	if off/bs == (off+int64(len(p))-1)/bs {
 		return d.readOne(p, off)

@@ -322,6 +322,39 @@ func TestCacheShared(t *testing.T) {
 	}
 }
 
+// TestCopyDecodesOnce: a client that copies a disk with eight requests of 1 MiB in
+// flight, each read in pieces, has each block decoded once. A few may race with
+// reading ahead.
+func TestCopyDecodesOnce(t *testing.T) {
+	const size, request, piece = 64 << 20, 1 << 20, 256 << 10
+	s := &slowStore{Memory: dedupetest.NewMemory(64 << 10)}
+	disk := randomBytes(13, size)
+	d := open(t, s, recoverypoint.NewCache(4<<20), store(t, s, disk))
+	offsets := make(chan int64)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			p := make([]byte, piece)
+			for from := range offsets {
+				for off := from; off < from+request; off += piece {
+					if _, err := d.ReadAt(p, off); err != nil || !bytes.Equal(p, disk[off:off+piece]) {
+						t.Errorf("at %d: %v", off, err)
+					}
+				}
+			}
+		})
+	}
+	for off := int64(0); off < size; off += request {
+		offsets <- off
+	}
+	close(offsets)
+	wg.Wait()
+	const blocks = size / (64 << 10)
+	if n := s.gets(); n < blocks || n > blocks+blocks/20 {
+		t.Errorf("%d blocks were decoded %d times", blocks, n)
+	}
+}
+
 // TestOpenDisk: by name and by id, and what is refused.
 func TestOpenDisk(t *testing.T) {
 	s := dedupetest.NewMemory(64 << 10)

@@ -13,9 +13,13 @@ const (
 	// streams noticed at once per device.
 	aheadStreams = 8
 	// aheadSlack is how far from the expected place a request may be and still
-	// belong to a stream: clients with many requests in flight send them a little
-	// out of order.
-	aheadSlack = 1 << 20
+	// belong to a stream: the requests of a client with many in flight are begun out
+	// of order, and none of them is a stream of its own. When they were taken for
+	// streams, each of which read ahead of its own place, a disk copied by eight
+	// requests of 1 MiB was decoded 1.34 times (25 700 blocks of 19 200, 2026-11-22).
+	aheadSlack = 16 << 20
+	// aheadSkip is how far ahead of the expected place a request counts as the next.
+	aheadSkip = 1 << 20
 	// aheadMin and aheadMax bound the window in bytes. It doubles with each request
 	// of the stream, and is never smaller than two of its requests, so that the
 	// next one is decoded while the reader is busy with the last.
@@ -76,8 +80,18 @@ func (a *readAhead) read(off, n int64) {
 	if off+n <= s.next { // behind: a late or a repeated request
 		return
 	}
+	near := off <= s.next+max(aheadSkip, n)
 	s.next = off + n
+	if !near {
+		return
+	}
 	if s.hits++; s.hits < aheadAfter {
+		return
+	}
+	// A client with a request for each core leaves none to read ahead with: what is
+	// asked for comes first, and goes past the cache.
+	procs := runtime.GOMAXPROCS(0)
+	if int(a.d.active.Load()) >= max(procs, 2) {
 		return
 	}
 	// A quarter of the cache at most: eight streams must not push each other's
@@ -85,7 +99,7 @@ func (a *readAhead) read(off, n int64) {
 	s.window = min(max(2*s.window, aheadMin), max(aheadMax, 2*n), max(a.d.c.limit/4, int64(a.d.root.BlockSize)))
 	s.from = max(s.from, s.next)
 	s.until = min(s.next+s.window, a.d.root.SizeBytes)
-	for s.workers < runtime.GOMAXPROCS(0) && s.from+int64(s.workers)*int64(a.d.root.BlockSize) < s.until {
+	for s.workers < procs && s.from+int64(s.workers)*int64(a.d.root.BlockSize) < s.until {
 		s.workers++
 		a.wg.Go(func() { a.work(s) })
 	}
@@ -96,6 +110,7 @@ func (a *readAhead) work(s *stream) {
 	d, bs := a.d, int64(a.d.root.BlockSize)
 	for {
 		a.mu.Lock()
+		s.from = max(s.from, s.next) // what was asked for meanwhile is being read
 		if a.stopped || s.from >= s.until {
 			s.workers--
 			a.mu.Unlock()
