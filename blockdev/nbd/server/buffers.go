@@ -13,11 +13,16 @@ const (
 	// slackBytes of a large buffer stand beside a stripe, so that a request header
 	// before a piece, or a reply header, does not cost a second buffer.
 	slackBytes = 4 << 10
+	// bulkBytes is the largest piece of a read from a Device that computes what it
+	// returns, and does it better the more it is asked for at once. In pieces of a
+	// stripe a point's blocks went out four at a time.
+	bulkBytes = 1 << 20
 )
 
 // bufferSizes are the classes of pooled buffers: a handshake or one small reply;
-// a middling one; a batch of replies, a stripe, the read buffer of a connection.
-var bufferSizes = [...]int{8 << 10, 64<<10 + slackBytes, stripeBytes + slackBytes}
+// a middling one; a batch of replies, a stripe, the read buffer of a connection; a
+// bulk read.
+var bufferSizes = [...]int{8 << 10, 64<<10 + slackBytes, stripeBytes + slackBytes, bulkBytes + slackBytes}
 
 const largeBuffer = stripeBytes + slackBytes
 
@@ -34,7 +39,7 @@ type buffer struct {
 	budget *semaphore.Weighted
 }
 
-// get returns an empty buffer with room for n bytes, n <= largeBuffer.
+// get returns an empty buffer with room for n bytes, n <= bulkBytes+slackBytes.
 func (p *bufferPools) get(n int) *buffer {
 	class := 0
 	for bufferSizes[class] < n {

@@ -172,7 +172,7 @@ func (c *conn) cache(r request) error {
 }
 
 // readByWorker reads what may have to wait for a disk. With structured replies,
-// unless DF forbids it, each stripe is a chunk of its own and is sent when it is
+// unless DF forbids it, each piece is a chunk of its own and is sent when it is
 // there; else the reply is gathered whole, since its header speaks for all of it.
 func (c *conn) readByWorker(r request) {
 	if c.structured && (r.Flags&nbd.CmdFlagDF == 0 || r.Length <= stripeBytes) {
@@ -186,8 +186,11 @@ func (c *conn) readInChunks(r request) {
 	off, end := int64(r.Offset), int64(r.Offset)+int64(r.Length)
 	for off < end {
 		n := pieceLength(off, end)
-		if r.Flags&nbd.CmdFlagDF != 0 {
+		switch {
+		case r.Flags&nbd.CmdFlagDF != 0:
 			n = int(end - off)
+		case c.exp.nowait == nil:
+			n = int(min(end-off, bulkBytes))
 		}
 		x := c.reserve(maxReadHead + n)
 		if x == nil {
