@@ -14,13 +14,33 @@ type buffer struct {
 	full []byte
 }
 
-var buffers = sync.Pool{New: func() any { return &buffer{full: make([]byte, 1<<20)} }}
+const (
+	// bufferBytes is the largest read of the kernel.
+	bufferBytes = 1 << 20
+	// maxFree is how many buffers are kept.
+	maxFree = 16
+)
+
+// buffers are the ones that nobody uses, the last one on top: it is still in the
+// processor's cache. A sync.Pool loses them at each collection, and a new one costs as
+// much as filling it.
+var buffers struct {
+	mu   sync.Mutex
+	free []*buffer
+}
 
 func getBuffer(n int) *buffer {
-	if n > 1<<20 {
+	if n > bufferBytes {
 		return &buffer{p: make([]byte, n)}
 	}
-	b := buffers.Get().(*buffer)
+	buffers.mu.Lock()
+	defer buffers.mu.Unlock()
+	b := &buffer{}
+	if last := len(buffers.free) - 1; last >= 0 {
+		b, buffers.free = buffers.free[last], buffers.free[:last]
+	} else {
+		b.full = make([]byte, bufferBytes)
+	}
 	b.p = b.full[:n]
 	return b
 }
@@ -38,8 +58,13 @@ func (b *buffer) Size() int { return len(b.p) }
 // Done gives the buffer back.
 func (b *buffer) Done() {
 	b.p = nil
-	if b.full != nil {
-		buffers.Put(b)
+	if b.full == nil {
+		return
+	}
+	buffers.mu.Lock()
+	defer buffers.mu.Unlock()
+	if len(buffers.free) < maxFree {
+		buffers.free = append(buffers.free, b)
 	}
 }
 
