@@ -98,6 +98,7 @@ func (c *conn) serve() error {
 			c.workers.Wait()
 		}
 	} else {
+		err = c.stopError(err)
 		c.passFences(false, true)
 		if !errors.Is(err, errAborted) {
 			c.counters.handshakesFailed.Add(1)

@@ -45,16 +45,8 @@ func (a *app) entrance(stdio bool, listen string) (_ *entrance, err error) {
 		in.address, in.listeners = address, []net.Listener{l}
 		return in, nil
 	}
-	// A program that hands a socket over may have --stdio in its command line, too:
-	// then its socket is meant, unless standard input can be one.
-	if stdio && (isKind(0, unix.S_IFSOCK) || isKind(0, unix.S_IFIFO)) {
-		nc, err := stdioConn()
-		if err != nil {
-			return in, fmt.Errorf("use standard input: %w", err)
-		}
-		in.conns = []net.Conn{nc}
-		return in, nil
-	}
+	// A program that hands a socket over to this very process means it, also when its
+	// user has written --stdio: that is how nbdinfo [ … ] and nbdcopy [ … ] start servers.
 	sockets, err := a.handedOver()
 	if err != nil {
 		return in, err
@@ -66,6 +58,13 @@ func (a *app) entrance(stdio bool, listen string) (_ *entrance, err error) {
 	}
 	switch {
 	case len(sockets) > 0:
+		return in, nil
+	case stdio && (isKind(0, unix.S_IFSOCK) || isKind(0, unix.S_IFIFO)):
+		nc, err := stdioConn()
+		if err != nil {
+			return in, fmt.Errorf("use standard input: %w", err)
+		}
+		in.conns = []net.Conn{nc}
 		return in, nil
 	case stdio:
 		return in, usageError{errors.New("standard input is neither a socket nor a pipe; --stdio is for programs that start a server, as in: nbdsh -c 'h.connect_command([\"keelblock\", \"nbd\", \"FILE\", \"--stdio\"])'")}
@@ -154,7 +153,7 @@ func (in *entrance) serve(ctx context.Context, log *slog.Logger, serve func(cont
 				wg.Go(func() {
 					defer func() { <-slots }()
 					if err := serve(ctx, nc); err != nil {
-						log.Warn("connection ended", "error", err)
+						log.Info("connection ended", "error", err)
 					}
 				})
 			}))
