@@ -63,6 +63,15 @@ func newest(h *vault.Handle, e disks.Entry) *recoverypoint.Point {
 	return best
 }
 
+// tracker is the part of cbt.Tracker that is read.
+type tracker interface {
+	Tracking() (cbt.Tracking, string)
+	Bases() (base, candidate cbt.PointID)
+	Size() int64
+	Changed(yield func(blockdev.Extent) bool)
+	Doubtful(yield func(blockdev.Extent) bool)
+}
+
 // live is what a tracker lists at one moment, and the points that this is relative to.
 type live struct {
 	tracking        cbt.Tracking
@@ -73,7 +82,7 @@ type live struct {
 
 // readLive reads map and base so that they fit: a backup that commits in between empties
 // the map, and moves the base.
-func readLive(t *cbt.Tracker) live {
+func readLive(t tracker) live {
 	for range maxReads {
 		var a live
 		a.read(t)
@@ -91,7 +100,7 @@ func readLive(t *cbt.Tracker) live {
 	return live{tracking: cbt.TrackingNone, sizeBytes: t.Size()} // commits without end: nothing is known
 }
 
-func (l *live) read(t *cbt.Tracker) {
+func (l *live) read(t tracker) {
 	l.tracking, _ = t.Tracking()
 	l.base, l.candidate = t.Bases()
 	l.sizeBytes = t.Size()

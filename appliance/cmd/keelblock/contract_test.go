@@ -95,7 +95,9 @@ func TestJSONIsAsPromised(t *testing.T) {
 		t.Fatal(err)
 	}
 	ready := object{"pid": "int", "api": "string", "nbd": []shape{"string"}}
-	export := object{"name": "string", "uri": "string", "pointId": "string", "diskName": "string", "sizeBytes": "int", "readOnly": "bool"}
+	export := object{"name": "string", "uri": "string", "pointId": "string", "diskName": "string", "sizeBytes": "int", "readOnly": "bool",
+		"sincePointId": "string", "dirtyBitmaps": []shape{"string"}}
+	cursor := object{"name": "string", "diskName": "string", "pointId": "string", "frozenAt": "time", "createdAt": "time", "advancedAt": "time"}
 	for _, tt := range []struct {
 		line string
 		want shape
@@ -120,6 +122,11 @@ func TestJSONIsAsPromised(t *testing.T) {
 		{"backup web --no-wait", jobShape},
 		{"job watch", []shape{jobShape}},
 		{"disk map web0", []shape{extentShape}},
+		{"cursor create c --disk web0", cursor},
+		{"cursor advance c", cursor},
+		{"cursor list", []shape{cursor}},
+		{"disk map web0 --cursor c", []shape{extentShape}},
+		{"disk show web0", diskShape},
 		{"disk export web1 live.raw", fileShape},
 		{"recovery-point list web", []shape{pointShape}},
 		{"recovery-point show web@latest", pointShape},
@@ -130,6 +137,9 @@ func TestJSONIsAsPromised(t *testing.T) {
 		{"export web@latest:web0 --as look", export},
 		{"export --list", []shape{export}},
 		{"unexport look", object{"name": "string"}},
+		{"export web@latest:web0 --as look --since web@latest", export},
+		{"unexport look", object{"name": "string"}},
+		{"cursor delete c --yes", cursor},
 		{"recovery-point verify --all", jobShape},
 		{"vault verify", jobShape},
 		{"recovery-point delete web@latest", pointShape},

@@ -41,6 +41,7 @@ Numbers are integers, every field is present, times are RFC 3339 in UTC or null.
   recovery-point …   RecoveryPoint; backup prints it too, of a group an array
   job …              Job; everything with --no-wait prints it too
   disk map           [{offset, length}]
+  cursor …           {name, diskName, pointId, frozenAt, createdAt, advancedAt}
   recovery-point diff [{diskName, extents: [{offset, length}]}]
 
 Standard error carries progress and messages, with and without --json.`},
