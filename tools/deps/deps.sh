@@ -16,6 +16,7 @@ qemu-io             qemu-utils
 nbdcopy             libnbd-bin
 nbdinfo             libnbd-bin
 nbdsh               libnbd-bin
+nbdfuse             libnbd-bin
 /usr/lib/python3/dist-packages/nbd.py python3-libnbd
 nbdkit              nbdkit
 fio                 fio
