@@ -56,7 +56,7 @@ func run(ctx context.Context, bin, only string, contentBytes int64, rounds int, 
 	wanted := func(group string) bool { return only == "" || only == group }
 	t := newTable(os.Stdout)
 	if wanted("nbd") {
-		if err := nbdRows(ctx, t); err != nil {
+		if err := nbdRows(ctx, bin, t); err != nil {
 			return fmt.Errorf("nbd: %w", err)
 		}
 	}
