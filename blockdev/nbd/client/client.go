@@ -3,6 +3,7 @@ package client
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -30,6 +31,7 @@ type Client struct {
 	structured bool
 	allocation bool // base:allocation is negotiated, with contextID
 	contextID  uint32
+	encrypted  bool
 
 	closed atomic.Bool
 
@@ -50,6 +52,10 @@ type Client struct {
 	// err ended the connection.
 	err error
 }
+
+// readBuffer is how much is read beyond a reply's header at once. It is small, as
+// what comes with the header of a long reply is copied once more.
+const readBuffer = 8 << 10
 
 // request is one request that has been sent.
 type request struct {
@@ -74,20 +80,32 @@ var (
 
 // Dial connects to the export that the URI names, nbd+unix:///NAME?socket=PATH or
 // nbd://HOST:PORT/NAME. ctx bounds the connecting and the handshake only.
+//
+// nbds+unix:// and nbds:// insist on TLS. tls-certificates=DIR in the query names a
+// folder for LoadTLS, without which the authorities of this machine are trusted;
+// tls-hostname=NAME is what the server's certificate must be for, if that is neither
+// the host of the URI nor, on a unix socket, localhost. So a URI names files of this
+// machine: it must come from somebody who may.
 func Dial(ctx context.Context, uri string) (*Client, error) {
 	a, err := parseURI(uri)
 	if err != nil {
 		return nil, fmt.Errorf("NBD client: %w", err)
+	}
+	var config *tls.Config
+	if a.tls.on {
+		if config, err = a.tls.config(); err != nil {
+			return nil, fmt.Errorf("NBD client: %w", err)
+		}
 	}
 	var dialer net.Dialer
 	nc, err := dialer.DialContext(ctx, a.network, a.addr)
 	if err != nil {
 		return nil, fmt.Errorf("NBD client: %w", err)
 	}
-	c := &Client{uri: uri, nc: nc, maxPayload: nbd.MaxBlockSize, requests: make(map[uint64]*request), read: bufio.NewReaderSize(nc, 64<<10)}
+	c := &Client{uri: uri, nc: nc, maxPayload: nbd.MaxBlockSize, requests: make(map[uint64]*request), read: bufio.NewReaderSize(nc, readBuffer)}
 	setTimeouts(nc)
 	stop := context.AfterFunc(ctx, func() { nc.SetDeadline(time.Unix(1, 0)) })
-	err = c.negotiate(a.export)
+	err = c.negotiate(a.export, config)
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}

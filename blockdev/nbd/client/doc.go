@@ -8,6 +8,8 @@
 // and hands over when its own reply has come; so a request that is alone costs no
 // switch of goroutines.
 //
+// nbds:// and nbds+unix:// speak TLS and show a client certificate; see [Dial].
+//
 // It asks for structured replies and base:allocation and does without them where
 // the server has neither. Requests are split to the size that the server allows.
 // A broken connection fails every request with the same error; there is no

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -10,8 +11,8 @@ import (
 	"github.com/keelblock/keelblock/blockdev/nbd"
 )
 
-// negotiate runs the handshake up to NBD_OPT_GO.
-func (c *Client) negotiate(export string) error {
+// negotiate runs the handshake up to NBD_OPT_GO, over TLS if config is not nil.
+func (c *Client) negotiate(export string, config *tls.Config) error {
 	greeting := make([]byte, nbd.GreetingSize)
 	if _, err := io.ReadFull(c.read, greeting); err != nil {
 		return noEOF(err)
@@ -29,6 +30,11 @@ func (c *Client) negotiate(export string) error {
 	}
 	if _, err := c.nc.Write(binary.BigEndian.AppendUint32(nil, answer)); err != nil {
 		return noEOF(err)
+	}
+	if config != nil {
+		if err := c.startTLS(config); err != nil {
+			return err
+		}
 	}
 	if err := c.negotiateContext(export); err != nil {
 		return err

@@ -34,6 +34,9 @@ func (c *Client) write(r *request, payload []byte) error {
 		_, err := c.nc.Write(c.scratch)
 		return err
 	}
+	if c.encrypted {
+		return c.writeEncrypted(payload)
+	}
 	c.bufs = append(c.bufs[:0], c.scratch, payload)
 	bufs := c.bufs
 	_, err := bufs.WriteTo(c.nc)
