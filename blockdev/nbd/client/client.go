@@ -292,7 +292,9 @@ func (c *Client) Close() error {
 	}
 	err := c.nc.Close()
 	c.breakOff(fmt.Errorf("%w", blockdev.ErrClosed))
-	if err != nil && !broken && !errors.Is(err, net.ErrClosed) { // the reader closes it when the server answers DISC first
+	// The reader closes it when the server answers DISC first, which may also leave the
+	// end of the TLS session unsaid.
+	if err != nil && !broken && !c.encrypted && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("close %s: %w", c.uri, err)
 	}
 	return nil
