@@ -143,7 +143,10 @@ func openIntents(path string, wrap func(*os.File) intentIO) (_ *intentImage, err
 	return m, nil
 }
 
-// readIntentHeader returns the newer good header.
+// readIntentHeader returns the newer header. A slot that was written and is damaged is
+// an error, whatever the other one says: it may have been the newer one, and have said
+// that the file is not to be trusted. A crash does not damage a slot, since a sector
+// is written whole or not at all.
 func readIntentHeader(f io.ReaderAt) (h header, err error) {
 	var b [intentSlot + headerBytes]byte
 	if _, err := f.ReadAt(b[:], 0); err != nil {
@@ -151,6 +154,11 @@ func readIntentHeader(f io.ReaderAt) (h header, err error) {
 	}
 	h, err = decodeHeader(intentMagic, b[:])
 	other, errB := decodeHeader(intentMagic, b[intentSlot:])
+	for _, e := range []error{err, errB} {
+		if e != nil && !errors.Is(e, errNotWritten) {
+			return h, e
+		}
+	}
 	switch {
 	case err != nil && errB != nil:
 		return h, err

@@ -228,14 +228,16 @@ func (t *Tracker) begin(l layout, s start) error {
 		}
 	}
 	t.file.writeHeader(&t.header)
+	// Before the map has its name: a kill in between finds the older map, or one that
+	// is the intent file's.
+	if err := t.startIntents(s.h.session, s.img); err != nil {
+		return err
+	}
 	if err := file.publish(); err != nil {
 		return err
 	}
 	if !named {
 		t.log.Warn("no room on tmpfs for the map: after a kill the next backup compares", "map", t.opts.MapPath)
-	}
-	if err := t.startIntents(s.h.session, s.img); err != nil {
-		return err
 	}
 	unclean := t.header
 	unclean.bootID = ""
