@@ -2,6 +2,7 @@ package disks
 
 import (
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -31,6 +32,9 @@ type Entry struct {
 	File      string    `json:"file,omitempty"`    // below Options.Dir, or
 	Backing   string    `json:"backing,omitempty"` // an absolute path that was given
 	CreatedAt time.Time `json:"createdAt"`
+	// ResizeTo is the size that the disk is getting, 0 when none: a kill leaves the file
+	// with this one or with SizeBytes.
+	ResizeTo int64 `json:"resizeTo,omitempty"`
 	// Attached is only set in the list; Registry.Device tells it of a Disk.
 	Attached *Attached `json:"attached,omitempty"`
 	Origin
@@ -54,10 +58,12 @@ const (
 	Offline State = "offline"
 )
 
-// Disk is one live disk. It does not change: a disk that goes offline is another
-// Disk in the table.
+// Disk is one live disk. A disk that goes offline, or gets another role, is another Disk
+// in the table; size and access change in place, so that who holds it sees them.
 type Disk struct {
-	entry   Entry
+	mu    sync.Mutex // over reading all of entry, and with Registry.mu over changing it
+	entry Entry      // ID, Name, Role, File, Backing and Origin never change
+
 	path    string
 	file    *localdisk.Disk // nil when offline
 	tracker *cbt.Tracker    // nil when offline, temporary or untracked
@@ -68,7 +74,11 @@ type Disk struct {
 }
 
 // Entry is what the list says.
-func (d *Disk) Entry() Entry { return d.entry }
+func (d *Disk) Entry() Entry {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.entry
+}
 
 // Name of the disk and of its export.
 func (d *Disk) Name() string { return d.entry.Name }
