@@ -1,26 +1,33 @@
 package cbt
 
-import (
-	"hash/maphash"
-	"slices"
-)
-
 const (
-	sIdle uint8 = iota
+	sIdle     uint8 = iota
+	sBaseWord       // of a disk that only the intent file speaks for
+	sBaseEpoch
+	sBaseDrain
+	sBaseForget
+	sDoubtful
+	sCompare
 	sWord
 	sEpoch
 	sDrain
 	sRead
 	sClaim
 	sAwait
+	sFlush
+	sPrepare
 	sVault
 	sEnd // per disk: header, or drain and merge
+	sDurableHeader
 	sMerge
 	sPhase
 	sPreservers
 	sClearFrozen
 	sClearClaimed
 	sHeaderLate
+	sClearTake // per disk, after its slot was given back
+	sClearLook
+	sClearFile
 )
 
 // next is the first disk (or block) from at on that belongs to cut c, or 2.
@@ -54,7 +61,7 @@ func (m *model) stepCut(s modelState, i int) {
 		return
 	}
 	// The owner may give up at any time between the cut and the commit.
-	if c.pc >= sDrain && c.pc <= sVault {
+	if c.pc >= sDrain && c.pc <= sVault && (!m.coarse || c.pc == sDrain || c.pc == sVault) {
 		n := s
 		n.cut[i].aborted = true
 		m.abort(&n, i)
@@ -64,8 +71,19 @@ func (m *model) stepCut(s modelState, i int) {
 		m.stepCapture(s, i)
 		return
 	}
+	before := c.pc
+	if c.pc >= sBaseWord && c.pc <= sCompare {
+		if m.stepBaseline(&s, i) {
+			m.emit(s, cutSteps[before])
+		}
+		return
+	}
 	d := &s.disk[c.at]
 	switch c.pc {
+	case sFlush, sPrepare, sDurableHeader, sClearTake, sClearLook, sClearFile:
+		if !m.stepIntents(&s, i) {
+			return
+		}
 	case sWord:
 		if m.bug == bugEpochBeforeWords && c.at == m.nextDisk(i, 0) {
 			m.instant(&s, i)
@@ -82,6 +100,10 @@ func (m *model) stepCut(s modelState, i int) {
 	case sEpoch:
 		if m.bug != bugEpochBeforeWords && m.bug != bugDiskAfterDisk {
 			m.instant(&s, i)
+		}
+		if m.bug == bugFlushBeforeDrain {
+			m.flush(&s, 0)
+			m.flush(&s, 1)
 		}
 		s.cutLock = 0
 		c.pc = sDrain
@@ -102,6 +124,9 @@ func (m *model) stepCut(s modelState, i int) {
 		m.vault(&s, i)
 		c.pc, c.at = sEnd, m.nextDisk(i, 0)
 	case sEnd:
+		if d.whole {
+			return
+		}
 		switch {
 		case c.merge:
 			if d.inflight[1-d.live] != 0 && m.bug != bugMergeBeforeDrain {
@@ -112,8 +137,12 @@ func (m *model) stepCut(s modelState, i int) {
 			c.pc = sPhase
 		default:
 			m.header(&s, int(c.at))
-			c.pc = sPhase
+			d.narrow = false
+			if c.pc = sPhase; m.intents && m.bug != bugIntentClearBeforeBase {
+				c.pc = sDurableHeader
+			}
 		}
+		d.whole = m.intents
 	case sMerge:
 		if m.bug != bugNotMerged {
 			d.bits[d.live] |= d.frozen()
@@ -128,22 +157,38 @@ func (m *model) stepCut(s modelState, i int) {
 		c.pc = sClearFrozen
 	case sClearFrozen:
 		d.bits[1-d.live] = 0
-		c.pc = sClearClaimed
+		if c.pc = sClearClaimed; !m.coarse {
+			break
+		}
+		fallthrough
 	case sClearClaimed:
 		d.claimed, d.preserved = 0, 0
-		c.pc = sHeaderLate
+		if c.pc = sHeaderLate; !m.coarse {
+			break
+		}
+		fallthrough
 	case sHeaderLate:
 		if m.bug == bugClearBeforeHeader && !c.merge {
 			m.header(&s, int(c.at))
 		}
-		d.owner = 0
-		c.pc = sEnd
-		m.advance(&s, i, sIdle)
-		if c.pc == sIdle {
-			*c = modelCut{left: c.left}
+		d.owner, d.whole = 0, false
+		if c.pc = sEnd; m.intents && !c.merge && m.bug != bugIntentClearBeforeCommit {
+			c.pc = sClearTake
+			break
 		}
+		m.nextEnd(&s, i)
 	}
-	m.emit(s, "cut")
+	m.emit(s, cutSteps[before])
+}
+
+// nextEnd ends the cut of the next disk, or the cut.
+func (m *model) nextEnd(s *modelState, i int) {
+	c := &s.cut[i]
+	c.pc = sEnd
+	m.advance(s, i, sIdle)
+	if c.pc == sIdle {
+		*c = modelCut{left: c.left}
+	}
 }
 
 func (m *model) startCut(s modelState, i int) {
@@ -153,7 +198,7 @@ func (m *model) startCut(s modelState, i int) {
 	}
 	for d := range s.disk {
 		if m.masks[i]&(1<<d) != 0 {
-			if s.disk[d].owner != 0 {
+			if s.disk[d].owner != 0 || s.disk[d].recovery != rServed {
 				return
 			}
 			s.disk[d].owner = uint8(i) + 1
@@ -162,6 +207,12 @@ func (m *model) startCut(s modelState, i int) {
 	c.left--
 	s.cutLock = uint8(i) + 1
 	c.pc, c.at = sWord, m.nextDisk(i, 0)
+	if m.nextNarrow(&s, i, 0) < 2 {
+		c.pc, c.at = sBaseWord, m.nextNarrow(&s, i, 0)
+		if m.bug == bugDoubtfulBeforeBaseline {
+			m.doubtful(&s, i)
+		}
+	}
 	m.emit(s, "cut starts")
 }
 
@@ -169,6 +220,9 @@ func (m *model) stepCapture(s modelState, i int) {
 	c := &s.cut[i]
 	if c.at == 2 {
 		c.pc, c.at = sVault, m.nextDisk(i, 0)
+		if m.intents {
+			c.pc = sFlush
+		}
 		if m.bug == bugClearBeforeCommit {
 			for d := range s.disk {
 				if m.masks[i]&(1<<d) != 0 {
@@ -190,6 +244,10 @@ func (m *model) stepCapture(s modelState, i int) {
 	switch c.pc {
 	case sRead:
 		if d.frozen()&bit == 0 {
+			if c.doubt&bit != 0 {
+				done(s.got[c.at]) // it was read before the cut, and not written since
+				break
+			}
 			done(s.base[c.at])
 			break
 		}
@@ -226,7 +284,12 @@ func (m *model) stepCapture(s modelState, i int) {
 
 func (m *model) abort(s *modelState, i int) {
 	c := &s.cut[i]
-	c.merge, c.pc, c.at, c.read = true, sEnd, m.nextDisk(i, 0), 0
+	c.merge, c.pc, c.at, c.read, c.doubt = true, sEnd, m.nextDisk(i, 0), 0, 0
+	for d := range s.disk {
+		if m.masks[i]&(1<<d) != 0 {
+			s.disk[d].prepared = false
+		}
+	}
 }
 
 func (m *model) instant(s *modelState, i int) {
@@ -279,13 +342,21 @@ func (m *model) header(s *modelState, d int) {
 	s.disk[d].committing = false
 }
 
-// check is V1, for a kill in this very state.
+// check is V1, for a kill and for a power cut in this very state.
 func (m *model) check(s *modelState) string {
 	for b := range s.data {
 		d := &s.disk[m.diskOf(uint8(b))]
 		listed := (d.bits[0]|d.bits[1])&(1<<b) != 0
+		listed = listed || d.narrow && d.file&m.region(uint8(b)) != 0
 		if !listed && (s.data[b] != s.base[b] || d.committing && s.data[b] != s.candidate[b]) {
 			return "V1: a block differs and is not listed"
+		}
+		if m.intents && d.durable&m.region(uint8(b)) == 0 {
+			for _, v := range []uint8{s.data[b], s.platter[b]} {
+				if v != s.durableBase[b] || d.committing && d.prepared && v != s.candidate[b] {
+					return "V1: after a power cut a block may differ whose region is not active"
+				}
+			}
 		}
 	}
 	return ""
@@ -299,122 +370,32 @@ func (m *model) kill(s modelState) {
 	for _, takeCandidate := range []bool{false, true} {
 		n := s
 		n.kills--
-		n.epoch, n.cutLock = 1, 0
 		for d := range n.disk {
 			if takeCandidate {
 				m.header(&n, d)
 			}
-			bits := s.disk[d].bits[0] | s.disk[d].bits[1]
+			from, to := &s.disk[d], &n.disk[d]
+			bits := from.bits[0] | from.bits[1]
 			if m.bug == bugRecoveryForgetsFrozen {
-				bits = s.disk[d].bits[s.disk[d].live]
+				bits = from.bits[from.live]
 			}
-			n.disk[d] = modelDisk{bits: [2]uint8{bits, 0}}
+			// A map whose recovery did not finish is not believed.
+			*to = modelDisk{bits: [2]uint8{bits, 0}, modelIntents: modelIntents{file: from.file, durable: from.durable,
+				narrow: from.narrow && m.bug != bugRecoveryForgetsDoubt, prepared: from.prepared, lost: from.lost}}
+			m.recovers(to, d)
 		}
-		n.candidate, n.spill, n.want, n.got = [2]uint8{}, [2]uint8{}, [2]uint8{}, [2]uint8{}
-		n.writer = [2]modelWriter{}
-		for i := range n.cut {
-			n.cut[i] = modelCut{left: s.cut[i].left}
-		}
+		m.restart(&n)
 		m.emit(n, "kill")
 	}
 }
 
-// search visits every reachable state once, depth first, and returns the number of
-// states and the first violation with the steps that lead to it.
-func (m *model) search() (states int, violation string, trace []string) {
-	type visit struct {
-		s     modelState
-		step  string
-		depth int
-	}
-	seed := maphash.MakeSeed()
-	seen := make(map[uint64]struct{}, 1<<20)
-	stack := []visit{{s: m.initial()}}
-	var path []string
-	for len(stack) > 0 {
-		v := stack[len(stack)-1]
-		stack = stack[:len(stack)-1]
-		path = append(path[:v.depth], v.step)
-		if bad := m.check(&v.s); bad != "" {
-			return len(seen), bad, slices.Clone(path)
-		}
-		m.emit = func(n modelState, step string) {
-			m.canonical(&n)
-			h := maphash.Comparable(seed, n)
-			if _, ok := seen[h]; !ok {
-				seen[h] = struct{}{}
-				stack = append(stack, visit{n, step, v.depth + 1})
-			}
-		}
-		for i := range 2 {
-			m.stepWriter(v.s, i)
-			m.stepCut(v.s, i)
-		}
-		m.kill(v.s)
-		if m.fail != "" {
-			return len(seen), m.fail, slices.Clone(path)
-		}
-	}
-	return len(seen), "", nil
-}
-
-// canonical makes states equal that differ only in what nobody will look at again, or
-// in which of two like writers is which.
-func (m *model) canonical(s *modelState) {
-	for i := range s.writer {
-		switch w := &s.writer[i]; w.pc {
-		case wLoadWord, wLockExclusive:
-			w.wcut, w.wlive, w.wphase, w.e, w.m = 0, 0, 0, 0, 0
-		case wData, wDataEnd, wLeave:
-			if m.bug == noBug {
-				w.wcut, w.wlive, w.wphase = 0, 0, 0
-			}
-			if s.disk[m.diskOf(w.block)].owner == 0 || w.pc == wLeave {
-				w.e = 0
-			}
-		}
-	}
-	for b := range s.data {
-		d := &s.disk[m.diskOf(uint8(b))]
-		if d.preserved&(1<<b) == 0 {
-			s.spill[b] = 0
-		}
-		if d.owner == 0 || s.cut[d.owner-1].pc >= sEnd {
-			s.want[b], s.got[b] = 0, 0
-		}
-	}
-	m.renumber(s)
-	if m.sequence {
-		return
-	}
-	a, b := &s.writer[0], &s.writer[1]
-	if a.pc > b.pc || a.pc == b.pc && a.value > b.value {
-		*a, *b = *b, *a
-		s.writes[0], s.writes[1] = s.writes[1], s.writes[0]
+// restart forgets what no process remembers.
+func (m *model) restart(n *modelState) {
+	n.epoch, n.cutLock = 1, 0
+	n.candidate, n.spill, n.want, n.got = [2]uint8{}, [2]uint8{}, [2]uint8{}, [2]uint8{}
+	n.writer = [2]modelWriter{}
+	for i := range n.cut {
+		n.cut[i] = modelCut{left: n.cut[i].left}
 	}
 }
 
-// renumber names contents in the order in which they are met: only equality matters.
-// 0 is a field without content.
-func (m *model) renumber(s *modelState) {
-	var names [16]uint8
-	next := uint8(1)
-	name := func(v *uint8) {
-		if n := *v &^ torn; n != 0 {
-			if names[n] == 0 {
-				names[n] = next
-				next++
-			}
-			*v = *v&torn | names[n]
-		}
-	}
-	for _, f := range []*[2]uint8{&s.data, &s.base, &s.candidate, &s.spill, &s.want, &s.got} {
-		name(&f[0])
-		name(&f[1])
-	}
-	for i := range s.writer {
-		name(&s.writer[i].value)
-		name(&s.cut[i].read)
-	}
-	s.value = next
-}

@@ -6,25 +6,40 @@ import (
 	"time"
 )
 
-// configurations of the model: one disk of two blocks; the same with a kill and a
-// second life; two disks in cuts of their own, one cut while the other is captured;
-// two overlapping groups, {A, B} and {B}, with dependent writes to A and then B. full
-// is what has been run by hand: 10 212 866, 9 832 981, 7 306 471 and 4 252 259 states,
-// all hold.
+// configurations of the model. Of the freeze alone: one disk of two blocks; the same
+// with a kill and a second life; two disks in cuts of their own, one cut while the other
+// is captured; two overlapping groups, {A, B} and {B}, with dependent writes to A and
+// then B. With the intent map, and the power cut at every state: one disk of two regions,
+// and of one; the same disk cut again while its first cut still clears; two overlapping
+// groups; and a power cut with a kill, or with another power cut, of the recovery and of
+// the life after it.
 func configurations(full bool) map[string]model {
 	if full {
 		return map[string]model{
-			"one disk":   {perDisk: 2, writes: [2]uint8{2, 2}, masks: [2]uint8{1, 0}, freezes: [2]uint8{2, 0}, fails: 1},
-			"killed":     {perDisk: 2, writes: [2]uint8{2, 1}, masks: [2]uint8{1, 0}, freezes: [2]uint8{2, 0}, kills: 1},
-			"two groups": {perDisk: 1, writes: [2]uint8{1, 1}, masks: [2]uint8{1, 2}, freezes: [2]uint8{1, 1}, fails: 1},
-			"overlap":    {perDisk: 1, writes: [2]uint8{2, 1}, masks: [2]uint8{3, 2}, freezes: [2]uint8{1, 1}, sequence: true},
+			"one disk":      {perDisk: 2, writes: [2]uint8{2, 2}, masks: [2]uint8{1, 0}, freezes: [2]uint8{2, 0}, fails: 1},
+			"killed":        {perDisk: 2, writes: [2]uint8{2, 1}, masks: [2]uint8{1, 0}, freezes: [2]uint8{2, 0}, kills: 1},
+			"two groups":    {perDisk: 1, writes: [2]uint8{1, 1}, masks: [2]uint8{1, 2}, freezes: [2]uint8{1, 1}, fails: 1},
+			"overlap":       {perDisk: 1, writes: [2]uint8{2, 1}, masks: [2]uint8{3, 2}, freezes: [2]uint8{1, 1}, sequence: true},
+			"power":         {perDisk: 2, writes: [2]uint8{2, 1}, masks: [2]uint8{1, 0}, freezes: [2]uint8{1, 0}, intents: true, coarse: true, powerCuts: 1},
+			"power, fine":   {perDisk: 1, writes: [2]uint8{1, 1}, masks: [2]uint8{1, 0}, freezes: [2]uint8{2, 0}, intents: true, powerCuts: 1},
+			"one region":    {perDisk: 2, writes: [2]uint8{2, 1}, masks: [2]uint8{1, 0}, freezes: [2]uint8{1, 0}, intents: true, oneRegion: true, coarse: true, powerCuts: 1},
+			"cut again":     {perDisk: 1, writes: [2]uint8{2, 1}, masks: [2]uint8{1, 1}, freezes: [2]uint8{1, 1}, intents: true, coarse: true, powerCuts: 1},
+			"killed, power": {perDisk: 1, writes: [2]uint8{1, 1}, masks: [2]uint8{1, 0}, freezes: [2]uint8{2, 0}, intents: true, coarse: true, kills: 1, powerCuts: 1},
+			"groups, power": {perDisk: 1, writes: [2]uint8{1, 1}, masks: [2]uint8{3, 2}, freezes: [2]uint8{1, 1}, intents: true, coarse: true, powerCuts: 1},
+			"recovery":      {perDisk: 2, writes: [2]uint8{1, 1}, masks: [2]uint8{1, 0}, freezes: [2]uint8{1, 0}, intents: true, coarse: true, kills: 1, powerCuts: 2},
 		}
 	}
 	return map[string]model{
-		"one disk":   {perDisk: 2, writes: [2]uint8{2, 1}, masks: [2]uint8{1, 0}, freezes: [2]uint8{2, 0}, fails: 1},
-		"killed":     {perDisk: 2, writes: [2]uint8{1, 1}, masks: [2]uint8{1, 0}, freezes: [2]uint8{2, 0}, kills: 1},
-		"two groups": {perDisk: 1, writes: [2]uint8{2, 0}, masks: [2]uint8{1, 2}, freezes: [2]uint8{1, 1}, fails: 1},
-		"overlap":    {perDisk: 1, writes: [2]uint8{2, 0}, masks: [2]uint8{3, 2}, freezes: [2]uint8{1, 1}, sequence: true},
+		"one disk":      {perDisk: 2, writes: [2]uint8{2, 1}, masks: [2]uint8{1, 0}, freezes: [2]uint8{2, 0}, fails: 1},
+		"killed":        {perDisk: 2, writes: [2]uint8{1, 1}, masks: [2]uint8{1, 0}, freezes: [2]uint8{2, 0}, kills: 1},
+		"two groups":    {perDisk: 1, writes: [2]uint8{2, 0}, masks: [2]uint8{1, 2}, freezes: [2]uint8{1, 1}, fails: 1},
+		"overlap":       {perDisk: 1, writes: [2]uint8{2, 0}, masks: [2]uint8{3, 2}, freezes: [2]uint8{1, 1}, sequence: true},
+		"power":         {perDisk: 2, writes: [2]uint8{1, 1}, masks: [2]uint8{1, 0}, freezes: [2]uint8{1, 0}, intents: true, coarse: true, powerCuts: 1},
+		"one region":    {perDisk: 2, writes: [2]uint8{1, 1}, masks: [2]uint8{1, 0}, freezes: [2]uint8{1, 0}, intents: true, oneRegion: true, coarse: true, powerCuts: 1},
+		"cut again":     {perDisk: 1, writes: [2]uint8{1, 1}, masks: [2]uint8{1, 1}, freezes: [2]uint8{1, 1}, intents: true, coarse: true, powerCuts: 1},
+		"groups, power": {perDisk: 1, writes: [2]uint8{1, 0}, masks: [2]uint8{3, 2}, freezes: [2]uint8{1, 1}, intents: true, coarse: true, powerCuts: 1},
+		"killed, power": {perDisk: 1, writes: [2]uint8{1, 1}, masks: [2]uint8{1, 0}, freezes: [2]uint8{1, 0}, intents: true, coarse: true, kills: 1, powerCuts: 1},
+		"recovery":      {perDisk: 2, writes: [2]uint8{1, 0}, masks: [2]uint8{1, 0}, freezes: [2]uint8{1, 0}, intents: true, coarse: true, kills: 1, powerCuts: 2},
 	}
 }
 
@@ -73,6 +88,19 @@ func TestModelFindsSeededBugs(t *testing.T) {
 		{bugSharedPastExclusive, "one disk", "a shared holder beside the exclusive one"},
 		{bugEpochBeforeWords, "overlap", "epoch before the words"},
 		{bugDiskAfterDisk, "overlap", "one epoch per disk"},
+		{bugNoIntent, "power", "no intent"},
+		{bugIntentNotSynced, "power", "intent not synced"},
+		{bugIntentClearBeforeCommit, "power", "region cleared before the commit"},
+		{bugIntentClearBeforeBase, "power", "region cleared before the intent file names the base"},
+		{bugClearWhatTheNewEpochWrote, "one region", "region cleared while the new epoch wrote it"},
+		{bugClearWhatIsFrozen, "cut again", "region cleared while it is frozen again"},
+		{bugClearWithoutDataSync, "power", "region cleared without a sync of its data"},
+		{bugFlushBeforeDrain, "power", "data synced before the drain"},
+		{bugClearWithoutHandshake, "power", "region cleared without the handshake"},
+		{bugRecoveryTrustsPageCache, "killed, power", "recovery takes the page cache for durable"},
+		{bugRecoveryForgetsDoubt, "recovery", "a kill forgets what is in doubt"},
+		{bugRecoveryEmptiesIntents, "recovery", "recovery begins an empty intent file"},
+		{bugDoubtfulBeforeBaseline, "recovery", "asked for the doubtful regions before the baseline"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			m := configurations(false)[tc.config]

@@ -1,18 +1,25 @@
 package cbt
 
-// The exhaustive model: every interleaving of the freeze protocol's steps, for few
-// blocks, writers and freezes, with a kill at every state. Each step below is one
-// access to shared memory (or one call to the disk) of apply, register, preserve,
-// Freeze, Capture and end, under the same names. A write to the disk is two steps, the
-// first of which leaves the block torn.
+// The exhaustive model: every interleaving of the protocol's steps, for few blocks,
+// writers and freezes, with a kill and a power cut at every state, those of the
+// recovery included. Each step below is one access to shared memory (or one call to the
+// disk or to the intent file) of apply, register, preserve, activate, Freeze, Capture,
+// Prepare, end, clear and recover, under the same names. A write to the disk is two
+// steps, the first of which leaves the block torn. model_intent_test.go has what a power
+// cut adds.
 //
 // What is checked:
 //
 //	V1  in every state, as a kill may happen in it: a block that differs from the
-//	    committed point (from either, while both may be taken) is listed in a map
+//	    committed point (from either, while both may be taken) is listed in a map, or,
+//	    while only the intent file speaks for the disk, lies in an active region
+//	V1  in every state, as the power may go in it: a block of which the disk may hold
+//	    anything but the base that the intent file names (and its candidate, once that
+//	    is committed) lies in a region that is active durably
 //	V4  the committed point is the disk at the instant of the cut, with the writes
 //	    of older epochs that landed later, and without any younger one
 //	V5  a group's cut that holds a write holds what was acknowledged before it
+//	    and no state is stuck: while somebody has begun, somebody can go on
 //
 // A protocol with a bug seeded into it must be found out; otherwise the model proves
 // nothing.
@@ -38,6 +45,19 @@ const (
 	bugSharedPastExclusive
 	bugEpochBeforeWords
 	bugDiskAfterDisk
+	bugNoIntent
+	bugIntentNotSynced
+	bugIntentClearBeforeCommit
+	bugIntentClearBeforeBase
+	bugClearWhatTheNewEpochWrote
+	bugClearWhatIsFrozen
+	bugClearWithoutDataSync
+	bugFlushBeforeDrain
+	bugClearWithoutHandshake
+	bugRecoveryTrustsPageCache
+	bugRecoveryForgetsDoubt
+	bugRecoveryEmptiesIntents
+	bugDoubtfulBeforeBaseline
 )
 
 // modelDisk is the shared memory of one disk.
@@ -49,6 +69,7 @@ type modelDisk struct {
 	shared, exclusive  uint8 // the stripe lock; all blocks of a disk lie in one stripe
 	owner              uint8 // 1 + the snapshotter that holds the slot
 	committing         bool  // the vault has the candidate, the header not yet
+	modelIntents
 }
 
 type modelWriter struct {
@@ -61,17 +82,20 @@ type modelWriter struct {
 type modelCut struct {
 	pc, at, left, epoch0, epoch1, read uint8
 	aborted, merge                     bool
+	doubt, which                       uint8 // blocks to compare; regions to clear
 }
 
 type modelState struct {
 	epoch, cutLock                   uint8
 	disk                             [2]modelDisk
 	data, base, candidate, spill     [2]uint8 // by block
+	platter, durableBase             [2]uint8 // what a power cut cannot take; the base in the intent file
 	want, got                        [2]uint8 // ghost: the cut's content; what was captured
 	writer                           [2]modelWriter
 	cut                              [2]modelCut
 	writes                           [2]uint8
 	value, kills, spillFails, eA, eB uint8
+	powerCuts                        uint8
 }
 
 // model is one configuration.
@@ -84,13 +108,23 @@ type model struct {
 	kills    uint8
 	fails    uint8 // spill writes that may fail
 	sequence bool  // writer 0 writes block 0, then block 1
+	// intents adds the intent map, with a region for each block or, oneRegion, for each
+	// disk, and powerCuts of them.
+	intents, oneRegion bool
+	powerCuts          uint8
+	// coarse takes registering, and the end of a cut after the phase, as one step each:
+	// the other configurations take them apart.
+	coarse bool
 
 	emit func(s modelState, step string)
 	fail string
 }
 
 func (m *model) initial() modelState {
-	s := modelState{epoch: 1, data: [2]uint8{1, 1}, base: [2]uint8{1, 1}, value: 2, writes: m.writes, kills: m.kills, spillFails: m.fails}
+	s := modelState{epoch: 1, data: [2]uint8{1, 1}, base: [2]uint8{1, 1}, value: 2, writes: m.writes, kills: m.kills, powerCuts: m.powerCuts, spillFails: m.fails}
+	if m.intents {
+		s.platter, s.durableBase = s.data, s.base
+	}
 	for i := range s.cut {
 		s.cut[i].left = m.freezes[i]
 	}
@@ -103,6 +137,26 @@ func (d *modelDisk) frozen() uint8 { return d.bits[1-d.live] }
 
 func (d *modelDisk) wordIs(w *modelWriter) bool {
 	return d.cut == w.wcut && d.live == w.wlive && d.phase == w.wphase
+}
+
+// register is wLoadWord to wCheckEpoch at once.
+func (m *model) register(s *modelState, w *modelWriter, i int) {
+	d := &s.disk[m.diskOf(w.block)]
+	w.wcut, w.wlive, w.wphase, w.e, w.m = d.cut, d.live, d.phase, s.epoch, d.live
+	if w.e < w.wcut {
+		w.m = 1 - w.wlive
+	}
+	d.inflight[w.m]++
+	if !w.exclusive {
+		d.shared++
+	}
+	if w.pc = wSetBit; m.sequence && i == 0 {
+		if w.block == 0 {
+			s.eA = w.e
+		} else {
+			s.eB = w.e
+		}
+	}
 }
 
 // leave takes the registration of w back, and with it a shared stripe.
@@ -123,6 +177,11 @@ const (
 	wCheckWord
 	wCheckEpoch
 	wSetBit
+	wIntent
+	wActivate
+	wActivateFile
+	wActivateSync
+	wActivateSet
 	wDecide
 	wLockExclusive
 	wGuard
@@ -145,6 +204,14 @@ func (m *model) stepWriter(s modelState, i int) {
 	bit := uint8(1) << w.block
 	isLive := func() bool { return w.m == w.wlive }
 	pending := func() bool { return d.bits[1-w.wlive]&^d.claimed&bit != 0 }
+	if m.coarse && w.pc == wLoadWord {
+		if !w.exclusive && d.exclusive != 0 {
+			return
+		}
+		m.register(&s, w, i)
+		m.emit(s, "writer registers")
+		return
+	}
 	switch w.pc {
 	case wLoadWord:
 		w.wcut, w.wlive, w.wphase, w.pc = d.cut, d.live, d.phase, wLoadEpoch
@@ -188,7 +255,13 @@ func (m *model) stepWriter(s modelState, i int) {
 		if m.bug != bugBitAfterData {
 			d.bits[w.m] |= bit
 		}
-		w.pc = wDecide
+		if w.pc = wDecide; m.intents {
+			w.pc = wIntent
+		}
+	case wIntent, wActivate, wActivateFile, wActivateSync, wActivateSet:
+		if !m.stepActivate(d, w, i) {
+			return
+		}
 	case wDecide:
 		transition := w.wphase == 1
 		if m.bug == bugPendingTrustedInTransition {
@@ -279,9 +352,15 @@ func (m *model) startWrite(s modelState, i int) {
 		}
 		n := s
 		d := &n.disk[m.diskOf(b)]
+		if d.recovery != rServed || (m.masks[0]|m.masks[1])&(1<<m.diskOf(b)) == 0 {
+			continue // nobody writes a disk that is never cut
+		}
 		n.writes[i]--
 		// With the first load, wLoadWord: to begin touches nothing that is shared.
 		n.writer[i] = modelWriter{pc: wLoadEpoch, block: b, value: n.value, wcut: d.cut, wlive: d.live, wphase: d.phase}
+		if m.coarse {
+			n.writer[i].pc = wLoadWord
+		}
 		m.emit(n, "writer starts")
 	}
 }
