@@ -321,11 +321,27 @@ func TestResize(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	write := func(offset uint64) uint32 {
+		errno, _, err := k.request(0, 0, nbd.Request{Type: nbd.CmdWrite, Offset: offset, Length: 512}, make([]byte, 512))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return errno
+	}
+	if errno := write(2<<20 - 512); errno == 0 {
+		t.Error("a write past the end is accepted")
+	}
+	if err := s.disk.Resize(2 << 20); err != nil {
+		t.Fatal(err)
+	}
 	if err := a.Resize(2 << 20); err != nil {
 		t.Fatal(err)
 	}
-	if d, _ := k.device(0); d.size != 2<<20 {
-		t.Errorf("%d bytes", d.size)
+	if d, calls := k.device(0); d.size != 2<<20 || len(calls) != 2 {
+		t.Errorf("%d bytes, calls %q", d.size, calls)
+	}
+	if errno := write(2<<20 - 512); errno != 0 {
+		t.Errorf("write into the new part: errno %d", errno)
 	}
 }
 

@@ -48,9 +48,10 @@ type conn struct {
 
 	// Results of the handshake, constant afterwards.
 	exp        *export
-	size       int64
-	structured bool // structured replies, or extended headers
-	extended   bool // extended headers
+	size       int64 // that was told the client
+	follows    bool  // requests may reach as far as the Device does now
+	structured bool  // structured replies, or extended headers
+	extended   bool  // extended headers
 	// contexts are those that BLOCK_STATUS tells of.
 	contexts selection
 

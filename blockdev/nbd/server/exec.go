@@ -115,13 +115,22 @@ func (c *conn) check(r request) (nbd.Errno, string) {
 	if (r.Type == nbd.CmdRead || r.Type == nbd.CmdWrite) && r.Length > nbd.MaxPayload {
 		return nbd.EINVAL, fmt.Sprintf("%d bytes in one request are more than %d", r.Length, nbd.MaxPayload)
 	}
-	if r.Offset > uint64(c.size) || r.Length > uint64(c.size)-r.Offset {
-		return pastEnd, fmt.Sprintf("%d bytes at %d pass the end of the export, which has %d", r.Length, r.Offset, c.size)
+	if size := c.limit(); r.Offset > size || r.Length > size-r.Offset {
+		return pastEnd, fmt.Sprintf("%d bytes at %d pass the end of the export, which has %d", r.Length, r.Offset, size)
 	}
 	if r.Flags&nbd.CmdFlagFastZero != 0 && !c.exp.fast.ZeroesFast(r.Flags&nbd.CmdFlagNoHole == 0) {
 		return nbd.ENOTSUP, "zeroes would be written"
 	}
 	return nbd.OK, ""
+}
+
+// limit is how far requests may reach, in bytes: to the size that was negotiated, which
+// the Device's own may differ from by now.
+func (c *conn) limit() uint64 {
+	if c.follows {
+		return uint64(c.exp.Device.Size())
+	}
+	return uint64(c.size)
 }
 
 // read answers a read from memory, or gives it to a worker.

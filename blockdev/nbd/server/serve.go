@@ -68,6 +68,9 @@ func temporary(err error) bool {
 // has ended and its last request, too: nil when the client has left or the server has
 // ended it, else what was wrong. It closes nc. When ctx ends, the requests that are
 // under way end and the connection is closed.
+//
+// Such a connection follows a Device that changes its size: whoever brought it tells its
+// client of the new one in another way.
 func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 	if _, ok := nc.(syscall.Conn); !ok {
 		sock, err := throughSocket(nc)
@@ -82,6 +85,7 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 		nc.Close()
 		return fmt.Errorf("serve an NBD connection: %w", err)
 	}
+	c.follows = true
 	defer s.join.Done()
 	stop := context.AfterFunc(ctx, func() { c.stop(stopSilently) })
 	defer stop()
