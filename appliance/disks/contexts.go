@@ -10,7 +10,8 @@ import (
 
 // exportOf is d as the server has it.
 func (r *Registry) exportOf(d *Disk) server.Export {
-	return server.Export{Name: d.entry.Name, Description: "disk " + d.entry.Name, Device: d.Device(), Contexts: contexts{r, d.entry.Name}}
+	return server.Export{Name: d.entry.Name, Description: "disk " + d.entry.Name, Device: d.Device(),
+		Exclusive: d.entry.Exclusive, Contexts: contexts{r, d.entry.Name}}
 }
 
 // SetContexts tells where the metadata contexts of the disks come from. Until then there

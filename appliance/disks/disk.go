@@ -35,6 +35,11 @@ type Entry struct {
 	// ResizeTo is the size that the disk is getting, 0 when none: a kill leaves the file
 	// with this one or with SizeBytes.
 	ResizeTo int64 `json:"resizeTo,omitempty"`
+	// Allow are the common names of the client certificates that may use the disk over
+	// TCP; none: no restriction. See Registry.Allowed.
+	Allow []string `json:"allow,omitempty"`
+	// Exclusive has a client that opens the disk cut those before it; see server.Export.
+	Exclusive bool `json:"exclusive,omitempty"`
 	// Attached is only set in the list; Registry.Device tells it of a Disk.
 	Attached *Attached `json:"attached,omitempty"`
 	Origin
