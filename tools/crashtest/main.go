@@ -42,7 +42,7 @@ type loop struct {
 // loops are all of them. A test of this package checks that they exist.
 var loops = []loop{
 	{folder: "blockdev/cbt", test: "TestModelHolds", once: true, env: []string{"MODEL=full"},
-		says: "every interleaving of the freeze protocol's model, with a kill and a power cut at each state"},
+		says: "every interleaving of the model of freeze and intent map, with a kill and a power cut at each state, those of the recovery too"},
 	{folder: "blockdev/cbt", test: "TestRandomOperations",
 		says: "random writes, cuts, aborts, kills and restarts of tracked disks against plain bytes"},
 	{folder: "blockdev/cbt", test: "TestDemand30CutHoldsWhatWasAcknowledgedBefore", variable: "CUTS",
@@ -51,6 +51,14 @@ var loops = []loop{
 		says: "the file system under the vault is shut down without its log; committed points stand"},
 	{folder: "dedupe/blockstore", test: "TestKill",
 		says: "the process that writes the vault is killed; committed points stand"},
+	{folder: "appliance/daemon", test: "TestLiveDiskKilled",
+		says: "the daemon is killed under writing, flushing clients of three disks, and again while it recovers; nothing acknowledged is lost, the map lists all that differs, the next point equals the disks"},
+	{folder: "appliance/daemon", test: "TestLiveDiskPowerCut",
+		says: "the same, and the file system below is shut down without its log, ext4 or xfs; nothing flushed is lost"},
+	{folder: "appliance/daemon", test: "TestN8GroupKilled",
+		says: "kills, with two machines backed up as a group and one of them alone beside it; every point of the group is one instant"},
+	{folder: "appliance/daemon", test: "TestN8GroupPowerCut",
+		says: "power cuts of the same"},
 	{folder: "appliance/daemon", test: "TestKillDuringBackupLosesNothing", each: 6,
 		says: "the daemon is killed in the middle of backups under a writing client; the map lists all that differs"},
 }
