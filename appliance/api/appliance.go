@@ -20,7 +20,7 @@ type applianceService struct{ service }
 // Status is one look at everything. It never waits: what is not open yet is missing.
 func (s applianceService) Status(ctx context.Context, _ *connect.Request[kb.StatusRequest]) (*connect.Response[kb.StatusResponse], error) {
 	out := &kb.StatusResponse{Version: s.Info.Version, Pid: int64(s.Info.PID), StartedAt: timestamp(s.Info.StartedAt),
-		DataDir: s.Info.DataDir, ApiUri: s.Info.APIURI, NbdUris: s.Info.NBDURIs, SiteName: s.Info.SiteName,
+		DataDir: s.Info.DataDir, ApiUri: s.Info.APIURI, NbdUris: s.Info.NBDURIs, NbdTls: s.Info.NBDTLS, SiteName: s.Info.SiteName,
 		Disks: s.allDisks(), Vault: s.vaultStatus()}
 	h := s.openVault()
 	if list, err := s.Machines.List(); err == nil {

@@ -44,6 +44,7 @@ type Info struct {
 	SiteName   string
 	APIURI     string
 	NBDURIs    []string
+	NBDTLS     string // "", "offered" or "required", over TCP
 	NBDSocket  string // of live disks and named exports
 	PointsPath string // of readers
 }

@@ -25,6 +25,12 @@ type Config struct {
 	// NBDListen are addresses beside run/nbd.sock that serve the live disks and
 	// named exports, each "tcp:HOST:PORT".
 	NBDListen []string `toml:"nbd-listen"`
+	// NBDTLS is a folder with server-cert.pem, server-key.pem and ca-cert.pem: NBD clients
+	// may use TLS, and must show a certificate of that authority when they do. "": no
+	// TLS.
+	NBDTLS string `toml:"nbd-tls"`
+	// NBDTLSRequire refuses NBD clients without TLS over TCP.
+	NBDTLSRequire bool `toml:"nbd-tls-require"`
 	// MapDir holds the change maps; it should be on tmpfs. "": chosen by
 	// MapDirectory in package disks: /run/keelblock/ID, else /dev/shm/keelblock-ID.
 	MapDir string `toml:"map-dir"`
@@ -54,6 +60,9 @@ type Config struct {
 	LogLevel string `toml:"log-level"`
 	// LogFormat is text or json. "": text.
 	LogFormat string `toml:"log-format"`
+	// Sockets were opened for the daemon by who started it (systemd's socket
+	// activation).
+	Sockets []Socket `toml:"-"`
 	// NotifySocket is the socket of systemd's notification protocol, or "".
 	NotifySocket string `toml:"-"`
 	// LogWriter gets the log. nil: standard error.
@@ -61,6 +70,21 @@ type Config struct {
 	// Version is what status reports as the version of the binary.
 	Version string `toml:"-"`
 }
+
+// Socket is a listening socket that the daemon was given, which takes it over.
+type Socket struct {
+	// Name says what it is for: SocketAPI, SocketNBD or SocketPoints. Any other leaves it
+	// to its address: that of a socket in RunDir, or TCP, which is NBD.
+	Name string
+	File *os.File
+}
+
+// Names of sockets, FileDescriptorName= in systemd's units.
+const (
+	SocketAPI    = "api"
+	SocketNBD    = "nbd"
+	SocketPoints = "points"
+)
 
 // Load reads the TOML file at path over the defaults. A key that is not known is an
 // error. Sizes are integers of bytes, or strings such as "64MiB". "" reads no file.
@@ -131,6 +155,9 @@ func (c Config) Validate() error {
 		if _, _, err := SplitListen(a); err != nil {
 			bad("nbd-listen", "%v", err)
 		}
+	}
+	if c.NBDTLSRequire && c.NBDTLS == "" {
+		bad("nbd-tls-require", "there is no nbd-tls to require")
 	}
 	for _, f := range []struct {
 		name  string

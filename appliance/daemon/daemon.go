@@ -40,6 +40,8 @@ type Ready struct {
 	PID int
 	API string   // unix:PATH
 	NBD []string // unix:PATH, tcp:HOST:PORT …
+	// NBDTLS is "", or whether TLS is "offered" or "required" over TCP.
+	NBDTLS string
 }
 
 // daemon is a running appliance.
@@ -146,7 +148,9 @@ func (d *daemon) openDisks() error {
 		d.log.Warn("the file system is nearly full: the ballast is dropped", "bytes", d.ballast.Bytes)
 	}
 	d.clock = cbt.NewClock()
-	d.nbd = server.New(server.Options{Logger: d.log})
+	if d.nbd, err = d.newNBDServer(); err != nil {
+		return err
+	}
 	d.disks, err = disks.Open(disks.Options{Dir: c.DisksDir(), SpillDir: c.SpillDir(), MapDir: maps, SpillBytes: c.SpillBytes,
 		ReserveBytes: d.diskReserve, Clock: d.clock, Server: d.nbd, Logger: d.log})
 	return err
@@ -175,7 +179,7 @@ func (d *daemon) compose() {
 	d.readers = readers.New(readers.Options{Vault: d.vault, Disks: d.disks, Points: d.points, Logger: d.log})
 	handler := api.Handler(api.Parts{
 		Info: api.Info{Version: d.cfg.Version, PID: os.Getpid(), StartedAt: time.Now(), DataDir: d.cfg.DataDir,
-			SiteName: d.site.Name, APIURI: "unix:" + d.cfg.APISocket(), NBDURIs: d.uris(kindNBD),
+			SiteName: d.site.Name, APIURI: "unix:" + d.cfg.APISocket(), NBDURIs: d.uris(kindNBD), NBDTLS: d.tlsMode(),
 			NBDSocket: d.cfg.NBDSocket(), PointsPath: d.cfg.PointsSocket()},
 		Disks: d.disks, Machines: d.machines, Cursors: d.cursors, Vault: d.vault, Jobs: d.jobs, Readers: d.readers,
 		Backup: backup.New(backup.Options{Disks: d.disks, Machines: d.machines, Vault: d.vault, Jobs: d.jobs,
@@ -220,7 +224,7 @@ func (d *daemon) serve(ctx context.Context, ready func(Ready)) error {
 	if ctx.Err() == nil {
 		d.log.Info("ready", "data", d.cfg.DataDir, "site", d.site.Name)
 		d.notify("READY=1")
-		ready(Ready{PID: os.Getpid(), API: "unix:" + d.cfg.APISocket(), NBD: d.uris(kindNBD)})
+		ready(Ready{PID: os.Getpid(), API: "unix:" + d.cfg.APISocket(), NBD: d.uris(kindNBD), NBDTLS: d.tlsMode()})
 	}
 	<-ctx.Done()
 	d.log.Info("stopping")

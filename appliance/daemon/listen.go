@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -70,10 +71,18 @@ func (d *daemon) listen() error {
 	if err := os.MkdirAll(d.cfg.RunDir(), 0o750); err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
+	for _, s := range d.cfg.Sockets {
+		if err := d.takeOver(s); err != nil {
+			return err
+		}
+	}
 	for _, s := range []struct {
 		kind listenerKind
 		path string
 	}{{kindNBD, d.cfg.NBDSocket()}, {kindPoints, d.cfg.PointsSocket()}, {kindAPI, d.cfg.APISocket()}} {
+		if slices.ContainsFunc(d.listeners, func(l listener) bool { return l.uri == "unix:"+s.path }) {
+			continue // it was handed over
+		}
 		l, err := listenUnix(s.path)
 		if err != nil {
 			return err
@@ -96,6 +105,38 @@ func (d *daemon) listen() error {
 		}
 		d.listeners = append(d.listeners, listener{kindNBD, network + ":" + l.Addr().String(), l})
 	}
+	return nil
+}
+
+// takeOver serves a socket that was handed over. Its file, if it is a unix socket, stays
+// that of who made it.
+func (d *daemon) takeOver(s config.Socket) error {
+	op := fmt.Sprintf("take over socket %q", s.Name)
+	l, err := net.FileListener(s.File)
+	if err := errors.Join(err, s.File.Close()); err != nil {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	network, path := l.Addr().Network(), l.Addr().String()
+	kind := kindNBD
+	switch {
+	case s.Name == config.SocketAPI, s.Name == config.SocketPoints:
+		if network != "unix" {
+			return errors.Join(&appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: "it is no unix socket",
+				Hint: "only NBD is served over TCP: FileDescriptorName=" + config.SocketNBD}, l.Close())
+		}
+		if kind = kindAPI; s.Name == config.SocketPoints {
+			kind = kindPoints
+		}
+	case s.Name == config.SocketNBD, network == "tcp", path == d.cfg.NBDSocket():
+	case path == d.cfg.APISocket():
+		kind = kindAPI
+	case path == d.cfg.PointsSocket():
+		kind = kindPoints
+	default:
+		return errors.Join(&appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: "neither its name nor its address, " + path + ", says what it is for",
+			Hint: "give it FileDescriptorName=" + strings.Join([]string{config.SocketNBD, config.SocketAPI, config.SocketPoints}, ", ")}, l.Close())
+	}
+	d.listeners = append(d.listeners, listener{kind, network + ":" + path, l})
 	return nil
 }
 
@@ -165,6 +206,44 @@ func (d *daemon) closeListeners() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// newNBDServer makes the server of live disks and named exports.
+func (d *daemon) newNBDServer() (*server.Server, error) {
+	o := server.Options{Logger: d.log, Authorize: d.authorize, RequireTLS: d.cfg.NBDTLSRequire}
+	if d.cfg.NBDTLS != "" {
+		var err error
+		if o.TLS, err = server.LoadTLS(d.cfg.NBDTLS); err != nil {
+			return nil, &appliance.Error{Op: "serve NBD with TLS", Kind: appliance.ErrInvalid, Err: err,
+				Hint: "--nbd-tls is a folder with server-cert.pem, server-key.pem and ca-cert.pem"}
+		}
+	}
+	return server.New(o), nil
+}
+
+// authorize keeps clients over TCP from disks that are for others. Who may use a unix
+// socket is said by the permissions of the socket and its folder.
+func (d *daemon) authorize(peer server.Peer, name string) error {
+	switch {
+	case peer.Network == "unix" || d.disks.Allowed(name, peer.CommonName):
+		return nil
+	case !peer.TLS:
+		return fmt.Errorf("export %q needs TLS with a client certificate", name)
+	case peer.CommonName == "":
+		return fmt.Errorf("export %q needs a client certificate", name)
+	}
+	return fmt.Errorf("export %q is not for clients with the name %q", name, peer.CommonName)
+}
+
+// tlsMode is Ready.NBDTLS.
+func (d *daemon) tlsMode() string {
+	switch {
+	case d.cfg.NBDTLS == "":
+		return ""
+	case d.cfg.NBDTLSRequire:
+		return "required"
+	}
+	return "offered"
 }
 
 // pointsSocket serves readers' exports. The set of readers authorises their users.

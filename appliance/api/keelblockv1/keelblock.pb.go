@@ -4070,6 +4070,7 @@ type StatusResponse struct {
 	Alerts        []*Alert               `protobuf:"bytes,11,rep,name=alerts,proto3" json:"alerts,omitempty"`
 	Vault         *VaultStatusResponse   `protobuf:"bytes,12,opt,name=vault,proto3" json:"vault,omitempty"`
 	RunningJobs   []*Job                 `protobuf:"bytes,13,rep,name=running_jobs,json=runningJobs,proto3" json:"running_jobs,omitempty"`
+	NbdTls        string                 `protobuf:"bytes,14,opt,name=nbd_tls,json=nbdTls,proto3" json:"nbd_tls,omitempty"` // "" | "offered" | "required", over TCP
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4193,6 +4194,13 @@ func (x *StatusResponse) GetRunningJobs() []*Job {
 		return x.RunningJobs
 	}
 	return nil
+}
+
+func (x *StatusResponse) GetNbdTls() string {
+	if x != nil {
+		return x.NbdTls
+	}
+	return ""
 }
 
 type StopRequest struct {
@@ -4881,7 +4889,7 @@ const file_keelblock_proto_rawDesc = "" +
 	"\vobject_name\x18\x02 \x01(\tR\n" +
 	"objectName\x12\x12\n" +
 	"\x04text\x18\x03 \x01(\tR\x04text\x120\n" +
-	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x9a\x04\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xb3\x04\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x03R\x03pid\x129\n" +
@@ -4898,7 +4906,8 @@ const file_keelblock_proto_rawDesc = "" +
 	"lastPoints\x12+\n" +
 	"\x06alerts\x18\v \x03(\v2\x13.keelblock.v1.AlertR\x06alerts\x127\n" +
 	"\x05vault\x18\f \x01(\v2!.keelblock.v1.VaultStatusResponseR\x05vault\x124\n" +
-	"\frunning_jobs\x18\r \x03(\v2\x11.keelblock.v1.JobR\vrunningJobs\"\r\n" +
+	"\frunning_jobs\x18\r \x03(\v2\x11.keelblock.v1.JobR\vrunningJobs\x12\x17\n" +
+	"\anbd_tls\x18\x0e \x01(\tR\x06nbdTls\"\r\n" +
 	"\vStopRequest\" \n" +
 	"\fStopResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x03R\x03pid\"\x14\n" +

@@ -21,6 +21,8 @@ import (
 type serveFlags struct {
 	file                                string
 	nbdListen                           []string
+	nbdTLS                              string
+	nbdTLSRequire                       bool
 	mapDir, site, logLevel, logFormat   string
 	spill, diskReserve, vaultReserve    sizeValue
 	ballast, cache                      sizeValue
@@ -36,12 +38,21 @@ func (a *app) serveCommand() *cobra.Command {
 		Long: `Runs the appliance: serves the disks over NBD, and the control API. When clients can
 connect it prints one line, once:
 
-  ready pid=N api=unix:… nbd=unix:… [nbd=tcp:…]
+  ready pid=N api=unix:… nbd=unix:… [nbd=tcp:…] [nbd-tls=offered|required]
 
 With -d it returns then, and the daemon's log is DIR/run/serve.log. SIGTERM, SIGINT and
 keelblock stop drain connections, flush the disks and end it. SIGHUP changes nothing.
 
-Under systemd it tells readiness (Type=notify). Every flag is also a key of the TOML file
+--nbd-tls CERTDIR has NBD clients use TLS, with certificates in the files that qemu-nbd and
+nbdkit have: server-cert.pem, server-key.pem, and ca-cert.pem, which must have signed the
+certificate of a client. With --nbd-tls-require nothing else is answered over TCP. A disk
+with a list of names (keelblock disk edit NAME --allow CN) is then for clients with one of
+these certificates; others cannot use it over TCP. Over unix sockets the permissions of
+DIR/run decide.
+
+Under systemd it tells readiness (Type=notify), and takes sockets over that systemd has
+opened: FileDescriptorName= nbd, api or points says which they are; without, the address
+does. Every flag is also a key of the TOML file
 given with --config; sizes there are bytes, or text such as "1GiB". Flags win over the
 file.`,
 		Example: "  keelblock serve -d --data /srv/keelblock\n  keelblock serve --nbd-listen tcp:127.0.0.1:10809",
@@ -61,6 +72,8 @@ file.`,
 	f.BoolVarP(&s.detach, "detach", "d", false, "return when clients can connect, and leave the daemon running")
 	f.StringVar(&s.file, "config", "", "TOML file with a key for every flag")
 	f.StringArrayVar(&s.nbdListen, "nbd-listen", nil, "serve NBD at this address too: tcp:HOST:PORT; may be repeated")
+	f.StringVar(&s.nbdTLS, "nbd-tls", "", "folder of certificates with which NBD clients may use TLS")
+	f.BoolVar(&s.nbdTLSRequire, "nbd-tls-require", false, "refuse NBD clients without TLS over TCP")
 	f.StringVar(&s.mapDir, "map-dir", "", "folder of the change maps, best on tmpfs (default: chosen)")
 	f.StringVar(&s.site, "site-name", "", "name of this appliance, kept from the first start on (default: the host's)")
 	f.Var(&s.spill, "spill-size", "bound of the spill file of each disk (default: a tenth of the disk, at least 1GiB)")
@@ -76,6 +89,7 @@ file.`,
 	_ = f.MarkHidden("ready-fd")
 	_ = cmd.MarkFlagFilename("config", "toml")
 	_ = cmd.MarkFlagDirname("map-dir")
+	_ = cmd.MarkFlagDirname("nbd-tls")
 	_ = cmd.RegisterFlagCompletionFunc("log-level", cobra.FixedCompletions([]string{"debug", "info", "warn", "error"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("log-format", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
@@ -91,27 +105,32 @@ func (a *app) serveConfig(cmd *cobra.Command, s *serveFlags) (config.Config, err
 		cfg.DataDir = d
 	}
 	set := map[string]func(){
-		"data":          func() { cfg.DataDir = a.data },
-		"nbd-listen":    func() { cfg.NBDListen = s.nbdListen },
-		"map-dir":       func() { cfg.MapDir = s.mapDir },
-		"site-name":     func() { cfg.SiteName = s.site },
-		"spill-size":    func() { cfg.SpillBytes = int64(s.spill) },
-		"disk-reserve":  func() { cfg.DiskReserveBytes = int64(s.diskReserve) },
-		"vault-reserve": func() { cfg.VaultReserveBytes = int64(s.vaultReserve) },
-		"ballast":       func() { cfg.BallastBytes = int64(s.ballast) },
-		"cache":         func() { cfg.CacheBytes = int64(s.cache) },
-		"workers":       func() { cfg.Workers = s.workers },
-		"drain-seconds": func() { cfg.DrainSeconds = s.drainSeconds },
-		"log-level":     func() { cfg.LogLevel = s.logLevel },
-		"log-format":    func() { cfg.LogFormat = s.logFormat },
+		"data":            func() { cfg.DataDir = a.data },
+		"nbd-listen":      func() { cfg.NBDListen = s.nbdListen },
+		"nbd-tls":         func() { cfg.NBDTLS = s.nbdTLS },
+		"nbd-tls-require": func() { cfg.NBDTLSRequire = s.nbdTLSRequire },
+		"map-dir":         func() { cfg.MapDir = s.mapDir },
+		"site-name":       func() { cfg.SiteName = s.site },
+		"spill-size":      func() { cfg.SpillBytes = int64(s.spill) },
+		"disk-reserve":    func() { cfg.DiskReserveBytes = int64(s.diskReserve) },
+		"vault-reserve":   func() { cfg.VaultReserveBytes = int64(s.vaultReserve) },
+		"ballast":         func() { cfg.BallastBytes = int64(s.ballast) },
+		"cache":           func() { cfg.CacheBytes = int64(s.cache) },
+		"workers":         func() { cfg.Workers = s.workers },
+		"drain-seconds":   func() { cfg.DrainSeconds = s.drainSeconds },
+		"log-level":       func() { cfg.LogLevel = s.logLevel },
+		"log-format":      func() { cfg.LogFormat = s.logFormat },
 	}
 	for name, apply := range set {
 		if cmd.Flags().Changed(name) {
 			apply()
 		}
 	}
-	if cfg.MapDir != "" { // a detached daemon works in another folder
-		if cfg.MapDir, err = filepath.Abs(cfg.MapDir); err != nil {
+	for _, dir := range []*string{&cfg.MapDir, &cfg.NBDTLS} { // a detached daemon works in another folder
+		if *dir == "" {
+			continue
+		}
+		if *dir, err = filepath.Abs(*dir); err != nil {
 			return cfg, err
 		}
 	}
@@ -129,6 +148,13 @@ func (a *app) serveConfig(cmd *cobra.Command, s *serveFlags) (config.Config, err
 // serve runs the daemon in this process. With readyFD it is the child of serve -d.
 func (a *app) serve(ctx context.Context, cfg config.Config, readyFD int) error {
 	cfg.NotifySocket = a.Getenv("NOTIFY_SOCKET")
+	sockets, err := a.handedOver()
+	if err != nil {
+		return err
+	}
+	for _, h := range sockets {
+		cfg.Sockets = append(cfg.Sockets, config.Socket{Name: h.name, File: h.file})
+	}
 	// A hangup would end the process without draining. There is nothing to reload.
 	signal.Ignore(unix.SIGHUP)
 	detached := readyFD > 0
@@ -137,7 +163,7 @@ func (a *app) serve(ctx context.Context, cfg config.Config, readyFD int) error {
 			return err
 		}
 	}
-	err := daemon.Run(ctx, cfg, func(r daemon.Ready) {
+	err = daemon.Run(ctx, cfg, func(r daemon.Ready) {
 		out := a.Out
 		if detached {
 			pipe := os.NewFile(uintptr(readyFD), "ready")
@@ -158,6 +184,9 @@ func readyLine(r daemon.Ready) string {
 	parts := []string{fmt.Sprintf("ready pid=%d", r.PID), "api=" + r.API}
 	for _, n := range r.NBD {
 		parts = append(parts, "nbd="+n)
+	}
+	if r.NBDTLS != "" {
+		parts = append(parts, "nbd-tls="+r.NBDTLS)
 	}
 	return strings.Join(parts, " ")
 }

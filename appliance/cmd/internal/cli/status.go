@@ -41,7 +41,11 @@ func (a *app) statusScreen(w io.Writer, s *kb.StatusResponse, now time.Time) {
 		up = ", up " + short(now.Sub(s.GetStartedAt().AsTime()))
 	}
 	fmt.Fprintf(w, "keelblock %s, site %s, pid %d%s, %s\n", s.GetVersion(), s.GetSiteName(), s.GetPid(), up, s.GetDataDir())
-	fmt.Fprintf(w, "api %s  nbd %s\n\n", s.GetApiUri(), strings.Join(s.GetNbdUris(), " "))
+	tls := ""
+	if s.GetNbdTls() != "" {
+		tls = " (TLS " + s.GetNbdTls() + " over TCP)"
+	}
+	fmt.Fprintf(w, "api %s  nbd %s%s\n\n", s.GetApiUri(), strings.Join(s.GetNbdUris(), " "), tls)
 
 	last := make(map[string]*kb.RecoveryPoint)
 	for _, p := range s.GetLastPoints() {
