@@ -14,7 +14,8 @@
 //	guest → nbd/server → cbt → localdisk
 //	nbd/client (a blockdev.Device) → any NBD server
 //
-// Both use this package. All integers on the wire are big endian.
+// Both use this package. All integers on the wire are big endian. Requests and replies
+// have a compact and an extended form, each with its own types and functions.
 //
 // # Use
 //

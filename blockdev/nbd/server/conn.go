@@ -91,7 +91,8 @@ func newConn(s *Server, sock *socket) *conn {
 func (c *conn) serve() error {
 	err := c.negotiate()
 	if err == nil {
-		c.srv.o.Logger.Debug("NBD client connected", "export", c.exp.Name, "peer", c.peer.Addr, "uid", c.peer.UID, "pid", c.peer.PID)
+		c.srv.o.Logger.Debug("NBD client connected", "export", c.exp.Name, "peer", c.peer.Addr, "uid", c.peer.UID, "pid", c.peer.PID,
+			"tls", c.peer.TLS, "common_name", c.peer.CommonName)
 		err = c.transmit()
 		c.passFences(false, true)
 		c.flush()

@@ -16,14 +16,30 @@
 // # What it speaks
 //
 // The fixed newstyle handshake with NO_ZEROES: EXPORT_NAME, GO, INFO, LIST, ABORT,
-// STRUCTURED_REPLY, LIST_META_CONTEXT and SET_META_CONTEXT with base:allocation.
-// READ with DF, WRITE, FLUSH, FUA, TRIM, WRITE_ZEROES with NO_HOLE, CACHE,
-// BLOCK_STATUS, DISC. Any alignment. Block sizes 1, 4 KiB and 32 MiB are
-// advertised, up to 64 MiB are served.
+// STARTTLS, STRUCTURED_REPLY, EXTENDED_HEADERS, LIST_META_CONTEXT and
+// SET_META_CONTEXT. READ with DF, WRITE, FLUSH, FUA, TRIM, WRITE_ZEROES with NO_HOLE
+// and, where the Device is a blockdev.FastZeroer, FAST_ZERO, CACHE, BLOCK_STATUS with
+// REQ_ONE, DISC. Any alignment. Block sizes 1, 4 KiB and 32 MiB are advertised, up to
+// 64 MiB are served.
+//
+// With extended headers ranges have 64 bits, and BLOCK_STATUS may name some of its
+// contexts in a payload. The metadata contexts are base:allocation and those of
+// Export.Contexts; "base:", "qemu:" and "qemu:dirty-bitmap:" list all that begin so. A
+// reply to BLOCK_STATUS has one chunk for each context that was selected.
 //
 // An error reply never ends a connection: the payload of a refused write is read
 // and dropped, and with structured replies the error carries a text. Only bytes
 // that are no request, and a client that stops in the middle of one, end it.
+//
+// # TLS
+//
+// [LoadTLS] reads a folder of certificates as qemu-nbd and nbdkit have it. A client
+// that shows a certificate is Peer.CommonName to Options.Authorize, which decides at
+// GO, INFO, EXPORT_NAME, LIST and the options of metadata contexts; a name that the
+// client may not use is refused alike whether it exists or not. STARTTLS forgets all
+// that was negotiated before it. Anything that stands behind it in plain text ends the
+// connection, since a third party may have put it there. With Options.RequireTLS
+// nothing but STARTTLS and ABORT is answered before it on TCP.
 //
 // # How a request is served
 //
@@ -41,7 +57,8 @@
 // 256 KiB boundary of the disk (the stripes that the tracker locks). Each piece is
 // read whole from the socket before the Device sees any of it, so nothing below
 // ever waits for a socket, and a piece that does not arrive whole is not written.
-// Large reads of file-backed Devices are sent by sendfile(2).
+// Large reads of file-backed Devices are sent by sendfile(2), but over TLS. There
+// replies are gathered to full records, and many records go with one system call.
 //
 // # Durability
 //

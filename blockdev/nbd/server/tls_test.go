@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keelblock/keelblock/blockdev/faultdev"
 	"github.com/keelblock/keelblock/blockdev/nbd"
 	"github.com/keelblock/keelblock/blockdev/nbd/server"
 )
@@ -470,4 +471,72 @@ func TestPeerTellsTheCertificate(t *testing.T) {
 	if len(seen) != 2 || seen[0].TLS || seen[0].CommonName != "" || !seen[1].TLS || seen[1].CommonName != "anna" || seen[1].Network != "tcp" {
 		t.Errorf("peers %+v", seen)
 	}
+}
+
+// What an export that goes away has to answer, it answers in every form.
+func TestRemoveRefusesInEveryForm(t *testing.T) {
+	a := newAuthority(t)
+	dir, _ := a.issue("client", "client")
+	for name, open := range map[string]func(s *running) *wire{
+		"extended headers": func(s *running) *wire { return s.openExtended(t, "disk") },
+		"TLS": func(s *running) *wire {
+			w := s.connect(t)
+			w.startTLS(a.clientTLS(dir))
+			return w.choose("disk")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := faultdev.New(newDisk(t, t.TempDir(), 1<<20))
+			s := start(t, server.Options{TLS: a.serverTLS()})
+			s.add(t, server.Export{Name: "disk", Device: d})
+			h := d.Hold(func(r faultdev.Request) bool { return r.Op == faultdev.Read && r.Offset == 0 })
+			defer h.Release()
+			w := open(s)
+			slow := nbd.Request{Type: nbd.CmdRead, Length: 512}
+			slow.Cookie = w.send(slow, nil)
+			<-h.Arrived()
+			removed := make(chan error, 1)
+			go func() { removed <- s.Remove(within(t, 10*time.Second), "disk") }()
+			eventually(t, "the export is gone", func() bool { return s.Stats().Exports == 0 })
+			w.fails(writeAt(8192, 600_000), make([]byte, 600_000), nbd.ESHUTDOWN)
+			w.fails(nbd.Request{Type: nbd.CmdFlush}, nil, nbd.ESHUTDOWN)
+			h.Release()
+			if got := w.receive(slow); got.errno != nbd.OK || len(got.data) != 512 {
+				t.Errorf("the request that was under way: %v, %d bytes", got.errno, len(got.data))
+			}
+			if err := <-removed; err != nil {
+				t.Errorf("Remove: %v", err)
+			}
+		})
+	}
+}
+
+// Over TLS, too, a client that stops in the middle of a message is cut off, and one
+// that is idle is not, even in the middle of a record.
+func TestClientsThatStopAreCutOffOverTLS(t *testing.T) {
+	a := newAuthority(t)
+	dir, _ := a.issue("client", "client")
+	s := start(t, server.Options{TLS: a.serverTLS(), StallTimeout: 200 * time.Millisecond})
+	s.add(t, server.Export{Name: "disk", Device: newDisk(t, t.TempDir(), 32<<20)})
+	open := func() (*wire, net.Conn) {
+		w := s.connect(t)
+		raw := w.nc
+		w.startTLS(a.clientTLS(dir))
+		w.choose("disk")
+		return w, raw
+	}
+	idle, raw := open()
+	raw.Write([]byte{23, 3, 3, 0x40, 0, 1, 2, 3}) // the beginning of a record
+	half, _ := open()
+	half.put(nbd.AppendRequest(nil, writeAt(0, 100_000)))
+	half.put(make([]byte, 50_000))
+	deaf, _ := open()
+	for range 40 {
+		deaf.send(nbd.Request{Type: nbd.CmdRead, Length: 8 << 20}, nil)
+	}
+	eventually(t, "two are cut off", func() bool { return s.Stats().StalledClients == 2 })
+	if st := s.Stats(); st.Connections != 1 {
+		t.Errorf("%d connections are left, want the idle one", st.Connections)
+	}
+	idle.nc.Close()
 }
