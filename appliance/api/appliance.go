@@ -73,7 +73,7 @@ func (s service) alerts(all []*kb.Disk, v *kb.VaultStatusResponse) []Alert {
 		case disks.Offline:
 			out = append(out, Alert{Severity: "critical", Object: d.Name, Text: "disk is offline: " + d.Reason})
 		case disks.Suspect:
-			out = append(out, Alert{Severity: "warning", Object: d.Name, Text: "the next backup compares the whole disk: " + d.Reason})
+			out = append(out, Alert{Severity: "warning", Object: d.Name, Text: "the next backup compares it with the last point: " + d.Reason})
 		}
 	}
 	return out

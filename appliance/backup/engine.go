@@ -58,7 +58,12 @@ type Options struct {
 	Clock    *cbt.Clock
 	// Workers bounds the goroutines of one backup; at least 1.
 	Workers int
-	Logger  *slog.Logger
+	// AuditBlocks is how many unchanged blocks of each disk an audit looks at. 0: a
+	// thousandth, at least 64, at most 16 MiB.
+	AuditBlocks int64
+	// Alert tells the operator what he must know about an object; nil: only the log.
+	Alert  func(object, text string)
+	Logger *slog.Logger
 }
 
 // Engine makes points.

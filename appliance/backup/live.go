@@ -19,14 +19,15 @@ func (a *attemptState) readWhole(ctx context.Context) error {
 		if p.tracking != recoverypoint.TrackingEnabled {
 			whole = append(whole, i)
 			trackers = append(trackers, p.disk.Tracker())
-			a.t.AddTotal(p.disk.AllocatedBytes())
-			a.e.o.Logger.Info("disk is read in full", "machine", p.part.machine.Name, "disk", p.disk.Name(), "tracking", p.tracking, "reason", p.reason)
+			bytes := p.doubtBytes()
+			a.t.AddTotal(min(p.disk.AllocatedBytes(), bytes))
+			a.e.o.Logger.Info("disk is read without a list", "bytes", bytes, "machine", p.part.machine.Name, "disk", p.disk.Name(), "tracking", p.tracking, "reason", p.reason)
 		}
 	}
 	if len(trackers) == 0 {
 		return nil
 	}
-	a.t.Detail("reading disks in full")
+	a.t.Detail("reading disks that are in doubt")
 	end := a.t.Begin("ReadDisks")
 	err := a.e.o.Clock.Baseline(trackers)
 	if err == nil {
@@ -39,17 +40,40 @@ func (a *attemptState) readWhole(ctx context.Context) error {
 	return err
 }
 
-// readDisk ingests one live disk. Holes are told, not read.
+// doubt yields what has to be read of a live disk that has no list. Compared with the
+// base of its map that may be a part: after a power cut, the regions that were being
+// written. The rest equals the base, and is taken from there.
+func (p *plan) doubt(yield func(blockdev.Extent) bool) {
+	t := p.disk.Tracker()
+	if p.narrow {
+		t.Doubtful(yield)
+		return
+	}
+	yield(blockdev.Extent{Length: t.Size()})
+}
+
+// doubtBytes is the sum of doubt.
+func (p *plan) doubtBytes() (n int64) {
+	p.doubt(func(e blockdev.Extent) bool { n += e.Length; return true })
+	return n
+}
+
+// readDisk ingests what is in doubt of one live disk. Holes are told, not read.
 func (a *attemptState) readDisk(ctx context.Context, i int) error {
 	p := a.plans[i]
 	o := a.options()
 	o.Trim = p.tracking == recoverypoint.TrackingChecksumCompare
-	pass, err := ingest.NewPass(a.h.Store, a.batch, p.base, p.disk.Entry().SizeBytes, o)
+	pass, err := ingest.NewPass(a.h.Store, a.batch, p.base, p.disk.Tracker().Size(), o)
 	if err != nil {
 		return err
 	}
 	defer pass.Abort()
-	if err := readDevice(ctx, p.disk.Tracker(), pass, a.t.AddDone); err != nil {
+	buf := make([]byte, readChunk)
+	p.doubt(func(e blockdev.Extent) bool {
+		err = readRange(ctx, p.disk.Tracker(), e, pass, buf, a.t.AddDone)
+		return err == nil
+	})
+	if err != nil {
 		return err
 	}
 	return a.finish(ctx, i, pass)
@@ -121,11 +145,10 @@ func (a *attemptState) readListed(ctx context.Context, i int, list *recoverypoin
 // readChunk is how much of a live disk is read at once.
 const readChunk = 1 << 20
 
-// readDevice feeds all of dev to a pass in ascending order.
-func readDevice(ctx context.Context, dev *cbt.Tracker, pass *ingest.Pass, done func(int64)) error {
-	buf := make([]byte, readChunk)
+// readRange feeds a range of dev, of whole grains, to a pass in ascending order.
+func readRange(ctx context.Context, dev *cbt.Tracker, e blockdev.Extent, pass *ingest.Pass, buf []byte, done func(int64)) error {
 	var failed error
-	err := grainExtents(dev, func(x blockdev.Extent, s blockdev.ExtentStatus) bool {
+	err := grainExtents(dev, e, func(x blockdev.Extent, s blockdev.ExtentStatus) bool {
 		if s.Zero {
 			failed = pass.Zero(ctx, x.Offset, x.Length)
 		} else {
@@ -157,10 +180,10 @@ func feed(ctx context.Context, dev *cbt.Tracker, pass *ingest.Pass, buf []byte, 
 	return nil
 }
 
-// grainExtents yields the extents of dev with bounds on whole grains: a grain that is
-// a hole only in part counts as data.
-func grainExtents(dev *cbt.Tracker, yield func(blockdev.Extent, blockdev.ExtentStatus) bool) error {
-	size := dev.Size()
+// grainExtents yields the extents of dev in a range of whole grains, with bounds on
+// whole grains: a grain that is a hole only in part counts as data.
+func grainExtents(dev *cbt.Tracker, in blockdev.Extent, yield func(blockdev.Extent, blockdev.ExtentStatus) bool) error {
+	end := in.End()
 	var data blockdev.Extent // seen, not yet yielded
 	stopped := false
 	emit := func(x blockdev.Extent, s blockdev.ExtentStatus) bool {
@@ -169,14 +192,14 @@ func grainExtents(dev *cbt.Tracker, yield func(blockdev.Extent, blockdev.ExtentS
 		}
 		return !stopped
 	}
-	at := int64(0) // everything before is in data or yielded
-	err := dev.Extents(0, size, func(x blockdev.Extent, s blockdev.ExtentStatus) bool {
+	at := in.Offset // everything before is in data or yielded
+	err := dev.Extents(at, in.Length, func(x blockdev.Extent, s blockdev.ExtentStatus) bool {
 		if !s.Zero {
 			return true
 		}
 		from := (x.Offset + blockdev.GrainSize - 1) / blockdev.GrainSize * blockdev.GrainSize
 		to := x.End()
-		if to < size {
+		if to < end {
 			to -= to % blockdev.GrainSize
 		}
 		if to <= from {
@@ -188,7 +211,7 @@ func grainExtents(dev *cbt.Tracker, yield func(blockdev.Extent, blockdev.ExtentS
 			emit(blockdev.Extent{Offset: from, Length: to - from}, blockdev.ExtentStatus{Hole: s.Hole, Zero: true})
 	})
 	if err == nil && !stopped {
-		emit(blockdev.Extent{Offset: at, Length: size - at}, blockdev.ExtentStatus{})
+		emit(blockdev.Extent{Offset: at, Length: end - at}, blockdev.ExtentStatus{})
 	}
 	return err
 }

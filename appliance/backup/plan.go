@@ -22,6 +22,9 @@ type plan struct {
 	point dedupe.Digest
 	// reason says why it is not enabled.
 	reason string
+	// narrow: base is a point that the disk's map names, so of a compare only what the
+	// tracker has in doubt is read.
+	narrow bool
 }
 
 // planner decides for the disks of a cut.
@@ -62,6 +65,7 @@ func (p *planner) plan(pt *part, d *disks.Disk) (plan, error) {
 	case state == cbt.TrackingNone:
 		out.reason = "first backup of the disk"
 	}
+	out.narrow = ok && strikes == 0
 	if !ok {
 		base, root, ok = p.newest(pt.machine.ID, d)
 	}

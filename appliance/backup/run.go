@@ -20,9 +20,9 @@ import (
 	"github.com/keelblock/keelblock/dedupe/recoverypoint"
 )
 
-// maxAttempts: as the map says; compared, when a block of the base does not verify;
-// in full, when its tree does not verify either.
-const maxAttempts = 3
+// maxAttempts: as the map says; compared, when the audit finds that it lies, or when a
+// block of the base does not verify; in full, when its tree does not verify either.
+const maxAttempts = 4
 
 // run is a whole job. It calls frozen when it answers no further requests.
 func (e *Engine) run(ctx context.Context, t *job.Task, h *vault.Handle, r Request, frozen func()) error {
@@ -110,6 +110,9 @@ func (a *attemptState) run(ctx context.Context, planner *planner) (err error) {
 		return err
 	}
 	defer a.batch.Abort() // harmless after the commit
+	if err := a.audit(ctx); err != nil {
+		return err
+	}
 	if err := a.readWhole(ctx); err != nil {
 		return err
 	}

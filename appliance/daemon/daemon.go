@@ -183,7 +183,7 @@ func (d *daemon) compose() {
 			NBDSocket: d.cfg.NBDSocket(), PointsPath: d.cfg.PointsSocket()},
 		Disks: d.disks, Machines: d.machines, Cursors: d.cursors, Vault: d.vault, Jobs: d.jobs, Readers: d.readers,
 		Backup: backup.New(backup.Options{Disks: d.disks, Machines: d.machines, Vault: d.vault, Jobs: d.jobs,
-			Clock: d.clock, Workers: workers, Logger: d.log}),
+			Clock: d.clock, Workers: workers, Alert: d.alert, Logger: d.log}),
 		Restore: restore.New(restore.Options{Disks: d.disks, Vault: d.vault, Jobs: d.jobs, DiskDir: d.cfg.DisksDir(),
 			DiskReserveBytes: d.diskReserve, Workers: workers, Logger: d.log}),
 		Doctor: &doctor.Doctor{DataDir: d.cfg.DataDir, MapDir: d.cfg.MapDir, DiskReserveBytes: d.diskReserve,

@@ -43,6 +43,7 @@ func (r *Registry) track(e Entry, f *localdisk.Disk) (*cbt.Tracker, error) {
 			w, ok := f.Witness()
 			return cbt.Witness(w), ok
 		},
+		AuditUnwitnessed: true, // package backup looks
 		Logger: r.o.Logger.With("disk", e.Name),
 	})
 }

@@ -137,7 +137,7 @@ func nextBackup(d *kb.Disk) string {
 	case "enabled":
 		return "reads " + human(d.GetChangedBytes()) + " of changes"
 	case "compare":
-		return "compares the whole disk with the last point"
+		return "compares what is in doubt with the last point: " + d.GetReason()
 	case "none":
 		return "reads the whole disk (there is no point yet)"
 	}
