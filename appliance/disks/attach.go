@@ -35,6 +35,8 @@ func (r *Registry) KeepAttached(ctx context.Context) {
 	}
 	r.change.Unlock()
 	<-ctx.Done()
+	r.change.Lock() // an Attach that began before has started its keeper when this is got
+	r.change.Unlock()
 	r.keepers.Wait()
 	for id, h := range r.devices() {
 		r.o.Logger.Warn("the device waits for the next start of the daemon", "disk", id, "device", h.Device)
