@@ -218,6 +218,10 @@ func (c *conn) blockStatus(r request, contexts []selected) {
 	c.out.send(chunks...)
 }
 
+// maxTold bounds the extents that one context is asked for, joined or not, so that a
+// request of a whole disk does not keep a thread for minutes.
+const maxTold = 1 << 20
+
 // statusOf asks one context for its extents of the range of r, or the first of them.
 func (c *conn) statusOf(r request, x selected) ([]nbd.ExtendedDescriptor, error) {
 	limit := maxDescriptors
@@ -226,8 +230,11 @@ func (c *conn) statusOf(r request, x selected) ([]nbd.ExtendedDescriptor, error)
 	}
 	var list []nbd.ExtendedDescriptor
 	off, n := int64(r.Offset), int64(r.Length)
-	next := off
+	next, told := off, 0
 	add := func(e blockdev.Extent, flags uint32) bool {
+		if told++; told > maxTold {
+			return false
+		}
 		length := min(e.End(), off+n) - next // whatever a context of ours tells
 		if length <= 0 {
 			return next < off+n

@@ -305,6 +305,26 @@ func (boundless) Status(off, _ int64, yield func(blockdev.Extent, uint32) bool) 
 }
 func (boundless) Close() {}
 
+// One request for a whole disk does not keep a context busy for ever: the answer is
+// for the beginning, and the client asks on.
+func TestBlockStatusOfAHugeRangeIsBounded(t *testing.T) {
+	const size = 1 << 40
+	s := start(t, server.Options{})
+	s.add(t, server.Export{Name: "disk", Device: newDisk(t, t.TempDir(), size), Contexts: twoBitmaps()})
+	w := s.connect(t)
+	w.ack(nbd.OptExtendedHeaders, nil)
+	w.structured, w.extended = true, true
+	w.ack(nbd.OptSetMetaContext, contextRequest("disk", "qemu:dirty-bitmap:tuesday"))
+	w.ack(nbd.OptGo, infoRequest("disk"))
+	got := w.doWide(wide{command: 7, length: size}, nil)
+	if got.errno != 0 || len(got.wide) != 1 {
+		t.Fatalf("%v %s, %d contexts", got.errno, got.text, len(got.wide))
+	}
+	if want := [][2]uint64{{1 << 20, 1}, {4<<30 - 1<<20, 0}}; !reflect.DeepEqual(got.wide[0].extents, want) {
+		t.Errorf("extents %v, want the first 1048576 grains: %v", got.wide[0].extents, want)
+	}
+}
+
 // The tools with which people read increments.
 func TestInteropDirtyBitmap(t *testing.T) {
 	d := newDisk(t, t.TempDir(), 1<<20)

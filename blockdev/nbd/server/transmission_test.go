@@ -8,6 +8,7 @@ import (
 
 	"github.com/keelblock/keelblock/blockdev"
 	"github.com/keelblock/keelblock/blockdev/faultdev"
+	"github.com/keelblock/keelblock/blockdev/localdisk"
 	"github.com/keelblock/keelblock/blockdev/nbd"
 	"github.com/keelblock/keelblock/blockdev/nbd/server"
 )
@@ -242,6 +243,41 @@ func TestManyRequestsAtOnce(t *testing.T) {
 			t.Error("the disk is not what was written")
 		}
 	})
+}
+
+// shrunk is a disk that has become smaller than its connections know.
+type shrunk struct {
+	*localdisk.Disk
+	known int64
+}
+
+func (s shrunk) Size() int64 { return s.known }
+
+// A connection keeps the size it was told. Past the end that the disk has now it gets
+// the same errors as past the end that it knows.
+func TestRequestsPastAShrunkEnd(t *testing.T) {
+	const size = 1 << 20
+	for way, wrap := range map[string]func(d shrunk) blockdev.Device{
+		"inline":  func(d shrunk) blockdev.Device { return d },
+		"workers": func(d shrunk) blockdev.Device { return plain{d} },
+	} {
+		t.Run(way, func(t *testing.T) {
+			s := start(t, server.Options{})
+			s.add(t, server.Export{Name: "disk", Device: wrap(shrunk{newDisk(t, t.TempDir(), size), 2 * size})})
+			forms(t, func(t *testing.T, structured bool) {
+				w := s.open(t, "disk", structured)
+				const n = 300_000
+				w.fails(nbd.Request{Type: nbd.CmdRead, Offset: size - 512, Length: n}, nil, nbd.EINVAL)
+				w.fails(nbd.Request{Type: nbd.CmdRead, Offset: size - 512, Length: 1024}, nil, nbd.EINVAL)
+				w.fails(nbd.Request{Type: nbd.CmdWrite, Offset: size, Length: n}, make([]byte, n), nbd.ENOSPC)
+				w.fails(nbd.Request{Type: nbd.CmdWriteZeroes, Offset: size, Length: n}, nil, nbd.ENOSPC)
+				if way == "inline" { // elsewhere a hint that nobody takes
+					w.fails(nbd.Request{Type: nbd.CmdTrim, Offset: size, Length: n}, nil, nbd.EINVAL)
+				}
+				w.alive()
+			})
+		})
+	}
 }
 
 // A slow request must not hold up others of its connection.
