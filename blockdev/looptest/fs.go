@@ -32,8 +32,9 @@ type FS struct {
 	// Device is the loop device, "/dev/loop3".
 	Device string
 
-	tb   testing.TB
-	kind string
+	tb      testing.TB
+	kind    string
+	mounted bool
 }
 
 // New makes an empty file system of a kind ("ext4", "xfs") and size (xfs wants 300 MiB)
@@ -53,11 +54,16 @@ func New(tb testing.TB, kind string, sizeBytes int64) *FS {
 	if out, err := exec.Command("mkfs."+kind, "-q", image).CombinedOutput(); err != nil {
 		tb.Fatalf("mkfs.%s: %v: %s", kind, err, out)
 	}
-	return Image(tb, kind, image)
+	fs, err := Image(tb, kind, image)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return fs
 }
 
-// Image mounts a file that holds a file system of a kind.
-func Image(tb testing.TB, kind, path string) *FS {
+// Image mounts a file that holds a file system of a kind, or held one: the error is that
+// of the mount.
+func Image(tb testing.TB, kind, path string) (*FS, error) {
 	tb.Helper()
 	if os.Geteuid() != 0 {
 		tb.Skip("a loop mount needs root")
@@ -72,12 +78,25 @@ func Image(tb testing.TB, kind, path string) *FS {
 		tb.Skipf("no loop device: %v: %s", err, out)
 	}
 	f.Device = strings.TrimSpace(string(out))
-	tb.Cleanup(func() { f.run("losetup", "-d", f.Device) })
+	tb.Cleanup(f.Close)
 	if out, err := exec.Command("mount", "-t", kind, f.Device, f.Dir).CombinedOutput(); err != nil {
-		tb.Fatalf("mount %s: %v: %s", f.Device, err, out)
+		return f, fmt.Errorf("mount %s: %w: %s", f.Device, err, out)
 	}
-	tb.Cleanup(f.unmount)
-	return f
+	f.mounted = true
+	return f, nil
+}
+
+// Close unmounts before the test ends. A second call is harmless.
+func (f *FS) Close() {
+	f.tb.Helper()
+	if f.Device == "" {
+		return
+	}
+	if f.mounted {
+		f.unmount()
+	}
+	f.run("losetup", "-d", f.Device)
+	f.Device, f.mounted = "", false
 }
 
 // CutPower ends the file system as a power cut does: what was not synced is gone, and

@@ -35,17 +35,22 @@ type disks struct {
 
 func newDisks(t *testing.T, n int, change func(*cbt.Options)) *disks {
 	t.Helper()
+	return newDisksIn(t, t.TempDir(), n, 4*mib, change)
+}
+
+// newDisksIn opens n disks of a size on one clock.
+func newDisksIn(t *testing.T, dir string, n int, size int64, change func(*cbt.Options)) *disks {
+	t.Helper()
 	maps, err := os.MkdirTemp("/dev/shm", "keelblock-snapshot-test-")
 	if err != nil {
 		t.Skipf("no tmpfs: %v", err)
 	}
 	t.Cleanup(func() { os.RemoveAll(maps) })
 	ds := &disks{T: t, clock: cbt.NewClock()}
-	dir := t.TempDir()
 	for i := range n {
 		name := "disk-" + strconv.Itoa(i)
 		path := filepath.Join(dir, name)
-		if err := localdisk.Create(path, 4*mib); err != nil {
+		if err := localdisk.Create(path, size); err != nil {
 			t.Fatal(err)
 		}
 		d, err := localdisk.Open(path, localdisk.Options{})
