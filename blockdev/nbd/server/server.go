@@ -106,10 +106,12 @@ type Options struct {
 	// handshake's time.
 	BarrierTimeout time.Duration
 	// RefuseOnShutdown has Shutdown answer requests that come while it drains with
-	// NBD_ESHUTDOWN. By default they stay unanswered: clients that reconnect
-	// (QEMU's reconnect-delay, nbd-client -persist) send those again and their
-	// guests notice nothing, whereas ESHUTDOWN becomes an I/O error in the guest.
-	// Remove always answers, since its export does not come back.
+	// NBD_ESHUTDOWN. By default they stay unanswered and the connection is closed:
+	// clients that reconnect (QEMU's reconnect-delay, nbd-client -persist) send
+	// those again and their guests notice nothing. An ESHUTDOWN becomes an I/O
+	// error in the guest: QEMU 7.2 with reconnect-delay hands it up and repeats
+	// nothing (TestQEMUGoesOnAcrossARestart shows both). Remove always answers,
+	// since its export does not come back.
 	RefuseOnShutdown bool
 	// OnDisconnect is called after the last request of a connection to the export
 	// has ended. It must not call the Server.
