@@ -202,5 +202,6 @@ func (e *Engine) members(op string, m machine.Machine) (*members, error) {
 	return out, nil
 }
 
-// errAgain: the attempt found a base that cannot be used; the next one compares.
-var errAgain = errors.New("the base is not usable")
+// errAgain: the attempt found a base that cannot be used, or a map that lies; the next
+// one compares.
+var errAgain = errors.New("the disk has to be compared")
