@@ -18,27 +18,40 @@ import (
 // guest is a running virtual machine whose serial console is read.
 type guest struct {
 	cmd  *exec.Cmd
-	done chan struct{} // closed when QEMU has ended
-	err  error         // of QEMU, after done
+	in   io.WriteCloser // its console's input
+	done chan struct{}  // closed when QEMU has ended
+	err  error          // of QEMU, after done
 
 	mu     sync.Mutex
 	synced int           // newest entry that the guest reported as on disk
 	found  int           // entries that it found at its start, -1 before it said so
 	bad    int           // a damaged one among them, 0 if none
 	cache  string        // what its kernel thinks of the disk's write cache
+	said   []string      // what follows LAB in lines of orders, in order
 	tail   []string      // last lines of the console
 	heard  chan struct{} // closed and made anew at each line
 }
 
-// boot starts QEMU with the given -drive value for the root disk.
-func boot(ctx context.Context, img image, accel, drive, tempDir string) (*guest, error) {
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
-		"-accel", accel, "-m", "512", "-smp", "1", "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
-		"-kernel", img.kernel, "-initrd", img.initrd, "-append", "root=/dev/vda1 rw console=ttyS0 panic=-1",
-		"-drive", drive)
+// boot starts QEMU with the given -drive value for the root disk. With orders, an image
+// of a file system, the guest runs the program run in it, and has a network in which
+// 10.0.2.2 is this host's loopback.
+func boot(ctx context.Context, img image, accel, drive, orders, tempDir string) (*guest, error) {
+	args := []string{"-accel", accel, "-smp", "1", "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
+		"-kernel", img.kernel, "-initrd", img.initrd, "-drive", drive}
+	line, memory := "root=/dev/vda1 rw console=ttyS0 panic=-1", "512"
+	if orders != "" {
+		line, memory = line+" lab=orders", "1024"
+		args = append(args, "-drive", "if=virtio,format=raw,readonly=on,file.filename="+orders,
+			"-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=")
+	}
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", append(args, "-append", line, "-m", memory)...)
 	// An overlay of snapshot=on goes there.
 	cmd.Env = append(os.Environ(), "TMPDIR="+tempDir)
 	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +60,7 @@ func boot(ctx context.Context, img image, accel, drive, tempDir string) (*guest,
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	g := &guest{cmd: cmd, done: make(chan struct{}), found: -1, heard: make(chan struct{})}
+	g := &guest{cmd: cmd, in: in, done: make(chan struct{}), found: -1, heard: make(chan struct{})}
 	go func() {
 		g.listen(out)
 		if err := cmd.Wait(); err != nil {
@@ -62,6 +75,7 @@ var (
 	labSynced = regexp.MustCompile(`LAB synced (\d+)`)
 	labFound  = regexp.MustCompile(`LAB found (\d+) bad (\d+)`)
 	labCache  = regexp.MustCompile(`LAB cache (\w+ \w+)`)
+	labSaid   = regexp.MustCompile(`LAB: (.*)`)
 )
 
 // listen reads the console until it ends.
@@ -91,8 +105,11 @@ func (g *guest) hear(line string) {
 	if m := labCache.FindStringSubmatch(line); m != nil {
 		g.cache = m[1]
 	}
+	if m := labSaid.FindStringSubmatch(line); m != nil {
+		g.said = append(g.said, m[1])
+	}
 	g.tail = append(g.tail, line)
-	if len(g.tail) > 30 {
+	if len(g.tail) > 60 {
 		g.tail = g.tail[1:]
 	}
 	close(g.heard)

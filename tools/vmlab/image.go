@@ -22,14 +22,18 @@ type image struct {
 const recipe = `set -eu -o pipefail
 cd "$1"
 mmdebstrap --quiet --variant=minbase --format=directory \
-  --include=linux-image-cloud-amd64,initramfs-tools,systemd-sysv,udev,e2fsprogs,kmod \
+  --include=linux-image-cloud-amd64,initramfs-tools,systemd-sysv,udev,e2fsprogs,kmod,iproute2,nbd-client \
   --aptopt='APT::Install-Recommends "false"' \
   --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
   bookworm root >&2
 cat > root/usr/local/sbin/lab <<'END'
 #!/bin/sh
-# Writes numbered files for ever and reports each once it is on disk.
+# Writes numbered files for ever and reports each once it is on disk; or, told so on
+# the kernel's command line, does what the second disk says.
 exec >/dev/ttyS0 2>&1
+if grep -q lab=orders /proc/cmdline; then
+  mount -o ro /dev/vdb /mnt && exec /mnt/run
+fi
 dir=/var/lib/lab
 mkdir -p $dir
 n=0 bad=0
@@ -51,6 +55,7 @@ cat > root/etc/systemd/system/lab.service <<'END'
 Description=writes and reports
 After=local-fs.target
 [Service]
+Environment=HOME=/root
 ExecStart=/usr/local/sbin/lab
 [Install]
 WantedBy=multi-user.target

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"strings"
 	"time"
 
 	"github.com/keelblock/keelblock/tools/rig"
@@ -32,7 +33,8 @@ const (
 	entryLimit = 2 * time.Minute
 )
 
-func (l *lab) scenario() error {
+// live is the scenario of a guest that lives on a disk of ours.
+func (l *lab) live() error {
 	for _, args := range [][]string{
 		{"serve", "-d"},
 		{"disk", "create", "vm0", "--size", fmt.Sprint(l.image.sizeBytes)},
@@ -74,6 +76,9 @@ func (l *lab) scenario() error {
 	if err := l.entries(g, g.newest()+5); err != nil {
 		return fmt.Errorf("after the second backup: %w", err)
 	}
+	if err := l.restart(g); err != nil {
+		return err
+	}
 	beyond := g.newest()
 	g.cutPower()
 	l.say("the guest's power was cut at entry %d", beyond)
@@ -96,7 +101,7 @@ func (l *lab) scenario() error {
 
 // boot starts a guest and waits until it writes.
 func (l *lab) boot(drive, wantCache string) (*guest, error) {
-	g, err := boot(l.ctx, l.image, l.accel, drive, l.r.Dir)
+	g, err := boot(l.ctx, l.image, l.accel, drive, "", l.r.Dir)
 	if err != nil {
 		return nil, err
 	}
@@ -119,6 +124,29 @@ func (l *lab) boot(drive, wantCache string) (*guest, error) {
 // entries waits until the guest has reported entry n.
 func (l *lab) entries(g *guest, n int) error {
 	return g.await(l.ctx, fmt.Sprintf("entry %d", n), entryLimit, func() bool { return g.synced >= n })
+}
+
+// restart stops the daemon under the running guest and starts it again: QEMU connects
+// anew and sends again what was not answered, so the guest's writes only wait.
+func (l *lab) restart(g *guest) error {
+	before := g.newest()
+	for _, args := range [][]string{{"stop"}, {"serve", "-d"}} {
+		if _, err := l.keelblock(args...); err != nil {
+			return err
+		}
+	}
+	if err := l.entries(g, before+5); err != nil {
+		return fmt.Errorf("after a restart of the daemon: %w", err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, line := range g.tail {
+		if strings.Contains(line, "I/O error") || strings.Contains(line, "EXT4-fs error") {
+			return fmt.Errorf("after a restart of the daemon the guest says %q", line)
+		}
+	}
+	l.say("the daemon was stopped and started under the guest, which wrote on from entry %d to %d without an error", before, g.synced)
+	return nil
 }
 
 func (l *lab) backup(g *guest) (point, error) {
@@ -213,7 +241,7 @@ func (l *lab) check(p point) error {
 
 // drive is the -drive value for an export.
 func (l *lab) drive(export string) string {
-	return "if=virtio,format=raw,discard=unmap,file.driver=nbd,file.server.type=unix,file.server.path=" +
+	return "if=virtio,format=raw,discard=unmap,file.driver=nbd,file.reconnect-delay=60,file.server.type=unix,file.server.path=" +
 		l.r.Socket() + ",file.export=" + export
 }
 

@@ -1,14 +1,30 @@
 // Command vmlab is `make test-vm`: a Debian guest lives on a disk of ours, is
-// backed up while it runs, loses its power, and boots again from its points.
+// backed up while it runs, loses its power, and boots again from its points; and in
+// another guest the kernel itself is the client.
 //
 //	vmlab -bin bin/keelblock
+//	vmlab -bin bin/keelblock -only attach
+//
+// # Scenario live
 //
 // The guest is built once from Debian's packages (mmdebstrap, root) and kept in
 // the user's cache folder. Its root file system is on our NBD export. A service in
 // it writes numbered files, each with fsync, and reports each on the serial console
 // once it is on disk. What was reported before a backup began must be in the point:
 // the point is restored and booted, another is exported read-only and booted with an
-// overlay of QEMU's, and e2fsck judges a third copy.
+// overlay of QEMU's, and e2fsck judges a third copy. In between the daemon is stopped and
+// started under the running guest: QEMU reconnects (reconnect-delay), the guest sees no
+// error.
+//
+// # Scenario attach
+//
+// The build machine's kernel may lack the nbd driver; the guest's has it. There
+// nbd-client uses a disk of the daemon here over TCP with two connections, and a daemon
+// in the guest attaches disks to the guest's kernel. The queue's limits must be what we
+// advertise; a file system is made, exercised (tools/fsx), trimmed and checked; daemons
+// are killed and restarted under it. orders.sh is what the guest does.
+//
+// # Both
 //
 // KVM is probed first, since it hangs on some machines; TCG does otherwise, and a
 // run then takes some minutes. Every wait has an end.
@@ -29,29 +45,53 @@ import (
 func main() {
 	bin := flag.String("bin", "bin/keelblock", "the keelblock binary")
 	accel := flag.String("accel", "", "kvm or tcg; empty: kvm where it works")
-	limit := flag.Duration("limit", 15*time.Minute, "the longest run, without building the guest")
+	only := flag.String("only", "", "one scenario: live or attach; empty: both")
+	limit := flag.Duration("limit", 15*time.Minute, "the longest run of a scenario, without building the guest")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
-	if err := run(ctx, *bin, *accel, *limit); err != nil {
+	if err := run(ctx, *bin, *accel, *only, *limit); err != nil {
 		fmt.Fprintln(os.Stderr, "vmlab:", err)
 		stop()
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, bin, accel string, limit time.Duration) (err error) {
+// scenarios in the order in which they run.
+var scenarios = []struct {
+	name string
+	run  func(*lab) error
+}{{"live", (*lab).live}, {"attach", (*lab).attach}}
+
+func run(ctx context.Context, bin, accel, only string, limit time.Duration) error {
 	img, err := guestImage(ctx)
 	if err != nil {
 		return fmt.Errorf("build the guest: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
 	if accel == "" {
 		if accel, err = probe(ctx, img); err != nil {
 			return err
 		}
 	}
+	known := only == ""
+	for _, s := range scenarios {
+		if only != "" && only != s.name {
+			continue
+		}
+		known = true
+		if err := runOne(ctx, bin, accel, img, limit, s.run); err != nil {
+			return fmt.Errorf("scenario %s: %w", s.name, err)
+		}
+	}
+	if !known {
+		return fmt.Errorf("there is no scenario %q", only)
+	}
+	return nil
+}
+
+func runOne(ctx context.Context, bin, accel string, img image, limit time.Duration, scenario func(*lab) error) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	r, err := rig.New(bin, "keelblock-vm-")
 	if err != nil {
 		return err
@@ -62,7 +102,7 @@ func run(ctx context.Context, bin, accel string, limit time.Duration) (err error
 			err = cleanErr
 		}
 	}()
-	return l.scenario()
+	return scenario(l)
 }
 
 // say prints a line with the time since the start.
