@@ -34,7 +34,7 @@ func (s service) disk(d *disks.Disk) *kb.Disk {
 	state, reason := d.State()
 	out := &kb.Disk{Name: e.Name, SizeBytes: e.SizeBytes, AllocatedBytes: d.AllocatedBytes(), Role: string(e.Role),
 		MachineName: s.Disks.Owner(e.Name), State: string(state), Reason: reason, Uri: s.nbdURI(e.Name), Tracking: cbt.TrackingNone.String(),
-		Backing: d.Path(), Connections: int64(s.Disks.Connections(e.Name))}
+		Backing: d.Path(), Connections: int64(s.Disks.Connections(e.Name)), Allow: e.Allow, Exclusive: e.Exclusive}
 	device, lacks := s.Disks.Device(d)
 	out.Device = device
 	if lacks != nil && reason == "" {

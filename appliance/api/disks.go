@@ -43,11 +43,53 @@ func (s disksService) Get(_ context.Context, r *connect.Request[kb.GetDiskReques
 	return connect.NewResponse(s.disk(d)), nil
 }
 
+// Resize waits for the disk's slot, and gives it another size while it is served.
+func (s disksService) Resize(ctx context.Context, r *connect.Request[kb.ResizeDiskRequest]) (*connect.Response[kb.Disk], error) {
+	if err := s.Disks.CheckResize(r.Msg.Name, r.Msg.SizeBytes, r.Msg.Shrink); err != nil {
+		return nil, err
+	}
+	release, err := s.Backup.Slot(ctx, r.Msg.Name)
+	if err != nil {
+		return nil, fmt.Errorf("resize disk %q: %w", r.Msg.Name, err)
+	}
+	defer release()
+	d, err := s.Disks.Resize(ctx, r.Msg.Name, r.Msg.SizeBytes, r.Msg.Shrink)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(s.disk(d)), nil
+}
+
+// Edit changes who may use a disk, and its role. A disk on which a cursor stands is not
+// made temporary.
+func (s disksService) Edit(ctx context.Context, r *connect.Request[kb.EditDiskRequest]) (*connect.Response[kb.Disk], error) {
+	if disks.Role(r.Msg.Role) == disks.Temporary {
+		if err := s.noCursor(fmt.Sprintf("edit disk %q", r.Msg.Name), r.Msg.Name); err != nil {
+			return nil, err
+		}
+	}
+	d, err := s.Disks.Edit(ctx, r.Msg.Name, disks.Change{Allow: r.Msg.Allow, Disallow: r.Msg.Disallow, Exclusive: r.Msg.Exclusive,
+		Role: disks.Role(r.Msg.Role)})
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(s.disk(d)), nil
+}
+
+// noCursor is an error when a cursor stands on a disk.
+func (s service) noCursor(op, disk string) error {
+	list, err := s.Cursors.List(disk)
+	if err != nil || len(list) == 0 {
+		return nil // what does not exist, or is not open, who asked finds out
+	}
+	return &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: fmt.Sprintf("cursor %q stands on it", list[0].Name),
+		Hint: "keelblock cursor delete " + list[0].Name}
+}
+
 // Delete deletes a disk that nobody uses, and on which no cursor stands.
 func (s disksService) Delete(ctx context.Context, r *connect.Request[kb.DeleteDiskRequest]) (*connect.Response[kb.DeleteDiskResponse], error) {
-	if list, err := s.Cursors.List(r.Msg.Name); err == nil && len(list) > 0 {
-		return nil, &appliance.Error{Op: fmt.Sprintf("delete disk %q", r.Msg.Name), Kind: appliance.ErrInUse,
-			Text: fmt.Sprintf("cursor %q stands on it", list[0].Name), Hint: "keelblock cursor delete " + list[0].Name}
+	if err := s.noCursor(fmt.Sprintf("delete disk %q", r.Msg.Name), r.Msg.Name); err != nil {
+		return nil, err
 	}
 	if err := s.Disks.Delete(ctx, r.Msg.Name); err != nil {
 		return nil, err

@@ -133,6 +133,25 @@ func (e *Engine) Start(ctx context.Context, r Request) (*job.Task, error) {
 	return t, nil
 }
 
+// Slot waits until no job works on a disk, and keeps others from beginning, and the disk
+// from being deleted, until release is called.
+func (e *Engine) Slot(ctx context.Context, disk string) (release func(), err error) {
+	held, unhold, err := e.o.Disks.Hold(disk)
+	if err != nil {
+		return nil, err
+	}
+	t := held[0].Tracker()
+	if t == nil { // temporary: no job works on it
+		return unhold, nil
+	}
+	slots, err := e.slots.Acquire(ctx, []*cbt.Tracker{t})
+	if err != nil {
+		unhold()
+		return nil, err
+	}
+	return func() { slots.Release(); unhold() }, nil
+}
+
 // explain adds the next step to what an operator can do something about.
 func explain(op string, err error) error {
 	switch {

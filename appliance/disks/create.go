@@ -10,7 +10,6 @@ import (
 
 	"github.com/keelblock/keelblock/appliance"
 	"github.com/keelblock/keelblock/appliance/statefile"
-	"github.com/keelblock/keelblock/blockdev"
 	"github.com/keelblock/keelblock/blockdev/cbt"
 	"github.com/keelblock/keelblock/blockdev/localdisk"
 )
@@ -180,12 +179,8 @@ func (r *Registry) admit(op string, s Spec) (Entry, error) {
 	switch {
 	case s.Role != Data && s.Role != Temporary:
 		text = fmt.Sprintf("role %q is neither data nor temporary", s.Role)
-	case s.SizeBytes <= 0:
-		text = fmt.Sprintf("size of %d bytes; a disk has at least %d", s.SizeBytes, blockdev.SectorSize)
-	case s.SizeBytes%blockdev.SectorSize != 0:
-		text = fmt.Sprintf("size of %d bytes is not a multiple of %d", s.SizeBytes, blockdev.SectorSize)
-	case s.SizeBytes > blockdev.MaxSize:
-		text = fmt.Sprintf("size of %d bytes is more than 2 PiB", s.SizeBytes)
+	default:
+		text = badSize(s.SizeBytes)
 	}
 	if text != "" {
 		return Entry{}, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: text}

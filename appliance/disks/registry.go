@@ -113,6 +113,7 @@ func Open(o Options) (*Registry, error) {
 		}
 		r.disks[e.Name] = d
 	}
+	r.settleSizes()
 	return r, nil
 }
 
@@ -189,8 +190,7 @@ func (r *Registry) start(d *Disk) error {
 	if err != nil {
 		return err
 	}
-	if f.Size() != d.entry.SizeBytes {
-		err := fmt.Errorf("%s has %d bytes, the list of disks says %d", d.path, f.Size(), d.entry.SizeBytes)
+	if err := d.settleSize(f.Size()); err != nil {
 		return errors.Join(err, f.Close())
 	}
 	if d.entry.Role == Temporary {

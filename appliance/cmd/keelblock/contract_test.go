@@ -150,6 +150,8 @@ func TestJSONIsAsPromised(t *testing.T) {
 			"runningJobs": []shape{jobShape}, "vault": vaultShape,
 			"alerts": []shape{object{"severity": "string", "objectName": "string", "text": "string", "since": "time"}}}},
 		{"doctor", []shape{object{"check": "string", "result": "string", "text": "string"}}},
+		{"disk resize back --size 2MiB", diskShape},
+		{"disk edit back --allow host", diskShape},
 		{"disk delete back --yes", diskShape},
 		{"group delete shop --yes", groupShape},
 		{"machine delete web --yes", machineShape},

@@ -14,9 +14,9 @@ import (
 )
 
 func (a *app) diskCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "disk", Short: "live disks: create, list, show, map, attach, import, export, delete"}
+	cmd := &cobra.Command{Use: "disk", Short: "live disks: create, list, show, map, resize, edit, attach, import, export, delete"}
 	cmd.AddCommand(a.diskCreate(), a.diskList(), a.diskShow(), a.diskDelete(), a.diskMap(), a.diskImport(), a.diskExport(),
-		a.diskAttach(), a.diskDetach())
+		a.diskResize(), a.diskEdit(), a.diskAttach(), a.diskDetach())
 	return cmd
 }
 
@@ -111,6 +111,7 @@ func (a *app) diskShow() *cobra.Command {
 					pair{"allocated", human(d.GetAllocatedBytes())}, pair{"role", d.GetRole()}, pair{"machine", d.GetMachineName()},
 					pair{"state", d.GetState()}, pair{"reason", d.GetReason()}, pair{"address", d.GetUri()}, pair{"backing", d.GetBacking()},
 					pair{"attached to", d.GetDevice()},
+					pair{"allowed over TCP", strings.Join(d.GetAllow(), ", ")}, pair{"exclusive", map[bool]string{true: "yes"}[d.GetExclusive()]},
 					pair{"connections", fmt.Sprint(d.GetConnections())},
 					pair{"next backup", nextBackup(d)}, pair{"changed since", d.GetLastPointId()})
 				for _, b := range d.GetDirtyBitmaps() {
