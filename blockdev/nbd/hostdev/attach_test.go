@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -197,6 +198,36 @@ func TestLaterProcessTakesTheDeviceOver(t *testing.T) {
 	d, calls := k.device(1)
 	if !slices.Equal(calls, []string{"connect", "reconfigure", "reconfigure"}) || d.size != diskSize+4096 || a.Connections() != 2 {
 		t.Errorf("calls %q, %d bytes, %d connections", calls, d.size, a.Connections())
+	}
+}
+
+// A process that stops in order answers what the kernel has sent: the kernel repeats
+// what it has sent 30 s later, but what it could not send at once.
+func TestStopAnswersWhatWasSent(t *testing.T) {
+	k := newFakeKernel(t)
+	s := serve(t, filepath.Join(t.TempDir(), "disk.raw"), server.Export{})
+	_, stop, err := s.attach(k, 1, Options{Connections: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const count = 200
+	var all []byte
+	for i := range uint64(count) {
+		all = nbd.AppendRequest(all, nbd.Request{Type: nbd.CmdWrite, Cookie: i, Offset: i * 512, Length: 512})
+		all = append(all, bytes.Repeat([]byte{byte(i)}, 512)...)
+	}
+	d, _ := k.device(1)
+	if _, err := d.sockets[0].Write(all); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	s.end()
+	replies, err := io.ReadAll(d.sockets[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(replies) != count*16 {
+		t.Errorf("%d bytes of replies to %d writes of 512, want %d", len(replies), count, count*16)
 	}
 }
 

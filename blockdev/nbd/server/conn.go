@@ -180,8 +180,13 @@ func (c *conn) transmit() error {
 	for {
 		r, err := c.next()
 		if err != nil {
-			if err = c.stopError(err); err == errStopped && c.stopping.Load() == stopRefusing {
-				c.refuseRequests()
+			if err = c.stopError(err); err == errStopped {
+				switch mode := c.stopping.Load(); {
+				case mode == stopRefusing:
+					c.refuseRequests()
+				case mode == stopSilently && c.follows:
+					c.finish()
+				}
 			}
 			return err
 		}
