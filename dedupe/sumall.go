@@ -1,0 +1,40 @@
+package dedupe
+
+const (
+	// sumLanes is how many messages sum8 hashes at once, and minLanes from how many on
+	// it beats one after the other: it takes as long for one as for eight. Eight blocks
+	// of 64 KiB take 210 µs, and 371 µs one by one with the processor's SHA
+	// instructions (best of 3000, Xeon of family 6, model 207, 2026-11-22).
+	sumLanes = 8
+	minLanes = 5
+)
+
+// SumAll is Sum of each message, sums[i] that of messages[i]. Messages of one length,
+// a multiple of 64 bytes, as blocks are, take little more than half the time where the
+// processor has AVX-512: eight are hashed side by side. SHA-256 of one message is a
+// chain in which each step waits for the one before, so that even the instructions that
+// processors have for it leave most of the core idle.
+func SumAll(sums []Digest, messages [][]byte) {
+	sums = sums[:len(messages)]
+	for wide && len(messages) >= minLanes {
+		n := min(len(messages), sumLanes)
+		size := len(messages[0])
+		if size == 0 || size%64 != 0 || !sameLength(messages[:n], size) {
+			break
+		}
+		sum8(sums[:n], messages[:n], size)
+		sums, messages = sums[n:], messages[n:]
+	}
+	for i, m := range messages {
+		sums[i] = Sum(m)
+	}
+}
+
+func sameLength(messages [][]byte, n int) bool {
+	for _, m := range messages {
+		if len(m) != n {
+			return false
+		}
+	}
+	return true
+}
