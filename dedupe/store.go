@@ -74,6 +74,16 @@ type Store interface {
 	Close() error
 }
 
+// BlocksGetter is a Store that reads several blocks with less work than one after the
+// other. It is asked for once, when a Store is put to use.
+type BlocksGetter interface {
+	// GetBlocks is Get of KindBlock for each digest, one after the other: the content
+	// of digests[i] fills bufs[i], which is BlockSize bytes long, and errs[i] is nil;
+	// or errs[i] says why it could not be read, and what is in bufs[i] must not be
+	// used.
+	GetBlocks(ctx context.Context, digests []Digest, bufs [][]byte, errs []error)
+}
+
 // Batch adds to a Store. Nothing that it puts is visible as a point before Commit.
 //
 // PutBlock and PutNode may be called from any number of goroutines; Commit and

@@ -46,10 +46,15 @@ func (s *Store) Get(ctx context.Context, kind dedupe.Kind, d dedupe.Digest, buf 
 		return nil, fmt.Errorf("get %s %v: %w", kindName(kind), d, dedupe.ErrNotFound)
 	}
 	content, err := s.read(p, kind, d, buf)
-	if err == nil {
-		return content, nil
+	if err != nil {
+		return s.readMoved(p, kind, d, buf, err)
 	}
-	// Its record may have moved meanwhile: look once more.
+	return content, nil
+}
+
+// readMoved is for a record that could not be read at p, with err: it may have moved
+// meanwhile.
+func (s *Store) readMoved(p place, kind dedupe.Kind, d dedupe.Digest, buf []byte, err error) ([]byte, error) {
 	if again, ok, _ := s.find(kind, d); ok && (again.pack != p.pack || again.offset != p.offset) {
 		return s.read(again, kind, d, buf)
 	}
@@ -75,81 +80,98 @@ func (s *Store) find(kind dedupe.Kind, d dedupe.Digest) (place, bool, error) {
 	return s.index.lookup(kind, d)
 }
 
-// read returns the verified content of a record. Errors name the digest and the
-// pack; everything that is not what it should be is counted.
+// read returns the verified content of a record.
 func (s *Store) read(p place, kind dedupe.Kind, d dedupe.Digest, buf []byte) ([]byte, error) {
-	content, id, err := s.readUnnamed(p, kind, d, buf)
+	r, err := s.fetch(p, kind, d, buf)
+	if err == nil {
+		err = checkSum(kind, r.level, r.content, d)
+	}
+	if err = s.counted(p, kind, d, r.pack, err); err != nil {
+		return nil, err
+	}
+	return r.content, nil
+}
+
+// counted counts a record that was read. Its errors name the digest and the pack;
+// everything that is not what it should be is counted too.
+func (s *Store) counted(p place, kind dedupe.Kind, d dedupe.Digest, id pack.ID, err error) error {
 	s.counts.readBlocks.Add(1)
 	if err == nil {
-		return content, nil
+		return nil
 	}
 	if errors.Is(err, dedupe.ErrCorrupt) || errors.Is(err, dedupe.ErrNotFound) {
 		s.counts.corruptBlocks.Add(1)
 		s.suspect.add(entry{kind, d})
 	}
-	return nil, fmt.Errorf("%s %v in pack %v at %d: %w", kindName(kind), d, id, p.offset, err)
+	return fmt.Errorf("%s %v in pack %v at %d: %w", kindName(kind), d, id, p.offset, err)
 }
 
-func (s *Store) readUnnamed(p place, kind dedupe.Kind, d dedupe.Digest, buf []byte) (content []byte, id pack.ID, err error) {
-	f, id, err := s.openPackFile(p.pack)
-	if err != nil {
-		return nil, id, err
+// fetched is what stands in a record. Its content was not compared with the digest:
+// nobody else may see it before that.
+type fetched struct {
+	content []byte
+	level   uint8
+	pack    pack.ID
+}
+
+// fetch reads a record and decodes it. The pack is known with an error too.
+func (s *Store) fetch(p place, kind dedupe.Kind, d dedupe.Digest, buf []byte) (r fetched, err error) {
+	var f *cachedFile
+	if f, r.pack, err = s.openPackFile(p.pack); err != nil {
+		return r, err
 	}
 	defer s.files.release(f)
-	if content, ok, err := s.readRaw(f.f, p, kind, d, buf); ok {
-		return content, id, err
+	if ok, err := s.fetchRaw(&r, f.f, p, kind, d, buf); ok {
+		return r, err
 	}
 	scratch := s.codec.buffer(int(p.stored))
 	defer s.codec.put(scratch)
 	rec, payload, grown, err := pack.ReadRecord(f.f, int64(p.offset), p.stored, *scratch)
 	*scratch = grown
 	if err != nil {
-		return nil, id, err
+		return r, err
 	}
 	if err := s.checkRecord(&rec, p, kind, d); err != nil {
-		return nil, id, err
+		return r, err
 	}
-	if content, err = s.codec.decode(&rec, payload, buf); err != nil {
-		return nil, id, err
-	}
-	if err := checkSum(kind, rec.Level, content, d); err != nil {
-		return nil, id, err
-	}
-	return content, id, nil
+	r.level = rec.Level
+	r.content, err = s.codec.decode(&rec, payload, buf)
+	return r, err
 }
 
 // checkSum compares content with its digest.
 func checkSum(kind dedupe.Kind, level uint8, content []byte, d dedupe.Digest) error {
 	sum, err := pack.Sum(kind, level, content)
-	if err == nil && sum != d {
-		err = fmt.Errorf("content has digest %v: %w", sum, dedupe.ErrCorrupt)
+	if err != nil {
+		return err
 	}
-	return err
+	return compareSum(sum, d)
 }
 
-// readRaw reads a record straight into buf when its payload is as long as its content,
-// and so is the content, if there is room. The digest says all that the payload's CRC
-// would, which is not computed. Not ok: it is no such record.
-func (s *Store) readRaw(f *os.File, p place, kind dedupe.Kind, d dedupe.Digest, buf []byte) (content []byte, ok bool, err error) {
+func compareSum(sum, d dedupe.Digest) error {
+	if sum != d {
+		return fmt.Errorf("content has digest %v: %w", sum, dedupe.ErrCorrupt)
+	}
+	return nil
+}
+
+// fetchRaw reads a record straight into buf when its payload is as long as its
+// content, and so is the content, if there is room. The digest will say all that the
+// payload's CRC would, which is not computed. Not ok: it is no such record.
+func (s *Store) fetchRaw(r *fetched, f *os.File, p place, kind dedupe.Kind, d dedupe.Digest, buf []byte) (ok bool, err error) {
 	want := s.contentSize(kind)
 	if want == 0 || int(p.stored) != want || cap(buf) < want {
-		return nil, false, nil
+		return false, nil
 	}
-	content = buf[:want]
-	rec, err := pack.ReadRawRecord(f, int64(p.offset), content)
+	rec, err := pack.ReadRawRecord(f, int64(p.offset), buf[:want])
 	if err != nil {
-		return nil, true, err
+		return true, err
 	}
 	if rec.Codec != pack.CodecRaw || rec.Cipher != pack.CipherNone || rec.Encoding != pack.EncodingWhole {
-		return nil, false, nil
+		return false, nil
 	}
-	if err = s.checkRecord(&rec, p, kind, d); err == nil {
-		err = checkSum(kind, rec.Level, content, d)
-	}
-	if err != nil {
-		return nil, true, err
-	}
-	return content, true, nil
+	r.content, r.level = buf[:want], rec.Level
+	return true, s.checkRecord(&rec, p, kind, d)
 }
 
 // checkRecord compares a record's header with what the index says of it.

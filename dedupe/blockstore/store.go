@@ -66,7 +66,10 @@ type counters struct {
 	putBlocks, newBlocks, newRawBytes, newBytes, readBlocks, corruptBlocks, freeBytes atomic.Int64
 }
 
-var _ dedupe.Store = (*Store)(nil)
+var (
+	_ dedupe.Store        = (*Store)(nil)
+	_ dedupe.BlocksGetter = (*Store)(nil)
+)
 
 // Open opens the vault in the folder dir. dedupe.ErrLocked when another process has
 // it open for writing; fs.ErrNotExist when there is none; dedupe.ErrCorrupt when

@@ -17,6 +17,7 @@ func Run(t *testing.T, open func(t *testing.T) dedupe.Store) {
 	}{
 		{"empty", testEmpty},
 		{"what was committed reads back", testRoundTrip},
+		{"several blocks at once read as one by one", testBlocksGetter},
 		{"content kinds do not mix", testKinds},
 		{"a block is stored once", testHeld},
 		{"many goroutines storing one block store it once", testOnce},
@@ -98,6 +99,45 @@ func testRoundTrip(t *testing.T, s dedupe.Store) {
 	if err != nil || string(got) != string(want) || string(small) != string(make([]byte, 16)) {
 		t.Errorf("get with a small buffer: %v", err)
 	}
+}
+
+// testBlocksGetter: a Store that reads several blocks at once returns what Get does.
+func testBlocksGetter(t *testing.T, s dedupe.Store) {
+	many, ok := s.(dedupe.BlocksGetter)
+	if !ok {
+		t.Skip("it is no BlocksGetter")
+	}
+	b := Begin(t, s)
+	for seed := range uint64(20) {
+		PutBlock(t, b, Block(s, seed))
+	}
+	for n := range 21 { // also while the batch is open
+		digests, bufs, errs := make([]dedupe.Digest, n), make([][]byte, n), make([]error, n)
+		for i := range n {
+			digests[i], bufs[i] = dedupe.Sum(Block(s, uint64(i))), make([]byte, s.BlockSize())
+			errs[i] = dedupe.ErrClosed // to be overwritten
+		}
+		absent := n / 2
+		if n > 0 {
+			digests[absent] = dedupe.Sum([]byte("absent"))
+		}
+		many.GetBlocks(context.Background(), digests, bufs, errs)
+		for i := range n {
+			if i == absent {
+				wantErr(t, fmt.Sprintf("get block %d of %d, which is absent", i, n), errs[i], dedupe.ErrNotFound)
+			} else if errs[i] != nil || string(bufs[i]) != string(Block(s, uint64(i))) {
+				t.Errorf("get block %d of %d: %v", i, n, errs[i])
+			}
+		}
+		if n == 10 {
+			Commit(t, b, "blocks")
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	errs := make([]error, 1)
+	many.GetBlocks(ctx, []dedupe.Digest{dedupe.Sum(Block(s, 1))}, [][]byte{make([]byte, s.BlockSize())}, errs)
+	wantErr(t, "get blocks after the end", errs[0], context.Canceled)
 }
 
 func testKinds(t *testing.T, s dedupe.Store) {
