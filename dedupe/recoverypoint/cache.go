@@ -34,7 +34,44 @@ type Cache struct {
 type source struct {
 	number int
 	store  dedupe.Store
+	blocks dedupe.BlocksGetter // nil when store is none
 	nodes  hashtree.Nodes
+}
+
+// maxGroup is how many blocks are read from a store at once: what dedupe.SumAll takes.
+const maxGroup = 8
+
+// group is a list of up to maxGroup blocks to be read from a store, with what came of
+// it.
+type group struct {
+	n       int
+	digests [maxGroup]dedupe.Digest
+	bufs    [maxGroup][]byte // each of a block's size
+	errs    [maxGroup]error
+}
+
+func (g *group) add(d dedupe.Digest, buf []byte) {
+	g.digests[g.n], g.bufs[g.n] = d, buf
+	g.n++
+}
+
+// get reads the blocks of g. What is in the buffer of one that failed is nobody's.
+func (src *source) get(ctx context.Context, g *group) {
+	if src.blocks != nil && g.n > 1 {
+		src.blocks.GetBlocks(ctx, g.digests[:g.n], g.bufs[:g.n], g.errs[:g.n])
+		return
+	}
+	for i := range g.n {
+		buf := g.bufs[i]
+		b, err := src.store.Get(ctx, dedupe.KindBlock, g.digests[i], buf[:0])
+		if err == nil && len(b) != len(buf) {
+			err = fmt.Errorf("%d bytes, want %d: %w", len(b), len(buf), dedupe.ErrCorrupt)
+		}
+		if err == nil && &b[0] != &buf[0] {
+			copy(buf, b)
+		}
+		g.errs[i] = err
+	}
 }
 
 // CacheStats are a Cache's counters.
@@ -86,6 +123,7 @@ func (c *Cache) sourceOf(s dedupe.Store) *source {
 	src := c.sources[s]
 	if src == nil {
 		src = &source{number: len(c.sources), store: s, nodes: hashtree.Cached(s, c.nodes)}
+		src.blocks, _ = s.(dedupe.BlocksGetter)
 		c.sources[s] = src
 	}
 	return src
@@ -151,23 +189,16 @@ func (c *Cache) evict() {
 	}
 }
 
-// load reads the block for which claim made the caller responsible.
-func (c *Cache) load(ctx context.Context, src *source, b *cacheBlock) {
-	size := len(b.data)
-	p, err := src.store.Get(ctx, dedupe.KindBlock, b.key.digest, b.data[:0])
-	if err == nil && len(p) != size {
-		err = fmt.Errorf("%d bytes, want %d: %w", len(p), size, dedupe.ErrCorrupt)
-	}
-	if err == nil && &p[0] != &b.data[0] {
-		copy(b.data, p)
-	}
+// loaded ends the reading of a block for which claim made the caller responsible: its
+// data is there, or err says why not.
+func (c *Cache) loaded(b *cacheBlock, err error) {
 	if err != nil {
 		b.err = err
 		c.mu.Lock()
 		b.unlink()
 		b.prev, b.next = b, b // so that a late unlink is harmless
 		delete(c.blocks, b.key)
-		c.bytes -= int64(size)
+		c.bytes -= int64(len(b.data))
 		c.mu.Unlock()
 	}
 	close(b.done)

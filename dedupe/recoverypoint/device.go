@@ -224,7 +224,7 @@ func (d *Device) readOne(p []byte, off int64) (int, error) {
 	}
 	d.ahead.read(off, int64(len(p)))
 	one := piece{dst: p, from: int(off - index*bs), at: index * bs, digest: digest}
-	d.readPiece(&one, false)
+	d.readGroup([]*piece{&one}, false)
 	if one.err != nil {
 		clear(p)
 		return 0, d.blockError(&one)
@@ -237,12 +237,9 @@ func (d *Device) blockError(p *piece) error {
 		Digest: p.digest, Kind: dedupe.KindBlock, Err: p.err}
 }
 
-// readPieces fills all pieces, what is in memory first, the rest on all cores.
+// readPieces fills all pieces, what is in memory first, the rest in groups on all
+// cores.
 func (d *Device) readPieces(pieces []piece) {
-	if len(pieces) == 1 {
-		d.readPiece(&pieces[0], false)
-		return
-	}
 	direct := len(pieces) >= directBlocks
 	var todo [64]*piece
 	rest := todo[:0] // what is not in memory now
@@ -251,14 +248,23 @@ func (d *Device) readPieces(pieces []piece) {
 			rest = append(rest, &pieces[i])
 		}
 	}
-	var next atomic.Int32
+	procs := runtime.GOMAXPROCS(0)
+	size := maxGroup
+	if int(d.active.Load()) < procs { // there are cores for smaller ones
+		size = min((len(rest)+procs-1)/procs, maxGroup)
+	}
+	var next atomic.Int64
 	work := func() {
-		for i := next.Add(1) - 1; int(i) < len(rest); i = next.Add(1) - 1 {
-			d.readPiece(rest[i], direct)
+		for {
+			end := int(next.Add(int64(size)))
+			if end-size >= len(rest) {
+				return
+			}
+			d.readGroup(rest[end-size:min(end, len(rest))], direct)
 		}
 	}
 	var wg sync.WaitGroup
-	for range min(len(rest), runtime.GOMAXPROCS(0)) - 1 {
+	for n := size; n < len(rest) && n < size*procs; n += size {
 		wg.Go(work)
 	}
 	work()
@@ -281,27 +287,53 @@ func (d *Device) readCached(p *piece) bool {
 	}
 }
 
-// readPiece fills the piece through the cache or, direct, past it.
-func (d *Device) readPiece(p *piece, direct bool) {
-	p.err = nil
-	key := cacheKey{d.src.number, p.digest}
-	if direct && len(p.dst) == d.root.BlockSize {
-		b := d.c.find(key)
-		if b == nil {
-			p.err = d.readDirect(p)
-			return
+// readGroup fills up to maxGroup pieces, through the cache or, direct, past it where
+// a whole block is wanted. Only when it has read what is its own does it wait for
+// others, so that two groups never wait for each other.
+func (d *Device) readGroup(pieces []*piece, direct bool) {
+	var (
+		g       group
+		mine    [maxGroup]*cacheBlock // of g, nil for one past the cache
+		ours    [maxGroup]*piece      // of g
+		theirs  [maxGroup]*cacheBlock // read by somebody else
+		waiting [maxGroup]*piece
+		n       int
+	)
+	for _, p := range pieces {
+		p.err = nil
+		key := cacheKey{d.src.number, p.digest}
+		if direct && len(p.dst) == d.root.BlockSize {
+			if b := d.c.find(key); b != nil {
+				theirs[n], waiting[n] = b, p
+				n++
+				continue
+			}
+			ours[g.n] = p
+			g.add(p.digest, p.dst)
+			continue
 		}
-		<-b.done
-		d.take(b, p)
-		return
+		b, own := d.c.claim(key, d.root.BlockSize)
+		if !own {
+			theirs[n], waiting[n] = b, p
+			n++
+			continue
+		}
+		ours[g.n], mine[g.n] = p, b
+		g.add(p.digest, b.data)
 	}
-	b, mine := d.c.claim(key, d.root.BlockSize)
-	if mine {
-		d.c.load(context.Background(), d.src, b)
-	} else {
-		<-b.done
+	d.src.get(context.Background(), &g)
+	for i := range g.n {
+		if mine[i] == nil {
+			ours[i].err = g.errs[i]
+			continue
+		}
+		d.c.loaded(mine[i], g.errs[i])
+		d.take(mine[i], ours[i])
 	}
-	d.take(b, p)
+	for i := range n {
+		<-theirs[i].done
+		d.take(theirs[i], waiting[i])
+	}
 }
 
 // take copies from a finished cache block and lets go of it.
@@ -310,18 +342,4 @@ func (d *Device) take(b *cacheBlock, p *piece) {
 		copy(p.dst, b.data[p.from:])
 	}
 	d.c.release(b, p.from+len(p.dst) == d.root.BlockSize && 2*len(p.dst) >= d.root.BlockSize)
-}
-
-func (d *Device) readDirect(p *piece) error {
-	b, err := d.src.store.Get(context.Background(), dedupe.KindBlock, p.digest, p.dst[:0])
-	if err != nil {
-		return err
-	}
-	if len(b) != len(p.dst) {
-		return fmt.Errorf("%d bytes, want %d: %w", len(b), len(p.dst), dedupe.ErrCorrupt)
-	}
-	if &b[0] != &p.dst[0] {
-		copy(p.dst, b)
-	}
-	return nil
 }

@@ -99,13 +99,13 @@ func (a *readAhead) read(off, n int64) {
 	s.window = min(max(2*s.window, aheadMin), max(aheadMax, 2*n), max(a.d.c.limit/4, int64(a.d.root.BlockSize)))
 	s.from = max(s.from, s.next)
 	s.until = min(s.next+s.window, a.d.root.SizeBytes)
-	for s.workers < procs && s.from+int64(s.workers)*int64(a.d.root.BlockSize) < s.until {
+	for s.workers < procs && s.from+int64(s.workers)*maxGroup*int64(a.d.root.BlockSize) < s.until {
 		s.workers++
 		a.wg.Go(func() { a.work(s) })
 	}
 }
 
-// work loads blocks of the stream, one at a time, until its window is full.
+// work loads blocks of the stream, a group at a time, until its window is full.
 func (a *readAhead) work(s *stream) {
 	d, bs := a.d, int64(a.d.root.BlockSize)
 	for {
@@ -117,18 +117,29 @@ func (a *readAhead) work(s *stream) {
 			return
 		}
 		at := s.from
-		end := min((at/bs+1)*bs, s.until)
+		end := min((at/bs+maxGroup)*bs, s.until)
 		s.from = end
 		a.mu.Unlock()
+		var (
+			g    group
+			mine [maxGroup]*cacheBlock
+		)
 		// Errors are left to the reader, who will meet them in his place.
 		_ = hashtree.Walk(context.Background(), d.src.nodes, d.root, at, end-at, func(_ int64, digest dedupe.Digest) bool {
-			b, mine := d.c.claim(cacheKey{d.src.number, digest}, int(bs))
-			if mine {
-				d.c.load(context.Background(), d.src, b)
+			b, own := d.c.claim(cacheKey{d.src.number, digest}, int(bs))
+			if !own {
+				d.c.release(b, false)
+				return true
 			}
-			d.c.release(b, false)
+			mine[g.n] = b
+			g.add(digest, b.data)
 			return true
 		})
+		d.src.get(context.Background(), &g)
+		for i := range g.n {
+			d.c.loaded(mine[i], g.errs[i])
+			d.c.release(mine[i], false)
+		}
 	}
 }
 
