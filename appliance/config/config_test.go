@@ -83,11 +83,12 @@ func TestSizesAreReadAsTheyAreWritten(t *testing.T) {
 
 func TestValidateNamesTheField(t *testing.T) {
 	for field, c := range map[string]config.Config{
-		"nbd-listen":    {NBDListen: []string{"127.0.0.1:1"}},
-		"vault-reserve": {VaultReserveBytes: -1},
-		"log-level":     {LogLevel: "loud"},
-		"workers":       {Workers: 5000},
-		"site":          {SiteName: "No Good"},
+		"nbd-listen":      {NBDListen: []string{"127.0.0.1:1"}},
+		"vault-reserve":   {VaultReserveBytes: -1},
+		"log-level":       {LogLevel: "loud"},
+		"workers":         {Workers: 5000},
+		"nbd-tls-require": {NBDTLSRequire: true},
+		"site":            {SiteName: "No Good"},
 	} {
 		err := c.Validate()
 		if !errors.Is(err, appliance.ErrInvalid) || !strings.Contains(err.Error(), field) {
