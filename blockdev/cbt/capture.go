@@ -172,7 +172,9 @@ func (f *Frozen) Capture(ctx context.Context, sink Sink) error {
 	defer stop()
 	buf := buffers.Get().(*[maxChunk + 2*blockdev.GrainSize]byte)
 	defer buffers.Put(buf)
-	c := capturer{f: f, sink: sink, buf: buf[:maxChunk]}
+	f.t.clock.captures.Add(1)
+	defer f.t.clock.captures.Add(-1)
+	c := capturer{f: f, sink: sink, buf: buf[:maxChunk], pace: f.t.newPacer()}
 	var err error
 	f.changed(func(e blockdev.Extent) bool {
 		err = c.extent(ctx, e)
@@ -203,6 +205,7 @@ type capturer struct {
 	f    *Frozen
 	sink Sink
 	buf  []byte // maxChunk
+	pace *pacer
 }
 
 // extent captures one range of changed grains. Where the disk has holes it does not
@@ -232,7 +235,7 @@ func (c *capturer) extent(ctx context.Context, e blockdev.Extent) error {
 // holes lists the whole grains of e that read as zeros now, as far as they are worth it.
 func (c *capturer) holes(e blockdev.Extent) (list []blockdev.Extent) {
 	t := c.f.t
-	if c.sink.Zero == nil || t.below.extents == nil {
+	if c.sink.Zero == nil || t.below.extents == nil || e.Length < minHole {
 		return nil
 	}
 	// After an error the rest is read, which is right as well.
@@ -264,6 +267,7 @@ func (c *capturer) data(ctx context.Context, off, end int64) error {
 		if err := c.sink.Write(off, c.buf[:n]); err != nil {
 			return err
 		}
+		c.pace.took(ctx, off, n)
 		off += n
 	}
 	return nil

@@ -13,6 +13,8 @@ type Clock struct {
 	// freeze is, never over I/O.
 	mu    sync.Mutex
 	epoch atomic.Uint64
+	// captures is how many run; see pace.go.
+	captures atomic.Int64
 }
 
 // NewClock returns a Clock at epoch 1.

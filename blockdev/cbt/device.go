@@ -190,6 +190,8 @@ func (t *Tracker) ReadAt(p []byte, off int64) (int, error) {
 	if err := blockdev.CheckRange(off, int64(len(p)), t.Size()); err != nil {
 		return 0, fmt.Errorf("read %d bytes at %d: %w", len(p), off, err)
 	}
+	t.reading.Add(1)
+	defer t.reading.Add(-1)
 	return t.dev.ReadAt(p, off)
 }
 

@@ -140,10 +140,14 @@ type Tracker struct {
 	// preserving counts the writes that are busy with a frozen snapshot; see freeze.go.
 	preserving atomic.Int64
 	frozen     atomic.Pointer[Frozen]
-	claimed    scratch
-	preserved  scratch
-	spill      *spill
-	counts     counts
+	// reading counts the guest's reads that may wait for the disk; pacing changes the
+	// pacer of a capture, in tests.
+	reading   atomic.Int64
+	pacing    func(*pacer)
+	claimed   scratch
+	preserved scratch
+	spill     *spill
+	counts    counts
 
 	// life guards changes of word and frozen.
 	life   sync.Mutex
