@@ -189,6 +189,14 @@ func (s pointsService) Verify(ctx context.Context, r *connect.Request[kb.VerifyR
 func (s pointsService) verify(ctx context.Context, t *job.Task, h *vault.Handle, points []*recoverypoint.Point) error {
 	var bad, damaged int64
 	var first error
+	t.Detail("counting blocks")
+	for _, p := range points {
+		n, err := verify.Bytes(ctx, h.Store, p.Manifest)
+		if err != nil {
+			return fmt.Errorf("verify recovery point %s: %w", p.ID, err)
+		}
+		t.AddTotal(n)
+	}
 	for i, p := range points {
 		t.Detail(fmt.Sprintf("point %d of %d", i+1, len(points)))
 		unpin := s.Vault.Pin(p.ID, "a verification")

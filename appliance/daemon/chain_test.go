@@ -59,4 +59,7 @@ func TestChain(t *testing.T) {
 	if v.State != "Completed" || len(v.Result) != 3 {
 		t.Errorf("verify: %v", v)
 	}
+	if v.TotalBytes == 0 || v.DoneBytes != v.TotalBytes {
+		t.Errorf("verify has done %d of %d bytes", v.DoneBytes, v.TotalBytes)
+	}
 }

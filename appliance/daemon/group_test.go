@@ -176,7 +176,7 @@ func TestN8GroupsAreCutAtOneInstant(t *testing.T) {
 	cfg := testConfig(t, dataDir(t))
 	cfg.SpillBytes = 64 << 20
 	a := start(t, cfg)
-	const size = 16 << 20
+	const size = 4 << 20
 	a.makeShop(t, size)
 	w := startDependentWriter(t, cfg, "app0", "app1", "db0")
 	var cuts []map[string]*kb.RecoveryPoint

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -39,6 +40,16 @@ func (a *app) point(ctx context.Context, c *client, selector string) (*kb.Recove
 		return nil, "", fmt.Errorf("point %s: %w", selector, errNothing)
 	}
 	return r.Msg.GetPoint(), r.Msg.GetDisk(), nil
+}
+
+// holdsDisk is an error when what stands behind a point is a disk that it does not have. A
+// path has a slash.
+func holdsDisk(selector string, p *kb.RecoveryPoint, rest string) error {
+	names := mapped(p.GetDisks(), (*kb.PointDisk).GetName)
+	if rest == "" || strings.Contains(rest, "/") || slices.Contains(names, rest) {
+		return nil
+	}
+	return notFoundError{fmt.Errorf("point %s has no disk %q; it has %s", selector, rest, strings.Join(names, ", "))}
 }
 
 // pointDisk resolves P[:DISK]. Without a disk the point must have one only.
@@ -100,7 +111,10 @@ func (a *app) pointShow() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			p, _, err := a.point(cmd.Context(), c, args[0])
+			p, rest, err := a.point(cmd.Context(), c, args[0])
+			if err == nil {
+				err = holdsDisk(args[0], p, rest)
+			}
 			if err != nil {
 				return err
 			}
@@ -153,7 +167,10 @@ func (a *app) pointVerify() *cobra.Command {
 			}
 			r := &kb.VerifyRequest{}
 			if !all {
-				p, _, err := a.point(cmd.Context(), c, args[0])
+				p, rest, err := a.point(cmd.Context(), c, args[0])
+				if err == nil {
+					err = holdsDisk(args[0], p, rest)
+				}
 				if err != nil {
 					return err
 				}
