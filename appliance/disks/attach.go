@@ -35,7 +35,8 @@ func (r *Registry) KeepAttached(ctx context.Context) {
 	}
 	r.change.Unlock()
 	<-ctx.Done()
-	r.change.Lock() // an Attach that began before has started its keeper when this is got
+	r.change.Lock() // an Attach that began before has started its keeper by now
+	r.keeping = nil
 	r.change.Unlock()
 	r.keepers.Wait()
 	for id, h := range r.devices() {
@@ -142,7 +143,7 @@ func (r *Registry) checkAttachable(op string, d *Disk, h *hostDevice) error {
 	inUse := func(hint, format string, args ...any) error {
 		return &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: fmt.Sprintf(format, args...), Hint: hint}
 	}
-	if r.keeping == nil || r.keeping.Err() != nil {
+	if r.keeping == nil {
 		return &appliance.Error{Op: op, Kind: appliance.ErrUnavailable, Text: "the daemon is starting or stopping"}
 	}
 	if state, reason := d.State(); state == Offline {
