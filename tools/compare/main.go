@@ -12,7 +12,8 @@
 //
 // What makes a figure meaningless, and what is done about it: each side runs in
 // turn, several rounds, and the median of the rounds' ratios counts; both read a
-// warm page cache; both end with the data on disk (sync), not in memory.
+// warm page cache, or both a cold one where the row says so; both end with the data on
+// disk (sync), not in memory.
 package main
 
 import (

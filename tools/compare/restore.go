@@ -1,11 +1,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/keelblock/keelblock/tools/rig"
 )
@@ -98,43 +101,124 @@ keelblock backup mhuge && rm huge.img`); err != nil {
 	if _, err := b.r.Backup(b.ctx, machine); err != nil {
 		return err
 	}
-	return b.mountReadRow(machine, disk)
+	return b.mountReadRows(machine, disk)
 }
 
-// mountReadRow reads the large file through our mount and through the kernel's
-// loop mount of the image, each freshly mounted.
-func (b *bench) mountReadRow(machine, disk string) error {
-	loop := filepath.Join(b.r.Dir, "loop")
-	if err := os.MkdirAll(loop, 0o700); err != nil {
-		return err
-	}
-	var p pairs
+// mountReadRows read the large file through our mount and through the kernel's loop
+// mount of the image, each freshly mounted: with all in the page cache that the file
+// system is made from, the same file once more, and with nothing there.
+func (b *bench) mountReadRows(machine, disk string) error {
+	var warm, second, cold pairs
 	for range b.rounds {
-		if out, err := exec.CommandContext(b.ctx, "mount", "-o", fmt.Sprintf("ro,loop,offset=%d", rig.PartitionOffset), b.image, loop).CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "compare: no loop mount here, so no row for reading: %s", out)
+		kernel, err := b.loopRead(false)
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "compare: no loop mount here, so no rows for reading: %s\n", err)
 			return nil
 		}
-		kernel, err := b.timed("cat loop/large > /dev/null")
+		ours, err := b.mountRead(machine, disk, false)
+		if err != nil {
+			return err
+		}
+		kernelCold, err := b.loopRead(true)
+		if err != nil {
+			return err
+		}
+		oursCold, err := b.mountRead(machine, disk, true)
+		if err != nil {
+			return err
+		}
+		rate := func(d time.Duration) float64 { return mbPerSecond(largeBytes, d) }
+		warm.add(rate(ours.first), rate(kernel.first))
+		second.add(rate(ours.second), rate(kernel.second))
+		cold.add(rate(oursCold.first), rate(kernelCold.first))
+	}
+	what := fmt.Sprintf("`cat` of a file of %s through `keelblock mount`, against a loop mount of the image", rig.Size(largeBytes))
+	for _, r := range []struct {
+		name, how string
+		p         *pairs
+	}{
+		{"mount-read-loop", " (warm page cache)", &warm},
+		{"mount-read-second", ", a second time", &second},
+		{"mount-read-cold", ", from the disk: image and packs are not in the page cache, the daemon has just started", &cold},
+	} {
+		b.t.add(row{r.name, mbs(median(r.p.ours)), mbs(median(r.p.peer)), r.p.faster(), 0.5, what + r.how})
+	}
+	return nil
+}
+
+// reads are two reads of one file, one after the other.
+type reads struct{ first, second time.Duration }
+
+func (b *bench) readTwice(path string) (r reads, err error) {
+	if r.first, err = b.timed("cat " + path + " > /dev/null"); err == nil {
+		r.second, err = b.timed("cat " + path + " > /dev/null")
+	}
+	return r, err
+}
+
+// loopRead reads the large file through a loop mount.
+func (b *bench) loopRead(cold bool) (r reads, err error) {
+	loop := filepath.Join(b.r.Dir, "loop")
+	if err := os.MkdirAll(loop, 0o700); err != nil {
+		return r, err
+	}
+	if out, err := exec.CommandContext(b.ctx, "mount", "-o", fmt.Sprintf("ro,loop,offset=%d", rig.PartitionOffset), b.image, loop).CombinedOutput(); err != nil {
+		return r, fmt.Errorf("%w: %s", err, out)
+	}
+	defer func() {
 		if _, umountErr := b.r.Command(b.ctx, "umount", loop); err == nil {
 			err = umountErr
 		}
-		if err != nil {
-			return err
+	}()
+	if cold {
+		if err := dropCache(b.image); err != nil {
+			return r, err
 		}
-		if _, err := b.r.Shell(b.ctx, "keelblock mount points --machine "+machine+" -d"); err != nil {
-			return err
+	}
+	return b.readTwice("loop/large")
+}
+
+// mountRead reads the large file through our mount.
+func (b *bench) mountRead(machine, disk string, cold bool) (r reads, err error) {
+	if cold { // its memory holds blocks too
+		if _, err := b.r.Shell(b.ctx, "keelblock stop && keelblock serve -d"); err != nil {
+			return r, err
 		}
-		var ours time.Duration
-		ours, err = b.timed("cat points/" + machine + "/latest/volumes/" + disk + "-1/large > /dev/null")
+	}
+	if _, err := b.r.Shell(b.ctx, "keelblock mount points --machine "+machine+" -d"); err != nil {
+		return r, err
+	}
+	defer func() {
 		if _, umountErr := b.r.Shell(b.ctx, "keelblock umount points"); err == nil {
 			err = umountErr
 		}
+	}()
+	if cold {
+		packs, err := filepath.Glob(filepath.Join(b.r.Data, "vault", "packs", "*.pack"))
+		if err != nil || len(packs) == 0 {
+			return r, fmt.Errorf("find the vault's packs: %d, %w", len(packs), err)
+		}
+		if err := dropCache(packs...); err != nil {
+			return r, err
+		}
+	}
+	return b.readTwice("points/" + machine + "/latest/volumes/" + disk + "-1/large")
+}
+
+// dropCache makes the next reader of the files go to the disk.
+func dropCache(paths ...string) error {
+	for _, path := range paths {
+		f, err := os.Open(path)
 		if err != nil {
 			return err
 		}
-		p.add(mbPerSecond(largeBytes, ours), mbPerSecond(largeBytes, kernel))
+		err = f.Sync()
+		if err == nil {
+			err = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+		}
+		if err = errors.Join(err, f.Close()); err != nil {
+			return fmt.Errorf("drop %q from the page cache: %w", path, err)
+		}
 	}
-	b.t.add(row{"mount-read-loop", mbs(median(p.ours)), mbs(median(p.peer)), p.faster(), 0.5,
-		fmt.Sprintf("`cat` of a file of %s through `keelblock mount`, against a loop mount of the image (warm page cache)", rig.Size(largeBytes))})
 	return nil
 }
