@@ -1,6 +1,9 @@
 package server
 
-import "sync"
+import (
+	"sync"
+	"sync/atomic"
+)
 
 // maxQueuedBytes is how much a connection queues behind a write that is under way
 // before workers wait. One large buffer is always accepted.
@@ -21,6 +24,8 @@ type replies struct {
 	busy bool
 	// err is the first failure of the socket; from then on replies are dropped.
 	err error
+	// broken: err is set.
+	broken atomic.Bool
 
 	iovecs [][]byte
 	spare  []*buffer
@@ -111,6 +116,7 @@ func (q *replies) drain() {
 func (q *replies) fail(err error) {
 	if err != nil && q.err == nil {
 		q.err = err
+		q.broken.Store(true)
 		q.sock.nc.Close()
 	}
 }
