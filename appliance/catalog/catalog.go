@@ -103,6 +103,9 @@ func Open(dir string, o Options) (*DB, error) {
 		err = checkFiles(dir)
 	}
 	if err == nil {
+		err = removeEmptyLogs(dir)
+	}
+	if err == nil {
 		d.b, err = openBadger(bo)
 	}
 	if err != nil {

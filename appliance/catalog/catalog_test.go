@@ -167,3 +167,25 @@ func TestDamagedFilesAreErrors(t *testing.T) {
 		})
 	}
 }
+
+// A kill while Badger opens leaves a log of no length, which it would not open.
+func TestKillWhileItOpens(t *testing.T) {
+	for _, name := range []string{"00009.mem", "000009.vlog"} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			db := open(t, dir)
+			if err := catalog.NewCollection[item](db, "a").Put("web", item{[]string{"web0"}}); err != nil {
+				t.Fatal(err)
+			}
+			if err := db.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, ok, err := catalog.NewCollection[item](open(t, dir), "a").Get("web"); !ok || err != nil {
+				t.Errorf("after the kill: %t, %v", ok, err)
+			}
+		})
+	}
+}

@@ -459,3 +459,27 @@ func TestDamagedNoteHidesNoOther(t *testing.T) {
 		t.Errorf("%d notes, want the first and the third; error %v, want ErrCorrupt", len(got), err)
 	}
 }
+
+// A kill while Badger opens leaves a log of no length, which it would not open: the vault
+// opens all the same, with all its points.
+func TestKillWhileTheIndexOpens(t *testing.T) {
+	for _, name := range []string{"00009.mem", "000009.vlog"} {
+		t.Run(name, func(t *testing.T) {
+			dir, points := writtenVault(t)
+			index := filepath.Dir(glob(t, dir, "*/MANIFEST")[0])
+			if err := os.WriteFile(filepath.Join(index, name), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			s, err := blockstore.Open(dir, crashOptions)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			for _, id := range points {
+				if err := checkPoint(s, id); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}

@@ -194,6 +194,11 @@ func (s *Store) openOwnIndex(o badger.Options) (err error) {
 	if err := checkIndexFiles(o.Dir, s.isClean()); err != nil {
 		return s.indexError(err)
 	}
+	if !o.ReadOnly {
+		if err := removeEmptyLogs(o.Dir); err != nil {
+			return s.indexError(err)
+		}
+	}
 	if s.index, err = openIndex(o); err != nil {
 		return s.indexError(err)
 	}
