@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"syscall"
 	"time"
@@ -235,6 +236,7 @@ type serveOptions struct {
 // serve is our server, in the process that start starts. Its standard input ends with
 // that of its parent.
 func serve(ctx context.Context, o serveOptions) error {
+	runtime.GOMAXPROCS(2 * runtime.GOMAXPROCS(0)) // as `keelblock serve` has it
 	d, err := o.open()
 	if err != nil {
 		return err
@@ -273,7 +275,8 @@ func (o serveOptions) open() (blockdev.Device, error) {
 	if err != nil || !o.track {
 		return d, err
 	}
-	t, err := cbt.Open(d, cbt.NewClock(), cbt.Options{DiskID: "slices", MapPath: filepath.Join(o.maps, "slices.map"), SavePath: o.file + ".saved"})
+	t, err := cbt.Open(d, cbt.NewClock(), cbt.Options{DiskID: "slices", MapPath: filepath.Join(o.maps, "slices.map"), SavePath: o.file + ".saved",
+		IntentPath: o.file + ".intent"})
 	if err != nil {
 		return nil, errors.Join(err, d.Close())
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -155,6 +156,7 @@ func (a *app) serve(ctx context.Context, cfg config.Config, readyFD int) error {
 	for _, h := range sockets {
 		cfg.Sockets = append(cfg.Sockets, config.Socket{Name: h.name, File: h.file})
 	}
+	a.spareProcessors(&cfg)
 	// A hangup would end the process without draining. There is nothing to reload.
 	signal.Ignore(unix.SIGHUP)
 	detached := readyFD > 0
@@ -178,6 +180,25 @@ func (a *app) serve(ctx context.Context, cfg config.Config, readyFD int) error {
 		err = nil
 	}
 	return err
+}
+
+// spareProcessors lets twice as many goroutines run as there are cores, of which the
+// workers of a backup use half. Go looks at its sockets when a processor has nothing
+// else to do, or else every 10 ms: with one hashing worker per core that is how long a
+// guest waited. With processors to spare the kernel, which divides cores fairly, wakes
+// the thread that waits for sockets. Measured on 2 cores under other load, a guest of
+// 1000 writes/s during backups: p50 613 us and p90 7127 us without, 59 us and 418 us
+// with it (tools/compare/nbdslices, rows guest-…, one run each). $GOMAXPROCS overrides it.
+func (a *app) spareProcessors(cfg *config.Config) {
+	if a.Getenv("GOMAXPROCS") != "" {
+		return
+	}
+	runtime.SetDefaultGOMAXPROCS() // minds the limits of a container; serve may run twice in a process
+	cores := runtime.GOMAXPROCS(0)
+	if cfg.Workers == 0 {
+		cfg.Workers = cores
+	}
+	runtime.GOMAXPROCS(2 * cores)
 }
 
 func readyLine(r daemon.Ready) string {
