@@ -169,21 +169,6 @@ func (s *Slots) Baseline(ctx context.Context) error {
 	return nil
 }
 
-// Resize changes the size of the slots' disk of this id, see cbt.Tracker.Resize: a cut
-// and a full read see one size from their beginning to their end.
-func (s *Slots) Resize(ctx context.Context, diskID string, newSize int64) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.ready(); err != nil {
-		return fmt.Errorf("resize disk %q: %w", diskID, err)
-	}
-	i := slices.IndexFunc(s.disks, func(d *cbt.Tracker) bool { return d.DiskID() == diskID })
-	if i < 0 {
-		return fmt.Errorf("resize disk %q: it is not in the slots of %q", diskID, s.ids)
-	}
-	return s.disks[i].Resize(ctx, newSize)
-}
-
 // Cut freezes all disks at one instant and waits for the writes that were before it.
 // What can fail (the spill, its space) is done before the instant, so that a guest
 // is not frozen in vain. An error that comes later, while the cut drains, wraps
