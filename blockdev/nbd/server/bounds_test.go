@@ -207,3 +207,31 @@ func TestHostileLengthsCostNoMemory(t *testing.T) {
 		t.Errorf("a request whose payload does not come costs %d bytes, more than 700 KiB", per)
 	}
 }
+
+// Over TLS an idle connection keeps the state of the session and a record, but none of
+// the large buffers.
+func TestIdleTLSConnectionsAreCheap(t *testing.T) {
+	const idle = 200
+	if raceDetector {
+		t.Skip("the race detector adds memory of its own")
+	}
+	a := newAuthority(t)
+	dir, _ := a.issue("client", "client")
+	config := a.clientTLS(dir)
+	needDescriptors(t, 2*idle+200)
+	s := start(t, server.Options{TLS: a.serverTLS(), HandshakeTimeout: time.Minute})
+	s.add(t, server.Export{Name: "disk", Device: newDisk(t, t.TempDir(), 1<<20), ReadOnly: true})
+	before := memoryNow(t)
+	clientFlags := binary.BigEndian.AppendUint32(nil, nbd.FlagCFixedNewstyle|nbd.FlagCNoZeroes)
+	s.dialMany(t, idle, func(i int, w *wire) {
+		w.put(clientFlags)
+		w.startTLS(config)
+		w.choose("disk")
+		w.works(nbd.Request{Type: nbd.CmdRead, Length: 300_000}, nil)
+	})
+	per := memoryNow(t).since(before) / idle
+	t.Logf("an idle connection over TLS costs %d bytes of heap and stacks, with the client's end", per)
+	if per > 100<<10 {
+		t.Errorf("an idle connection over TLS costs %d bytes, more than 100 KiB", per)
+	}
+}
