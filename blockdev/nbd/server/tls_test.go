@@ -359,9 +359,9 @@ func TestClientsThatStopAreCutOffOverTLS(t *testing.T) {
 	for range 40 {
 		deaf.send(nbd.Request{Type: nbd.CmdRead, Length: 8 << 20}, nil)
 	}
-	eventually(t, "two are cut off", func() bool { return s.Stats().StalledClients == 2 })
-	if st := s.Stats(); st.Connections != 1 {
-		t.Errorf("%d connections are left, want the idle one", st.Connections)
+	eventually(t, "two are cut off", func() bool { return s.Connections("disk") == 1 })
+	if n := s.Stats().StalledClients; n != 2 {
+		t.Errorf("%d clients are counted as stalled, want 2", n)
 	}
 	idle.nc.Close()
 }
