@@ -155,7 +155,7 @@ func TestAbandonedHandshakesAreCutWhileOthersWork(t *testing.T) {
 	const abandoned = 200
 	a := newAuthority(t)
 	needDescriptors(t, 2*abandoned+200)
-	s := start(t, server.Options{HandshakeTimeout: 300 * time.Millisecond, TLS: a.serverTLS()})
+	s := start(t, server.Options{HandshakeTimeout: 2 * time.Second, TLS: a.serverTLS()})
 	s.add(t, server.Export{Name: "disk", Device: newDisk(t, t.TempDir(), 1<<20)})
 	w := s.open(t, "disk", true)
 	clientFlags := binary.BigEndian.AppendUint32(nil, nbd.FlagCFixedNewstyle|nbd.FlagCNoZeroes)

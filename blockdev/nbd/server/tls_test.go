@@ -154,15 +154,17 @@ func TestNothingButSTARTTLSWhereTLSIsRequired(t *testing.T) {
 
 func TestTLSHandshakeHasTheTimeOfTheHandshake(t *testing.T) {
 	a := newAuthority(t)
-	s := start(t, server.Options{TLS: a.serverTLS(), HandshakeTimeout: 100 * time.Millisecond})
+	s := start(t, server.Options{TLS: a.serverTLS(), HandshakeTimeout: time.Second})
+	var stopped []*wire
 	for _, begin := range [][]byte{nil, {22, 3, 1, 1, 0}, {22, 3, 1, 0, 5, 1, 0}} {
 		w := s.connect(t)
 		w.ack(nbd.OptStartTLS, nil)
 		w.put(begin)
-		began := time.Now()
-		w.nc.SetReadDeadline(began.Add(10 * time.Second))
-		if _, err := io.ReadAll(w.nc); isTimeout(err) || time.Since(began) > 5*time.Second {
-			t.Errorf("a TLS handshake that stopped after %d bytes was cut off after %v (%v)", len(begin), time.Since(began), err)
+		stopped = append(stopped, w)
+	}
+	for i, w := range stopped {
+		if _, err := io.ReadAll(w.nc); isTimeout(err) {
+			t.Errorf("connection %d is held in the middle of its TLS handshake", i)
 		}
 	}
 	eventually(t, "all are gone", func() bool { return s.Stats().Connections == 0 })
