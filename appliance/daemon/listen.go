@@ -221,11 +221,21 @@ func (d *daemon) newNBDServer() (*server.Server, error) {
 	return server.New(o), nil
 }
 
-// authorize keeps clients over TCP from disks that are for others. Who may use a unix
-// socket is said by the permissions of the socket and its folder.
+// authorize keeps clients over TCP from disks that are for others, and from exports of
+// points of these. Who may use a unix socket is said by the permissions of the socket and
+// its folder.
 func (d *daemon) authorize(peer server.Peer, name string) error {
+	if peer.Network == "unix" {
+		return nil
+	}
+	disk := name
+	for _, r := range d.readers.Exports() {
+		if r.Name == name {
+			disk = r.Disk.Name
+		}
+	}
 	switch {
-	case peer.Network == "unix" || d.disks.Allowed(name, peer.CommonName):
+	case d.disks.Allowed(disk, peer.CommonName):
 		return nil
 	case !peer.TLS:
 		return fmt.Errorf("export %q needs TLS with a client certificate", name)

@@ -100,6 +100,9 @@ func TestTLSDecidesWhoUsesADiskOverTCP(t *testing.T) {
 	must(t, dir, "keelblock", "disk", "create", "any0", "--size", "1MiB")
 	must(t, dir, "keelblock", "disk", "create", "db0", "--size", "1MiB")
 	must(t, dir, "keelblock", "disk", "edit", "db0", "--allow", "db-host")
+	must(t, dir, "keelblock", "machine", "create", "db", "--disk", "db0")
+	must(t, dir, "keelblock", "backup", "db")
+	must(t, dir, "keelblock", "export", "db@latest", "--as", "look")
 	size := func(uri string) bool {
 		t.Helper()
 		out, _, status := command(t, dir, "nbdinfo", "--size", uri)
@@ -110,6 +113,7 @@ func TestTLSDecidesWhoUsesADiskOverTCP(t *testing.T) {
 		want        bool
 	}{
 		{"any0", web, true}, {"any0", db, true}, {"any0", stranger, false}, {"any0", "", false},
+		{"look", db, true}, {"look", web, false}, {"look", "", false}, // a point of db0
 		{"db0", db, true}, {"db0", web, false}, {"db0", stranger, false}, {"db0", "", false},
 	} {
 		uri := "nbd://" + m[1] + "/" + x.disk

@@ -235,7 +235,7 @@ func TestTheBarrierPassesABusyConnection(t *testing.T) {
 					}
 				}
 			})
-			for range 20 {
+			for range 8 {
 				s.open(t, "disk", true).alive()
 			}
 			close(stop)

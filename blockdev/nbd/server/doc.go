@@ -13,6 +13,8 @@
 //	…
 //	err = s.Shutdown(ctx)
 //
+// [Server.ServeConn] serves one connection that the caller has.
+//
 // # What it speaks
 //
 // The fixed newstyle handshake with NO_ZEROES: EXPORT_NAME, GO, INFO, LIST, ABORT,
@@ -66,8 +68,18 @@
 // contract of blockdev.Device that covers what was acknowledged on any connection,
 // which is what CAN_MULTI_CONN promises.
 //
+// # Connections that break, and come back
+//
+// A client that opens an export for writing is answered only when nothing of other
+// connections can land on top of what it will write: see barrier.go. With
+// Export.Exclusive the connections before it are cut. Shutdown leaves requests that it
+// does not carry out unanswered, so that clients which reconnect send them to the next
+// server; Remove answers them with ESHUTDOWN, as its export does not come back. A
+// connection keeps the size it was told.
+//
 // # Bounds
 //
+// A client waits at most Options.BarrierTimeout for others, and is refused then.
 // A handshake has Options.HandshakeTimeout in all. A client that stops in the
 // middle of a request, or does not read its replies, is cut off after
 // Options.StallTimeout without progress. TCP peers that vanish are found by
@@ -78,5 +90,6 @@
 //
 // Server.mu guards the exports and connections and is held over no I/O.
 // replies.mu, one per connection, guards the queue of replies; who sets
-// replies.busy owns the writing side of the socket. No goroutine holds both.
+// replies.busy owns the writing side of the socket. fences.mu, one per connection,
+// guards who waits for it. No goroutine holds two of them.
 package server

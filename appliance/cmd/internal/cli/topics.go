@@ -65,7 +65,8 @@ sockets. For the members of a group:
 	{"environment", "environment variables", `KEELBLOCK_DATA   the daemon's folder DIR (--data)
 KEELBLOCK_API    the address of the daemon: unix:PATH or https://HOST:PORT (--api)
 
-The daemon also knows NOTIFY_SOCKET of systemd.`},
+The daemon also knows NOTIFY_SOCKET of systemd, and LISTEN_FDS, LISTEN_PID and
+LISTEN_FDNAMES, with which systemd hands over sockets; keelblock nbd knows these, too.`},
 }
 
 func addTopics(root *cobra.Command) {
