@@ -398,4 +398,3 @@ func (m *model) restart(n *modelState) {
 		n.cut[i] = modelCut{left: n.cut[i].left}
 	}
 }
-

@@ -47,6 +47,8 @@ var loops = []loop{
 		says: "random writes, cuts, aborts, kills and restarts of tracked disks against plain bytes"},
 	{folder: "blockdev/cbt", test: "TestDemand30CutHoldsWhatWasAcknowledgedBefore", variable: "CUTS",
 		says: "a later write is never ahead of an earlier one over several disks"},
+	{folder: "blockdev/cbt", test: "TestPowerCutUnderLoad", variable: "POWERCUTS",
+		says: "the power goes at any request of guests, backups, flushes and resizes at once, over a simulated platter; what differs is in doubt"},
 	{folder: "dedupe/blockstore", test: "TestPowerCut",
 		says: "the file system under the vault is shut down without its log; committed points stand"},
 	{folder: "dedupe/blockstore", test: "TestKill",
