@@ -28,7 +28,17 @@
 //
 // Caching. Points do not change, so names, attributes, pages and directories of
 // guests are cached by the kernel for an hour. A moving name (latest) is asked for at
-// every lookup.
+// every lookup. A file that was read is read again from the page cache, as fast as from
+// any file system.
+//
+// The cost of a first read is copies: from the pack to the daemon's buffer, into and out
+// of the socket, by FUSE into the page cache, to the reader; and the digest of every
+// block. A file of 192 MiB took 0.23 CPU seconds of the daemon, 0.11 of this process and
+// 0.06 of cat (two cores, 2026-11-22), where a loop mount of the raw image has two copies
+// and nothing else: 0.36 of its speed with all in memory, 0.74 from the disk (make
+// bench-mount, on a loaded machine). In this process four tenths of the time go to
+// write(2) on /dev/fuse, a fifth to copying from the socket. More read-ahead of the
+// kernel than 1 MiB, and more of GOMAXPROCS, changed nothing: all cores are busy.
 //
 // Concurrency: everything given to this package is called from any number of
 // goroutines.

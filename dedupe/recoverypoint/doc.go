@@ -19,6 +19,16 @@
 //	d, err := recoverypoint.OpenDisk(ctx, store, cache, p.Manifest, rest)
 //	n, err := d.ReadAt(buf, 0)
 //
+// # What a read costs
+//
+// Reading is bound by the processor. 1.2 GiB of a machine's files took 3.0 to 3.6 CPU
+// seconds of the daemon (restore file, two cores, 2026-11-22): six tenths zstd, under a
+// fifth digests, the rest copying, index and socket. Where content does not compress a
+// third is digests. Hence a block is decoded once, straight into the
+// reader's buffer; in groups of eight, whose digests cost 0.6 of eight alone
+// (dedupe.SumAll); and not ahead of a client who keeps all cores busy with what he has
+// asked for. A block that came from the cache was verified when it went there.
+//
 // # Rules
 //
 // A note is durable before its effect can be seen. A manifest is never changed; what
