@@ -23,8 +23,10 @@
 // The map lives in a file on tmpfs, so that it survives the death of the process
 // exactly and vanishes with the kernel. A clean stop saves it beside the data. In
 // every other case, and in any doubt, [Tracker.Tracking] says [TrackingCompare] and
-// the next backup compares hashes. FORMAT.md has both files to the byte; freeze.go
-// begins with the protocol.
+// the next backup compares hashes: of all that [Tracker.Doubtful] yields. After a
+// power cut these are the regions of 16 MiB that the intent file beside the data has,
+// where a region is entered, durably, before its first write. FORMAT.md has the three
+// files to the byte; freeze.go, intent.go and resize.go begin with their protocols.
 //
 // # Locks, in the order in which they are taken
 //
@@ -38,8 +40,11 @@
 //	Frozen.use a capture against commit and abort
 //	maps       readers of whole maps against merge and clear
 //	header     base points, trust and the header page
+//	intents    the one writer of the intent file; held over its syncs
 //	leaves     of each map: which pages of the map file are backed
 //
 // The guest's path takes stripes and, once per 128 MiB and epoch, leaves. It does
-// not allocate.
+// not allocate. The first write of a region gives its stripes back before it takes
+// intents, and waits for a sync. A Resize takes life before all stripes, which is safe as
+// nobody waits for life with a stripe held.
 package cbt

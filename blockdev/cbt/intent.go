@@ -142,6 +142,11 @@ func (n *intents) covers(r regions) bool {
 	return true
 }
 
+// has is covers of one region.
+func (n *intents) has(r int64) bool {
+	return atomic.LoadUint64(&n.active[r>>6])>>(r&63)&1 != 0
+}
+
 // activate makes regions durable. lost: it could not, and the file is durably
 // distrusted instead, for the first time. An error: not even that.
 func (n *intents) activate(r regions) (lost bool, err error) {
@@ -365,8 +370,12 @@ func (m *intentImage) count(size int64) (n int) {
 	return n
 }
 
+// close ends all writing: the file may be another tracker's from now on.
 func (n *intents) close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.failed == nil {
+		n.failed = blockdev.ErrClosed
+	}
 	return n.img.io.Close()
 }

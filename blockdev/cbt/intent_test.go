@@ -370,6 +370,49 @@ func commitAll(tb testing.TB, t *Tracker, id PointID) {
 	commitPoint(tb, t, PointID{id[0], 1})
 }
 
+// A disk without a witness, after a clean stop: believed only by who looks himself.
+func TestUnwitnessedStop(t *testing.T) {
+	d, _, o := intentDisk(t, 20)
+	o.Witness, o.AuditUnwitnessed = nil, true
+	reopen := func() *Tracker { return mustOpen(t, d, NewClock(), o) }
+	stop := func(tr *Tracker) {
+		t.Helper()
+		if err := tr.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tr := reopen() // it had a witness when it stopped, and has none now
+	wantTracking(t, tr, TrackingCompare, "nothing shows")
+	commitAll(t, tr, PointID{2})
+	if tr.Unwitnessed() {
+		t.Error("unwitnessed after a commit")
+	}
+	mustWrite(t, tr, 3*region, 4096, 1)
+	stop(tr)
+	tr = reopen()
+	wantTracking(t, tr, TrackingEnabled, "")
+	if !tr.Unwitnessed() || len(listed(tr)) != 1 {
+		t.Errorf("after a clean stop: unwitnessed %v, listed %v", tr.Unwitnessed(), listed(tr))
+	}
+	abandon(t, tr)
+	if tr = reopen(); !tr.Unwitnessed() {
+		t.Error("a kill before the audit makes it witnessed")
+	}
+	abandon(t, tr)
+	o.BootID = "boot-2"
+	if tr = reopen(); !tr.Unwitnessed() {
+		t.Error("a power cut before the audit makes it witnessed")
+	}
+	wantRegions(t, "after a power cut", doubtful(tr), 3)
+	stop(tr)
+	o.AuditUnwitnessed = false
+	tr = reopen()
+	wantTracking(t, tr, TrackingCompare, "nothing shows")
+	if n := len(doubtful(tr)); n != 20 {
+		t.Errorf("%d regions in doubt", n)
+	}
+}
+
 // A disk of a time before the intent map.
 func TestOldDataDirectoryGetsIntents(t *testing.T) {
 	d, _, o := intentDisk(t, 20)

@@ -19,6 +19,7 @@ import (
 type loopFS struct {
 	t        *testing.T
 	dir, dev string
+	intents  string // "": no intent file
 }
 
 func newLoopFS(t *testing.T) *loopFS {
@@ -85,6 +86,7 @@ func (f *loopFS) open(mapDir, boot string) (*localdisk.Disk, *Tracker) {
 	}
 	t, err := Open(d, NewClock(), Options{
 		DiskID: "cut", MapPath: filepath.Join(mapDir, "map"), SavePath: filepath.Join(f.dir, "saved"), BootID: boot,
+		IntentPath: f.intents, SpillReserveBytes: mib,
 		Witness: func() (Witness, bool) {
 			w, ok := d.Witness()
 			return Witness(w), ok
@@ -93,6 +95,7 @@ func (f *loopFS) open(mapDir, boot string) (*localdisk.Disk, *Tracker) {
 	if err != nil {
 		f.t.Fatal(err)
 	}
+	f.t.Cleanup(func() { t.Close() }) // before the unmount; after the test's own, nothing
 	return d, t
 }
 
@@ -105,6 +108,48 @@ func (f *loopFS) newDisk(mapDir string) {
 	_, t := f.open(mapDir, "boot-1")
 	if err := errors.Join(t.SetBase(PointID{1}), t.Close()); err != nil {
 		f.t.Fatal(err)
+	}
+}
+
+// With an intent file on the same file system: what was synced of it is there, what was
+// not is the region of a write that never came to the disk.
+func TestPowerCutOfAFileSystemNarrows(t *testing.T) {
+	f, m := newLoopFS(t), shm(t)
+	f.intents = filepath.Join(f.dir, "intent")
+	if err := localdisk.Create(filepath.Join(f.dir, "disk"), 400*mib); err != nil {
+		t.Fatal(err)
+	}
+	_, tr := f.open(m, "boot-1")
+	if err := errors.Join(tr.SetBase(PointID{1}), tr.Close()); err != nil {
+		t.Fatal(err)
+	}
+	d, tr := f.open(m, "boot-1")
+	mustWrite(t, tr, 3*region, 4096, 1)
+	if err := tr.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	mustWrite(t, tr, 20*region, 4096, 2)
+	commitPoint(t, tr, PointID{2})
+	commitPoint(t, tr, PointID{3}) // an idle interval: nothing is active
+	mustWrite(t, tr, 9*region, 4096, 3)
+	mustWrite(t, tr, 11*region, 4096, 4)
+	f.cut()
+	abandon(t, tr)
+	d.Close()
+	f.remount()
+	d, tr = f.open(m, "boot-2")
+	defer tr.Close()
+	wantTracking(t, tr, TrackingCompare, "after a power cut 2 regions")
+	wantRegions(t, "after a power cut", doubtful(tr), 9, 11)
+	if base, _ := tr.Bases(); base != (PointID{3}) {
+		t.Errorf("base %x", base[:2])
+	}
+	got := make([]byte, 2)
+	if _, err := d.ReadAt(got[:1], 3*region); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.ReadAt(got[1:], 20*region); err != nil || got[0] != 1 || got[1] != 2 {
+		t.Errorf("what was committed, and so not listed any more: %v, %v", got, err)
 	}
 }
 
