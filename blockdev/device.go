@@ -111,6 +111,14 @@ type Resizer interface {
 	Resize(newSize int64) error
 }
 
+// NowaitWriter is a Device that can say whether a write would have to wait for a disk
+// before it may begin, so that a server does all others at once and in one goroutine.
+type NowaitWriter interface {
+	// WriteAtNowait is WriteAt, except that it returns ErrWouldBlock and has written
+	// nothing when something has to become durable first.
+	WriteAtNowait(p []byte, off int64) (n int, err error)
+}
+
 // FileBacked is a Device whose byte at offset x is the byte at offset x of an open
 // file, so that reads may be sent by sendfile(2). A filter over a Device that is not,
 // and a disk of several files, return ErrNotSupported from every ReadFD.

@@ -176,6 +176,7 @@ var (
 	_ blockdev.Zeroer       = (*Tracker)(nil)
 	_ blockdev.ExtentLister = (*Tracker)(nil)
 	_ blockdev.NowaitReader = (*Tracker)(nil)
+	_ blockdev.NowaitWriter = (*Tracker)(nil)
 	_ blockdev.FileBacked   = (*Tracker)(nil)
 )
 

@@ -234,7 +234,8 @@ func (c *conn) sendfile(off int64, n int) (fileErr, err error) {
 	return fileErr, err
 }
 
-// writeInline reads a payload piece by piece and writes each at once.
+// writeInline reads a payload piece by piece and writes each at once, unless that would
+// mean to wait: then workers take the rest.
 func (c *conn) writeInline(r request) error {
 	c.counters.writes.Add(1)
 	off, end := int64(r.Offset), int64(r.Offset)+int64(r.Length)
@@ -244,7 +245,14 @@ func (c *conn) writeInline(r request) error {
 		if err != nil {
 			return err
 		}
-		_, err = c.exp.Device.WriteAt(p, off)
+		if c.exp.nowaitWriter != nil {
+			_, err = c.exp.nowaitWriter.WriteAtNowait(p, off)
+		} else {
+			_, err = c.exp.Device.WriteAt(p, off)
+		}
+		if errors.Is(err, blockdev.ErrWouldBlock) {
+			return c.writePieces(r, off) // and the requests behind it do not wait
+		}
 		c.in.skip(n)
 		off += int64(n)
 		if err != nil {

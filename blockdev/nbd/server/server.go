@@ -195,12 +195,13 @@ func New(o Options) *Server {
 // export is an Export with the abilities of its Device, asked for once.
 type export struct {
 	Export
-	trimmer blockdev.Trimmer
-	zeroer  blockdev.Zeroer
-	extents blockdev.ExtentLister
-	nowait  blockdev.NowaitReader
-	file    blockdev.FileBacked
-	fast    blockdev.FastZeroer
+	trimmer      blockdev.Trimmer
+	zeroer       blockdev.Zeroer
+	extents      blockdev.ExtentLister
+	nowait       blockdev.NowaitReader
+	nowaitWriter blockdev.NowaitWriter
+	file         blockdev.FileBacked
+	fast         blockdev.FastZeroer
 
 	// conns are its connections, guarded by Server.mu; gone is closed when the
 	// last one leaves after Remove.
@@ -222,6 +223,7 @@ func (s *Server) Add(x Export) error {
 	e.zeroer, _ = x.Device.(blockdev.Zeroer)
 	e.extents, _ = x.Device.(blockdev.ExtentLister)
 	e.nowait, _ = x.Device.(blockdev.NowaitReader)
+	e.nowaitWriter, _ = x.Device.(blockdev.NowaitWriter)
 	if f, ok := x.Device.(blockdev.FastZeroer); ok && (f.ZeroesFast(true) || f.ZeroesFast(false)) {
 		e.fast = f
 	}

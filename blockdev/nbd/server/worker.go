@@ -273,15 +273,20 @@ func (p *pieces) failed() error {
 	return p.err
 }
 
-// writeByWorkers reads a payload piece by piece, each into a buffer of its own, and
-// has workers write them. Whoever ends the last piece replies. After a failure the
-// rest is read but not written.
+// writeByWorkers has workers write all of a request.
 func (c *conn) writeByWorkers(r request) error {
 	c.counters.writes.Add(1)
+	return c.writePieces(r, int64(r.Offset))
+}
+
+// writePieces reads the payload from off on piece by piece, each into a buffer of its
+// own, and has workers write them. Whoever ends the last piece replies. After a failure
+// the rest is read but not written.
+func (c *conn) writePieces(r request, off int64) error {
 	w := new(pieces)
 	w.left.Store(1)
 	end := int64(r.Offset) + int64(r.Length)
-	for off := int64(r.Offset); off < end; {
+	for off < end {
 		if w.failed() != nil {
 			if err := c.discard(end - off); err != nil {
 				return noEOF(err)
