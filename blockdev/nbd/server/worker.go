@@ -189,7 +189,7 @@ func (c *conn) readInChunks(r request) {
 		switch {
 		case r.Flags&nbd.CmdFlagDF != 0:
 			n = int(end - off)
-		case c.exp.nowait == nil:
+		case c.exp.nowait == nil && end-off >= bulkBytes/2: // or a large buffer would stay empty
 			n = int(min(end-off, bulkBytes))
 		}
 		x := c.reserve(maxReadHead + n)
