@@ -121,7 +121,7 @@ attached_disk() {
   local writer=$!
   fsx -seed "$seed" -for 1h -size 1048576 /b/x1 /b/x2 >/tmp/fsx.log 2>&1 &
   local exerciser=$!
-  until_true 60 reached 10
+  until_true 180 reached 10
   begin "kill -9 of the daemon"
   kill -9 "$(daemon_pid)"
   sleep 2
@@ -131,16 +131,22 @@ attached_disk() {
   say "I/O waits at entry $stalled"
   local began=$SECONDS
   keelblock serve -d >/dev/null
-  until_true 90 reached $((stalled + 10))
+  until_true 180 reached $((stalled + 10))
   say "goes on: entry $(newest), $((SECONDS - began)) s after the start began"
   begin "backup of an attached disk"
   keelblock backup m >/dev/null
+  begin "resize of a mounted disk"
+  keelblock disk resize d0 --size 320MiB >/dev/null
+  [ "$(cat /sys/block/nbd1/size)" = $((320 * 2048)) ] || fail "the kernel sees $(cat /sys/block/nbd1/size) sectors"
+  resize2fs /dev/nbd1 >/tmp/resize.log 2>&1 || fail "$(cat /tmp/resize.log)"
+  keelblock backup m >/dev/null
+  say "resized: $(df --output=size -h /b | tail -n 1 | tr -d ' ') usable"
   begin "stop and start of the daemon"
   stalled=$(newest)
   keelblock stop
   began=$SECONDS
   keelblock serve -d >/dev/null
-  until_true 90 reached $((stalled + 10))
+  until_true 180 reached $((stalled + 10))
   say "goes on: entry $(newest), $((SECONDS - began)) s after the start began"
   begin "detach"
   keelblock disk detach d0 2>/tmp/refused && fail "the detach of a mounted device was not refused"

@@ -16,7 +16,9 @@
 // [Options.DeadTimeout]; an Attachment of a later process with the same
 // [Options.Backend], which the kernel has kept as well, hands it fresh sockets.
 // Requests that were under way are sent again [Options.Timeout] after they were first
-// sent, the others at once. Nothing above the device sees an error.
+// sent, the others at once. Nothing above the device sees an error. A process that stops
+// in order answers first what the kernel has sent (Server.ServeConn), so that mostly
+// nothing is under way.
 //
 // A connection that ends while the process lives is replaced by [Attachment.Run].
 //
