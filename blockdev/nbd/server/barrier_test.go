@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,7 +17,7 @@ import (
 	"github.com/keelblock/keelblock/blockdev/nbd/server"
 )
 
-// faulty is a Device that is served inline or by workers, and its handle.
+// faulty is a Device that is served inline or, way "workers", by workers, and its handle.
 func faulty(t *testing.T, way string) (*faultdev.Device, blockdev.Device) {
 	d := faultdev.New(newDisk(t, t.TempDir(), 1<<20))
 	if way == "workers" {
@@ -57,12 +56,23 @@ func (w *wire) enter(name string) (done chan []optionReply) {
 // It returns what the disk holds in the end.
 func returns(t *testing.T, way string, unread, cut, barrier bool) []byte {
 	d, dev := faulty(t, way)
-	s := start(t, server.Options{Workers: 1})
+	o := server.Options{Workers: 1}
+	var authority *authority
+	if way == "TLS" {
+		authority = newAuthority(t)
+		o.TLS = authority.serverTLS()
+	}
+	s := start(t, o)
 	if !barrier {
 		s.WithoutBarrier()
 	}
 	s.add(t, server.Export{Name: "disk", Device: dev})
-	before := s.open(t, "disk", false)
+	before := s.connect(t)
+	if way == "TLS" {
+		dir, _ := authority.issue("client", "guest")
+		before.startTLS(authority.clientTLS(dir))
+	}
+	before.ack(nbd.OptGo, infoRequest("disk"))
 	before.works(writeAt(0, 4096), block(1))
 	at := uint64(0)
 	if unread {
@@ -78,7 +88,7 @@ func returns(t *testing.T, way string, unread, cut, barrier bool) []byte {
 	}
 	switch {
 	case cut && unread: // closed, the reply to the first would fail and end the connection
-		before.nc.(*net.UnixConn).CloseWrite()
+		before.nc.(interface{ CloseWrite() error }).CloseWrite()
 	case cut:
 		before.nc.Close()
 	}
@@ -122,7 +132,7 @@ func returns(t *testing.T, way string, unread, cut, barrier bool) []byte {
 // whether or not the end of the connection has been noticed. Without the barrier it
 // does, which shows that this test would see it.
 func TestTheReconnectBarrierKeepsNewerData(t *testing.T) {
-	for _, way := range []string{"inline", "workers"} {
+	for _, way := range []string{"inline", "workers", "TLS"} {
 		for _, unread := range []bool{false, true} {
 			for _, cut := range []bool{true, false} {
 				t.Run(fmt.Sprintf("%s unread=%v cut=%v", way, unread, cut), func(t *testing.T) {
