@@ -104,8 +104,9 @@ import (
 // whatever was open. While both are cleared after a commit, a kill leaves bits that
 // list too much.
 //
-// The model in model_test.go visits every interleaving of this, for few writes, and
-// finds each of seventeen bugs when it is put in, those named above among them.
+// The model in model_test.go visits every interleaving of this and of the intent map, for
+// few writes, and finds each of thirty bugs when it is put in, those named above among
+// them.
 
 var (
 	// ErrAborted: the frozen content is no longer whole. Freeze.Err says why. The

@@ -20,8 +20,9 @@ const (
 	shutdown   = 0x8004587d
 	noLogFlush = 2
 	// busyFor is how long an unmount may find its file system busy: a test beside
-	// this one may just start a process, which holds our files until it runs its program.
-	busyFor = 10 * time.Second
+	// this one may just start a process, which holds our files until it runs its program,
+	// or have one in a mount namespace of its own, which holds our mount until it ends.
+	busyFor = time.Minute
 )
 
 // FS is a mounted file system. Its methods fail the test on an error, and are for one
