@@ -327,13 +327,13 @@ func (n *intents) extend(size int64) error {
 	return nil
 }
 
-// adopt makes active as long as the file. All stripes are held.
-func (n *intents) adopt() {
+// adopt makes active as long as a disk of size bytes needs. All stripes are held.
+func (n *intents) adopt(size int64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	fill := uint64(0)
-	want := len(n.img.bits)
-	if n.failed != nil {
+	want := int(sectorsOf(size)) * sectorWords
+	if n.failed != nil { // then the file is not extended
 		fill = ^fill
 	}
 	for len(n.active) < want {

@@ -118,7 +118,7 @@ func (t *Tracker) announce(old, newSize int64) error {
 			return err
 		}
 		t.stopWrites()
-		t.intents.adopt()
+		t.intents.adopt(max(old, newSize))
 		t.resumeWrites()
 		e := changedBy(old, newSize)
 		if err := t.activate(regionsIn(e.Offset, e.Length)); err != nil {

@@ -165,6 +165,30 @@ func TestResizeSurvivesACrashAtAnyStep(t *testing.T) {
 	}
 }
 
+// A disk that grows past what one sector of the intent file speaks for, and back.
+func TestResizeExtendsTheIntentFile(t *testing.T) {
+	d, f, o := intentDisk(t, 4)
+	tr := mustOpen(t, d, NewClock(), o)
+	mustResize(t, tr, 5000*region)
+	if err := tr.SetBase(PointID{2}); err != nil { // it is all zeros
+		t.Fatal(err)
+	}
+	mustWrite(t, tr, 4900*region, 4096, 1)
+	mustWrite(t, tr, 7*region, 4096, 1)
+	wantRegions(t, "in the file", inFile(t, o), 7, 4900)
+	abandon(t, tr)
+	o.BootID, f.pending = "boot-2", unsynced{}
+	tr = mustOpen(t, d, NewClock(), o)
+	wantRegions(t, "after a power cut", doubtful(tr), 7, 4900)
+	mustResize(t, tr, 8*region)
+	wantRegions(t, "after it shrank", doubtful(tr), 7)
+	mustWrite(t, tr, 3*region, 4096, 1)
+	abandon(t, tr)
+	o.BootID, f.pending = "boot-3", unsynced{}
+	tr = mustOpen(t, d, NewClock(), o)
+	wantRegions(t, "after another", doubtful(tr), 3, 7)
+}
+
 // A device that cannot: the old size stays, and nothing is forgotten.
 func TestResizeThatFails(t *testing.T) {
 	errNo := errors.New("no")
