@@ -17,7 +17,8 @@ import (
 const (
 	freezeDisks = 8
 	freezeBytes = 1 << 40
-	freezeCount = 200
+	freezeCount = 200              // at most,
+	freezeFor   = 10 * time.Second // since what a freeze leaves to clear takes a while
 	maxFreeze   = time.Millisecond
 )
 
@@ -60,7 +61,7 @@ func (p plan) freezeRows(ctx context.Context, at places) (err error) {
 			rng := rand.New(rand.NewPCG(uint64(i), 1))
 			buf := make([]byte, 4096)
 			for k := 0; !ending.Load(); k++ {
-				if _, err := disks[k%freezeDisks].WriteAt(buf, rng.Int64N(1<<12)<<26); err != nil {
+				if _, err := disks[k%freezeDisks].WriteAt(buf, rng.Int64N(1<<6)<<34); err != nil {
 					return // of which the freeze will tell
 				}
 			}
@@ -85,7 +86,7 @@ func (p plan) freezeRows(ctx context.Context, at places) (err error) {
 }
 
 func freezes(ctx context.Context, clock *cbt.Clock, disks []*cbt.Tracker) (instants, calls []time.Duration, err error) {
-	for range freezeCount {
+	for start := time.Now(); len(calls) < freezeCount && (len(calls) == 0 || time.Since(start) < freezeFor); {
 		began := time.Now()
 		z, err := clock.Freeze(disks)
 		calls = append(calls, time.Since(began))
