@@ -155,15 +155,17 @@ func (n *intents) activate(r regions) (lost bool, err error) {
 	n.queue.Unlock()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.covers(r) {
-		return false, nil
-	}
+	// Those that the holder before has seen to are done. Left in the queue they would be
+	// set again long after they were cleared.
 	n.queue.Lock()
-	list := n.queue.list
+	list := slices.DeleteFunc(n.queue.list, n.covers)
 	n.queue.list = nil
 	n.queue.Unlock()
+	if n.covers(r) && len(list) == 0 {
+		return false, nil
+	}
 	// Ours is not in the list any more if the holder before took it and failed.
-	if !slices.Contains(list, r) {
+	if !slices.Contains(list, r) && !n.covers(r) {
 		list = append(list, r)
 	}
 	if !n.img.h.trusted() {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -213,6 +214,41 @@ func TestIntentIsDurableBeforeTheWrite(t *testing.T) {
 	}
 	mustWrite(t, tr, 161*region-100, 200, 7)
 	wantRegions(t, "in the file", inFile(t, o), 10, 20, 30, 50, 51, 160, 161)
+}
+
+// Writers that wait for one another leave nothing behind that would set a region again.
+func TestIntentQueueIsEmptied(t *testing.T) {
+	d, f, o := intentDisk(t, 20)
+	tr := mustOpen(t, d, NewClock(), o)
+	first, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	f.fault = func(op string) error {
+		once.Do(func() { close(first); <-goOn })
+		return nil
+	}
+	done := make(chan error)
+	write := func() {
+		_, err := tr.WriteAt([]byte{1}, 3*region)
+		done <- err
+	}
+	go write()
+	<-first // it has taken the queue, and writes the file
+	go write()
+	for waiting := 0; waiting == 0; {
+		tr.intents.queue.Lock()
+		waiting = len(tr.intents.queue.list)
+		tr.intents.queue.Unlock()
+	}
+	close(goOn)
+	for range 2 {
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	commitPoint(t, tr, PointID{2})
+	commitPoint(t, tr, PointID{3})
+	mustWrite(t, tr, 5*region, 4096, 1)
+	wantRegions(t, "in the file", inFile(t, o), 5)
 }
 
 // A steady working set costs nothing, also across backups; what was left alone for an
