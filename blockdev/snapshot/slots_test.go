@@ -338,9 +338,9 @@ func changed(tr *cbt.Tracker) (es []blockdev.Extent) {
 	return es
 }
 
-// TestDoubtDuringAFullReadOutlivesItsCommit: a flush that fails after the baseline
+// TestFailedFlushDuringAFullReadKeepsItFromCommitting: a flush that fails after the baseline
 // may have lost what was read as good.
-func TestDoubtDuringAFullReadOutlivesItsCommit(t *testing.T) {
+func TestFailedFlushDuringAFullReadKeepsItFromCommitting(t *testing.T) {
 	ds := newDisks(t, 1, nil)
 	s := ds.acquire(snapshot.New(ds.clock), 0)
 	defer s.Release()
@@ -356,11 +356,33 @@ func TestDoubtDuringAFullReadOutlivesItsCommit(t *testing.T) {
 	if err := ds.ts[0].Flush(); !errors.Is(err, eio) {
 		t.Errorf("the flush after a failed flush: %v", err)
 	}
+	// Nothing is published of a disk that may have lost what was written.
+	cut := mustCut(t, s)
+	if err := cut.Prepare([]cbt.PointID{{2}}); !errors.Is(err, eio) {
+		t.Errorf("prepare after a failed flush: %v", err)
+	}
+	if err := cut.Abort(); err != nil {
+		t.Fatal(err)
+	}
+	if state, reason := ds.ts[0].Tracking(); state == cbt.TrackingEnabled {
+		t.Errorf("after the abort: %v: %s", state, reason)
+	}
+}
+
+// A doubt of another kind does not keep a point from being made, and outlives it.
+func TestDistrustDuringAFullReadOutlivesItsCommit(t *testing.T) {
+	ds := newDisks(t, 1, nil)
+	s := ds.acquire(snapshot.New(ds.clock), 0)
+	defer s.Release()
+	if err := s.Baseline(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	ds.ts[0].Distrust("a test")
 	cut := mustCut(t, s)
 	if err := errors.Join(cut.Prepare([]cbt.PointID{{2}}), cut.Commit()); err != nil {
 		t.Fatal(err)
 	}
-	if state, reason := ds.ts[0].Tracking(); state != cbt.TrackingCompare || !strings.Contains(reason, "flush") {
+	if state, reason := ds.ts[0].Tracking(); state != cbt.TrackingCompare || !strings.Contains(reason, "a test") {
 		t.Errorf("after the commit: %v: %s", state, reason)
 	}
 }
