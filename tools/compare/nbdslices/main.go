@@ -55,7 +55,7 @@ func main() {
 	flag.StringVar(&o.maps, "maps", "", "folder of the map")
 	flag.StringVar(&o.certs, "certs", "", "serve it by TLS with the certificates of this folder")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
 	var err error
 	if o.file != "" {
