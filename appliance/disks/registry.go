@@ -194,9 +194,9 @@ func (r *Registry) start(d *Disk) error {
 		return errors.Join(err, f.Close())
 	}
 	if d.entry.Role == Temporary {
-		err = r.doubt(d.entry) // of the time when it was tracked
+		err = r.doubt(d.entry, f) // of the time when it was tracked
 	} else if d.tracker, err = r.track(d.entry, f); errors.Is(err, unix.ENOSPC) {
-		d.untracked, err = err, r.doubt(d.entry)
+		d.untracked, err = err, r.doubt(d.entry, f)
 		r.o.Logger.Error("disk is served untracked", "disk", d.entry.Name, "error", d.untracked)
 	}
 	if err != nil {

@@ -44,7 +44,7 @@ func (r *Registry) track(e Entry, f *localdisk.Disk) (*cbt.Tracker, error) {
 			return cbt.Witness(w), ok
 		},
 		AuditUnwitnessed: true, // package backup looks
-		Logger: r.o.Logger.With("disk", e.Name),
+		Logger:           r.o.Logger.With("disk", e.Name),
 	})
 }
 
@@ -53,9 +53,9 @@ func (r *Registry) track(e Entry, f *localdisk.Disk) (*cbt.Tracker, error) {
 // take the note that the saved map is no longer clean. A saved map that is clean bears
 // the file's times, which every write changes; one that is not is only believed
 // together with the map file, or with the intent file. A block device has no times.
-func (r *Registry) doubt(e Entry) error {
+func (r *Registry) doubt(e Entry, f *localdisk.Disk) error {
 	gone := []string{filepath.Join(r.o.MapDir, e.ID+mapSuffix), filepath.Join(r.o.Dir, e.ID+intentSuffix)}
-	if e.Backing != "" {
+	if _, ok := f.Witness(); !ok {
 		gone = append(gone, filepath.Join(r.o.Dir, e.ID+mapSuffix))
 	}
 	for _, p := range gone {
