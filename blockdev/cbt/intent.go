@@ -159,13 +159,15 @@ func (n *intents) activate(r regions) (lost bool, err error) {
 	// set again long after they were cleared.
 	n.queue.Lock()
 	list := slices.DeleteFunc(n.queue.list, n.covers)
-	n.queue.list = nil
-	n.queue.Unlock()
-	if n.covers(r) && len(list) == 0 {
+	if n.covers(r) {
+		n.queue.list = list
+		n.queue.Unlock()
 		return false, nil
 	}
+	n.queue.list = nil
+	n.queue.Unlock()
 	// Ours is not in the list any more if the holder before took it and failed.
-	if !slices.Contains(list, r) && !n.covers(r) {
+	if !slices.Contains(list, r) {
 		list = append(list, r)
 	}
 	if !n.img.h.trusted() {
