@@ -123,7 +123,7 @@ test-fs: try-deps build ## the file-system readers against the kernel's view, la
 	KEELBLOCK_TEST_FS=full $(GO) test -count=1 -timeout 60m ./blockdev/filesystem/... ./blockdev/volume/... ./appliance/fusemount/...
 
 .PHONY: test-vm
-test-vm: build ## a Debian guest lives on our disk, is backed up, and boots from the point (root; up to 15 min)
+test-vm: build ## guests on our disks, and our disks in a guest's kernel (root; up to 15 min each; tools/vmlab -only live|attach)
 	@tools/deps/deps.sh --vm
 	$(GO) run -buildvcs=false ./tools/vmlab -bin $(CURDIR)/$(BIN)
 

@@ -13,7 +13,7 @@ import (
 // has it.
 type Attached struct {
 	Device      string `json:"device"`                // "/dev/nbd0"
-	Connections int    `json:"connections,omitempty"` // 0: 2
+	Connections int    `json:"connections,omitempty"` // 0: 1
 	ReadOnly    bool   `json:"readOnly,omitempty"`
 }
 

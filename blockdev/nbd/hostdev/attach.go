@@ -28,8 +28,10 @@ type Options struct {
 	// Backend is what the kernel keeps as the owner of the device: a later process
 	// with the same one takes the device over. It must be unique to the disk.
 	Backend string
-	// Connections is 1 to MaxConnections. Default 2. One is used when the export does
-	// not advertise CAN_MULTI_CONN.
+	// Connections is 1 to MaxConnections. Default 1, since with more the kernel repeats
+	// a write that took longer than Timeout on another connection, where nothing keeps
+	// the first copy from landing after a later write of the same block. One is used
+	// too when the export does not advertise CAN_MULTI_CONN.
 	Connections int
 	// ReadOnly has the kernel refuse writes, also of an export that takes them.
 	ReadOnly bool
@@ -45,7 +47,7 @@ type Options struct {
 
 func (o Options) withDefaults() Options {
 	if o.Connections == 0 {
-		o.Connections = 2
+		o.Connections = 1
 	}
 	if o.Timeout == 0 {
 		o.Timeout = 30 * time.Second

@@ -69,6 +69,9 @@ func (s *serving) attach(k *fakeKernel, index int, o Options) (*Attachment, func
 	if o.Backend == "" {
 		o.Backend = "keelblock:1"
 	}
+	if o.Connections == 0 { // most tests want more than the default
+		o.Connections = 2
+	}
 	a, err := newAttachment(index, o, k.host, k.kernel())
 	if err != nil {
 		return nil, func() {}, err

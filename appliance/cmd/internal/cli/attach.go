@@ -21,7 +21,12 @@ and mounted like any other. The daemon must run as root, with the kernel's nbd d
 loaded (modprobe nbd). The disk stays attached until disk detach: while the daemon is away
 I/O waits, and when it starts again the device goes on. Only a restart of the host
 unmounts it; a mount in /etc/fstab wants the options
-noauto,x-systemd.automount,x-systemd.requires=keelblock.service.`,
+noauto,x-systemd.automount,x-systemd.requires=keelblock.service.
+
+More connections are faster for many small requests. With more than one, a write that the
+disk holds up for more than 30 seconds is repeated by the kernel on another connection,
+and may then land after a newer write of the same block: leave it at one where the disk's
+storage can stall that long.`,
 		Example: "  modprobe nbd && keelblock disk attach web0 /dev/nbd0 && mount /dev/nbd0p1 /mnt",
 		Args:    cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -41,7 +46,7 @@ noauto,x-systemd.automount,x-systemd.requires=keelblock.service.`,
 		},
 		ValidArgsFunction: a.completing(false, completeDisks, nil),
 	}
-	cmd.Flags().IntVar(&connections, "connections", 2, "connections between the kernel and the daemon, at most 16")
+	cmd.Flags().IntVar(&connections, "connections", 1, "connections between the kernel and the daemon, at most 16")
 	cmd.Flags().BoolVar(&readOnly, "read-only", false, "have the kernel refuse writes")
 	return cmd
 }
