@@ -341,7 +341,7 @@ func TestRunConnectsByItself(t *testing.T) {
 	k.free(5)
 	k.show(5)
 	k.mu.Unlock()
-	eventually(t, "the device is connected", func() bool { return a.Connections() == 2 && a.Err() == nil })
+	eventually(t, "the device is connected", func() bool { return a.Connections() == 1 && a.Err() == nil })
 	s.end() // the process ends; the kernel waits, and nothing can be written out
 	if err := a.Detach(t.Context()); !errors.Is(err, ErrNoConnection) {
 		t.Errorf("detach without connections: %v", err)
