@@ -81,7 +81,8 @@ func Image(tb testing.TB, kind, path string) (*FS, error) {
 	f.Device = strings.TrimSpace(string(out))
 	tb.Cleanup(f.Close)
 	if out, err := exec.Command("mount", "-t", kind, f.Device, f.Dir).CombinedOutput(); err != nil {
-		return f, fmt.Errorf("mount %s: %w: %s", f.Device, err, out)
+		f.Close()
+		return nil, fmt.Errorf("mount %s: %w: %s", f.Device, err, out)
 	}
 	f.mounted = true
 	return f, nil

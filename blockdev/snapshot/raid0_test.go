@@ -227,10 +227,10 @@ func judge(t *testing.T, image []byte) error {
 	}
 	defer os.Remove(path)
 	fs, err := looptest.Image(t, "ext4", path)
-	defer fs.Close()
 	if err != nil {
 		return err
 	}
+	defer fs.Close()
 	var numbers [chainFiles]uint64
 	for i := range numbers {
 		b, readErr := os.ReadFile(filepath.Join(fs.Dir, chainFile(i)))
