@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -60,7 +61,7 @@ func (t *table) add(r row) {
 // writeMarkdown writes the rows with what a reader needs to judge them.
 func (t *table) writeMarkdown(ctx context.Context, path string) error {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "# Results\n\nWritten by `make bench-results` on %s. Nothing here is edited by hand.\n\n", time.Now().UTC().Format("2006-01-02 15:04 UTC"))
+	fmt.Fprintf(&b, "# Results\n\nWritten by `make bench-results` on %s. Nothing above the long runs is edited by hand.\n\n", time.Now().UTC().Format("2006-01-02 15:04 UTC"))
 	fmt.Fprintf(&b, "Machine: %s, %d cores, %s, kernel %s. Load average when it began: %s.\n\n",
 		cpuModel(), runtime.NumCPU(), memory(), firstLine(ctx, "uname", "-r"), t.load)
 	b.WriteString("Versions:")
@@ -79,7 +80,29 @@ func (t *table) writeMarkdown(ctx context.Context, path string) error {
 	for _, r := range t.rows {
 		fmt.Fprintf(&b, "| %s | %s | %s | %.2f | %s | %s | %s |\n", r.name, r.ours, r.peer, r.ratio, r.goalText(), r.verdict(), r.command)
 	}
+	kept, err := longRuns(path)
+	if err != nil {
+		return err
+	}
+	b.WriteString(kept)
 	return os.WriteFile(path, b.Bytes(), 0o644)
+}
+
+// longRuns is the last section of the file, which is written by hand: the loops that
+// take hours are not part of a bench.
+func longRuns(path string) (string, error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	i := bytes.Index(text, []byte("\n## Long runs\n"))
+	if i < 0 {
+		return "", nil
+	}
+	return string(text[i:]), nil
 }
 
 func firstLine(ctx context.Context, name string, args ...string) string {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -65,4 +66,29 @@ func TestMarkdownHoldsEveryRow(t *testing.T) {
 	if !strings.Contains(string(text), want) {
 		t.Errorf("no line %q in\n%s", want, text)
 	}
+}
+
+// TestResultsKeepTheLongRuns: figures of hours are not lost to a bench of minutes.
+func TestResultsKeepTheLongRuns(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "RESULTS.md")
+	tb := newTable(io.Discard)
+	for range 2 {
+		if err := tb.writeMarkdown(t.Context(), path); err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, after, ok := strings.Cut(string(text), "\n## Long runs\n"); ok {
+			if after != "kept\n" {
+				t.Errorf("the long runs became %q", after)
+			}
+			return
+		}
+		if err := os.WriteFile(path, append(text, "\n## Long runs\nkept\n"...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Error("the long runs are gone")
 }
