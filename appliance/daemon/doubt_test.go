@@ -81,7 +81,7 @@ func TestPowerCutComparesOnlyWhatWasWritten(t *testing.T) {
 
 // Somebody writes the disk's file while the daemon serves it. No list has that, the next
 // backup's audit finds it, and the point is right all the same.
-func TestForeignWriteIsFoundAndCompared(t *testing.T) {
+func TestN3ForeignWriteIsFoundAndCompared(t *testing.T) {
 	const size = 4 << 20 // small enough that each audit looks at every block
 	cfg := testConfig(t, dataDir(t))
 	a := start(t, cfg)
