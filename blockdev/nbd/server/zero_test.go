@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"bytes"
+	"sync/atomic"
 	"testing"
 
 	"github.com/keelblock/keelblock/blockdev"
@@ -13,10 +14,19 @@ import (
 // zeroing is a disk that zeroes fast as it is told.
 type zeroing struct {
 	*localdisk.Disk
-	hole, mark bool
+	hole, mark atomic.Bool
 }
 
-func (z *zeroing) ZeroesFast(mayPunch bool) bool { return mayPunch && z.hole || !mayPunch && z.mark }
+func newZeroing(d *localdisk.Disk, hole, mark bool) *zeroing {
+	z := &zeroing{Disk: d}
+	z.hole.Store(hole)
+	z.mark.Store(mark)
+	return z
+}
+
+func (z *zeroing) ZeroesFast(mayPunch bool) bool {
+	return mayPunch && z.hole.Load() || !mayPunch && z.mark.Load()
+}
 
 // unable is a Zeroer over a Device that is none, as a filter may be.
 type unable struct{ blockdev.Device }
@@ -28,7 +38,7 @@ func TestFastZeroIsOfferedAndRefusedAsTheDeviceHasIt(t *testing.T) {
 	d := newDisk(t, t.TempDir(), n)
 	full := bytes.Repeat([]byte{1}, n)
 	for _, x := range []struct{ hole, mark bool }{{false, false}, {true, false}, {false, true}, {true, true}} {
-		z := &zeroing{d, x.hole, x.mark}
+		z := newZeroing(d, x.hole, x.mark)
 		s := start(t, server.Options{})
 		s.add(t, server.Export{Name: "disk", Device: z})
 		w := s.connect(t)
@@ -63,12 +73,13 @@ func TestFastZeroIsOfferedAndRefusedAsTheDeviceHasIt(t *testing.T) {
 		// What was offered once is refused quickly, not carried out slowly, when the
 		// Device learns better.
 		if offered {
-			z.hole, z.mark = false, false
+			z.hole.Store(false)
+			z.mark.Store(false)
 			w.fails(nbd.Request{Type: nbd.CmdWriteZeroes, Flags: nbd.CmdFlagFastZero, Length: 512}, nil, nbd.ENOTSUP)
 		}
 	}
 	s := start(t, server.Options{})
-	s.add(t, server.Export{Name: "ro", Device: &zeroing{d, true, true}, ReadOnly: true})
+	s.add(t, server.Export{Name: "ro", Device: newZeroing(d, true, true), ReadOnly: true})
 	w := s.open(t, "ro", true)
 	w.fails(nbd.Request{Type: nbd.CmdWriteZeroes, Flags: nbd.CmdFlagFastZero, Length: 512}, nil, nbd.EPERM)
 }
