@@ -186,9 +186,10 @@ func (a *app) serve(ctx context.Context, cfg config.Config, readyFD int) error {
 // workers of a backup use half. Go looks at its sockets when a processor has nothing
 // else to do, or else every 10 ms: with one hashing worker per core that is how long a
 // guest waited. With processors to spare the kernel, which divides cores fairly, wakes
-// the thread that waits for sockets. Measured on 2 cores under other load, a guest of
-// 1000 writes/s during backups: p50 613 us and p90 7127 us without, 59 us and 418 us
-// with it (tools/compare/nbdslices, rows guest-…, one run each). $GOMAXPROCS overrides it.
+// the thread that waits for sockets. A guest of 1000 writes/s during backups on 2 cores:
+// p50 613 us and p90 7.1 ms without, 59 us and 418 us with it, in one run each at a load of
+// 8 to 15; at a load of 15 to 20 hardly a gain; on the idle machine, with it, 65 us and
+// 255 us (tools/compare/nbdslices, rows guest-…). $GOMAXPROCS overrides it.
 func (a *app) spareProcessors(cfg *config.Config) {
 	if a.Getenv("GOMAXPROCS") != "" {
 		return
