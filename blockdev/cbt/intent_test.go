@@ -626,6 +626,8 @@ func TestIntentsUnderLoad(t *testing.T) {
 	tr := mustOpen(t, d, NewClock(), o)
 	stop, done := make(chan struct{}), make(chan error)
 	const writers = 4
+	// first is that of the 16 regions that are written; those before them fall out of use.
+	var writes, first atomic.Int64
 	for w := range int64(writers) {
 		go func() {
 			for i := int64(0); ; i++ {
@@ -635,10 +637,11 @@ func TestIntentsUnderLoad(t *testing.T) {
 					return
 				case <-time.After(50 * time.Microsecond): // a guest leaves the commits some room
 				}
-				if _, err := tr.WriteAt([]byte{byte(i) | 1}, (i*7+w*13)%64*region+i%1000*4096); err != nil {
+				if _, err := tr.WriteAt([]byte{byte(i) | 1}, (first.Load()+(i*7+w*13)%16)%64*region+i%1000*4096); err != nil {
 					done <- err
 					return
 				}
+				writes.Add(1)
 			}
 		}()
 	}
@@ -649,6 +652,12 @@ func TestIntentsUnderLoad(t *testing.T) {
 		return maps.Clone(d.data), inFile(t, o)
 	}
 	for i := range byte(15) {
+		first.Add(8)
+		for n, began := writes.Load()+64, time.Now(); writes.Load() < n; time.Sleep(time.Millisecond) {
+			if time.Since(began) > time.Minute {
+				t.Fatal("the writers do not get on")
+			}
+		}
 		before, _ := frozenDisk()
 		commitPoint(t, tr, PointID{9, i})
 		now, set := frozenDisk()

@@ -81,6 +81,7 @@ func writeUntilKilled(dir string) error {
 				if rand.IntN(10) == 0 {
 					n = min(1+rand.Int64N(int64(len(buf))), killDiskBytes-off)
 				}
+				var err error
 				switch rand.IntN(8) {
 				case 0:
 					err = t.Trim(off, n)

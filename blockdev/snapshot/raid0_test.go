@@ -278,15 +278,20 @@ func stripedPoints(t *testing.T, n int, each bool) (broken []error) {
 	if each {
 		sets = [][]int{{0}, {1}, {2}, {3}}
 	}
-	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) { // until the chain runs
-		b, _ := os.ReadFile(filepath.Join(fs.Dir, chainFile(chainFiles-1)))
-		if len(b) >= 8 && binary.LittleEndian.Uint64(b) > 1 {
-			break
+	rounds := func() uint64 { // that the chain has made
+		if b, _ := os.ReadFile(filepath.Join(fs.Dir, chainFile(chainFiles-1))); len(b) >= 8 {
+			return binary.LittleEndian.Uint64(b)
 		}
-		if time.Since(began) > 30*time.Second {
-			t.Fatal("the file system does not get on")
+		return 0
+	}
+	reach := func(n uint64) {
+		for began := time.Now(); rounds() < n; time.Sleep(10 * time.Millisecond) {
+			if time.Since(began) > 30*time.Second {
+				t.Fatal("the file system does not get on")
+			}
 		}
 	}
+	reach(2)
 	for range n {
 		time.Sleep(50 * time.Millisecond)
 		var cuts []*snapshot.Cut
@@ -294,6 +299,7 @@ func stripedPoints(t *testing.T, n int, each bool) (broken []error) {
 		for k, set := range sets {
 			if k > 0 {
 				time.Sleep(60 * time.Millisecond)
+				reach(rounds() + 2)
 			}
 			s := ds.acquire(coordinator, set...)
 			slots = append(slots, s)
