@@ -8,17 +8,13 @@ import (
 
 	"github.com/keelblock/keelblock/appliance"
 	kb "github.com/keelblock/keelblock/appliance/api/keelblockv1"
-	"github.com/keelblock/keelblock/appliance/api/keelblockv1/keelblockv1connect"
 	"github.com/keelblock/keelblock/appliance/cursor"
 	"github.com/keelblock/keelblock/appliance/disks"
 	"github.com/keelblock/keelblock/blockdev"
 	"github.com/keelblock/keelblock/dedupe/recoverypoint"
 )
 
-type disksService struct {
-	keelblockv1connect.UnimplementedDisksHandler
-	service
-}
+type disksService struct{ service }
 
 // Create makes a disk.
 func (s disksService) Create(_ context.Context, r *connect.Request[kb.CreateDiskRequest]) (*connect.Response[kb.Disk], error) {

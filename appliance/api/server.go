@@ -88,7 +88,7 @@ func Handler(p Parts) http.Handler {
 	s := service{p}
 	opts := []connect.HandlerOption{connect.WithInterceptors(interceptor{s}), connect.WithReadMaxBytes(MaxRequestBytes)}
 	mux := http.NewServeMux()
-	mux.Handle(keelblockv1connect.NewDisksHandler(disksService{service: s}, opts...))
+	mux.Handle(keelblockv1connect.NewDisksHandler(disksService{s}, opts...))
 	mux.Handle(keelblockv1connect.NewGroupsHandler(groupsService{s}, opts...))
 	mux.Handle(keelblockv1connect.NewCursorsHandler(cursorsService{s}, opts...))
 	mux.Handle(keelblockv1connect.NewMachinesHandler(machinesService{s}, opts...))

@@ -121,7 +121,7 @@ func (t *Tracker) WriteAtNowait(p []byte, off int64) (int, error) {
 		return 0, fmt.Errorf("write %d bytes at %d: %w", len(p), off, err)
 	}
 	if len(p) > 0 && off>>stripeShift == (off+int64(len(p))-1)>>stripeShift {
-		switch n, err, how := t.writeInStripe(p, off); how {
+		switch n, how, err := t.writeInStripe(p, off); how {
 		case wayDone:
 			return n, err
 		case wayCold:
@@ -145,16 +145,16 @@ const (
 // not come to the write list too much, which is legal. It is apart from apply because
 // the general way costs 90 ns more, of 150 (BenchmarkWrite on a machine whose raw write
 // takes 2.0 µs).
-func (t *Tracker) writeInStripe(p []byte, off int64) (n int, err error, how way) {
+func (t *Tracker) writeInStripe(p []byte, off int64) (n int, how way, err error) {
 	stripe := int(off>>stripeShift) % stripeCount
 	first, last := off>>grainShift, (off+int64(len(p))-1)>>grainShift
 	i, w, ok := t.register(stripe, false)
 	if !ok {
-		return 0, blockdev.ErrClosed, wayDone
+		return 0, wayDone, blockdev.ErrClosed
 	}
 	if off+int64(len(p)) > t.size.Load() { // it shrank: apply says so
 		t.stripes.leave(stripe, mapUnit(i))
-		return 0, nil, wayGeneral
+		return 0, wayGeneral, nil
 	}
 	if !t.maps[i].set(first, last) {
 		how = wayGeneral
@@ -170,7 +170,7 @@ func (t *Tracker) writeInStripe(p []byte, off int64) (n int, err error, how way)
 		n, err = t.dev.WriteAt(p, off)
 	}
 	t.stripes.leave(stripe, mapUnit(i))
-	return n, err, how
+	return n, how, err
 }
 
 // active reports whether a range, of which a stripe is held, may be written without
@@ -236,7 +236,7 @@ func (t *Tracker) WriteAt(p []byte, off int64) (int, error) {
 		return 0, fmt.Errorf("write %d bytes at %d: %w", len(p), off, err)
 	}
 	if len(p) > 0 && off>>stripeShift == (off+int64(len(p))-1)>>stripeShift {
-		if n, err, how := t.writeInStripe(p, off); how == wayDone {
+		if n, how, err := t.writeInStripe(p, off); how == wayDone {
 			return n, err
 		}
 	}
