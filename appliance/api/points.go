@@ -10,6 +10,7 @@ import (
 
 	"github.com/keelblock/keelblock/appliance"
 	kb "github.com/keelblock/keelblock/appliance/api/keelblockv1"
+	"github.com/keelblock/keelblock/appliance/api/keelblockv1/keelblockv1connect"
 	"github.com/keelblock/keelblock/appliance/dirtybitmap"
 	"github.com/keelblock/keelblock/appliance/job"
 	"github.com/keelblock/keelblock/appliance/readers"
@@ -21,7 +22,11 @@ import (
 	"github.com/keelblock/keelblock/dedupe/verify"
 )
 
-type pointsService struct{ service }
+// pointsService answers what it does not have with the code unimplemented.
+type pointsService struct {
+	service
+	keelblockv1connect.UnimplementedRecoveryPointsHandler
+}
 
 // List returns the points of a machine, of a group's machines, or all, oldest first.
 func (s pointsService) List(ctx context.Context, r *connect.Request[kb.ListPointsRequest]) (*connect.Response[kb.ListPointsResponse], error) {

@@ -92,9 +92,11 @@ func Handler(p Parts) http.Handler {
 	mux.Handle(keelblockv1connect.NewGroupsHandler(groupsService{s}, opts...))
 	mux.Handle(keelblockv1connect.NewCursorsHandler(cursorsService{s}, opts...))
 	mux.Handle(keelblockv1connect.NewMachinesHandler(machinesService{s}, opts...))
-	mux.Handle(keelblockv1connect.NewRecoveryPointsHandler(pointsService{s}, opts...))
+	mux.Handle(keelblockv1connect.NewRecoveryPointsHandler(pointsService{service: s}, opts...))
 	mux.Handle(keelblockv1connect.NewJobsHandler(jobsService{s}, opts...))
 	mux.Handle(keelblockv1connect.NewApplianceHandler(applianceService{s}, opts...))
+	mux.Handle(keelblockv1connect.NewVaultsHandler(vaultsService{service: s}, opts...))
+	mux.Handle(keelblockv1connect.NewKeysHandler(keysService{service: s}, opts...))
 	return mux
 }
 

@@ -1837,6 +1837,8 @@ type BackupRequest struct {
 	Machine       string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
 	Consistency   string                 `protobuf:"bytes,2,opt,name=consistency,proto3" json:"consistency,omitempty"`
 	Note          string                 `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
+	RetainSeconds int64                  `protobuf:"varint,4,opt,name=retain_seconds,json=retainSeconds,proto3" json:"retain_seconds,omitempty"` // 0: as long as the rules of the machine keep it
+	Vault         string                 `protobuf:"bytes,5,opt,name=vault,proto3" json:"vault,omitempty"`                                       // "": the vault that protects the machine, or default
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1888,6 +1890,20 @@ func (x *BackupRequest) GetConsistency() string {
 func (x *BackupRequest) GetNote() string {
 	if x != nil {
 		return x.Note
+	}
+	return ""
+}
+
+func (x *BackupRequest) GetRetainSeconds() int64 {
+	if x != nil {
+		return x.RetainSeconds
+	}
+	return 0
+}
+
+func (x *BackupRequest) GetVault() string {
+	if x != nil {
+		return x.Vault
 	}
 	return ""
 }
@@ -2907,6 +2923,383 @@ func (x *UndeletePointRequest) GetPoint() string {
 	return ""
 }
 
+type HoldPointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Point         string                 `protobuf:"bytes,1,opt,name=point,proto3" json:"point,omitempty"`
+	Text          string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldPointRequest) Reset() {
+	*x = HoldPointRequest{}
+	mi := &file_keelblock_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldPointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldPointRequest) ProtoMessage() {}
+
+func (x *HoldPointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldPointRequest.ProtoReflect.Descriptor instead.
+func (*HoldPointRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *HoldPointRequest) GetPoint() string {
+	if x != nil {
+		return x.Point
+	}
+	return ""
+}
+
+func (x *HoldPointRequest) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+type ReleasePointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Point         string                 `protobuf:"bytes,1,opt,name=point,proto3" json:"point,omitempty"`
+	Text          string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleasePointRequest) Reset() {
+	*x = ReleasePointRequest{}
+	mi := &file_keelblock_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleasePointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleasePointRequest) ProtoMessage() {}
+
+func (x *ReleasePointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleasePointRequest.ProtoReflect.Descriptor instead.
+func (*ReleasePointRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *ReleasePointRequest) GetPoint() string {
+	if x != nil {
+		return x.Point
+	}
+	return ""
+}
+
+func (x *ReleasePointRequest) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+// How many points of each kind are kept; the newest point always is.
+type KeepRules struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Last          int64                  `protobuf:"varint,1,opt,name=last,proto3" json:"last,omitempty"`
+	Hourly        int64                  `protobuf:"varint,2,opt,name=hourly,proto3" json:"hourly,omitempty"`
+	Daily         int64                  `protobuf:"varint,3,opt,name=daily,proto3" json:"daily,omitempty"`
+	Weekly        int64                  `protobuf:"varint,4,opt,name=weekly,proto3" json:"weekly,omitempty"`
+	Monthly       int64                  `protobuf:"varint,5,opt,name=monthly,proto3" json:"monthly,omitempty"`
+	Yearly        int64                  `protobuf:"varint,6,opt,name=yearly,proto3" json:"yearly,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeepRules) Reset() {
+	*x = KeepRules{}
+	mi := &file_keelblock_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeepRules) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeepRules) ProtoMessage() {}
+
+func (x *KeepRules) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeepRules.ProtoReflect.Descriptor instead.
+func (*KeepRules) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *KeepRules) GetLast() int64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *KeepRules) GetHourly() int64 {
+	if x != nil {
+		return x.Hourly
+	}
+	return 0
+}
+
+func (x *KeepRules) GetDaily() int64 {
+	if x != nil {
+		return x.Daily
+	}
+	return 0
+}
+
+func (x *KeepRules) GetWeekly() int64 {
+	if x != nil {
+		return x.Weekly
+	}
+	return 0
+}
+
+func (x *KeepRules) GetMonthly() int64 {
+	if x != nil {
+		return x.Monthly
+	}
+	return 0
+}
+
+func (x *KeepRules) GetYearly() int64 {
+	if x != nil {
+		return x.Yearly
+	}
+	return 0
+}
+
+type PruneRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	Keep          *KeepRules             `protobuf:"bytes,2,opt,name=keep,proto3" json:"keep,omitempty"`
+	DryRun        bool                   `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Vault         string                 `protobuf:"bytes,4,opt,name=vault,proto3" json:"vault,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneRequest) Reset() {
+	*x = PruneRequest{}
+	mi := &file_keelblock_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneRequest) ProtoMessage() {}
+
+func (x *PruneRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneRequest.ProtoReflect.Descriptor instead.
+func (*PruneRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *PruneRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+func (x *PruneRequest) GetKeep() *KeepRules {
+	if x != nil {
+		return x.Keep
+	}
+	return nil
+}
+
+func (x *PruneRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *PruneRequest) GetVault() string {
+	if x != nil {
+		return x.Vault
+	}
+	return ""
+}
+
+type PruneDecision struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PointId       string                 `protobuf:"bytes,1,opt,name=point_id,json=pointId,proto3" json:"point_id,omitempty"`
+	TimeName      string                 `protobuf:"bytes,2,opt,name=time_name,json=timeName,proto3" json:"time_name,omitempty"`
+	Keep          bool                   `protobuf:"varint,3,opt,name=keep,proto3" json:"keep,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`                               // the rules that keep it, or why it goes or cannot go
+	UniqueBytes   int64                  `protobuf:"varint,5,opt,name=unique_bytes,json=uniqueBytes,proto3" json:"unique_bytes,omitempty"` // what deleting it for good would free
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneDecision) Reset() {
+	*x = PruneDecision{}
+	mi := &file_keelblock_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneDecision) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneDecision) ProtoMessage() {}
+
+func (x *PruneDecision) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneDecision.ProtoReflect.Descriptor instead.
+func (*PruneDecision) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *PruneDecision) GetPointId() string {
+	if x != nil {
+		return x.PointId
+	}
+	return ""
+}
+
+func (x *PruneDecision) GetTimeName() string {
+	if x != nil {
+		return x.TimeName
+	}
+	return ""
+}
+
+func (x *PruneDecision) GetKeep() bool {
+	if x != nil {
+		return x.Keep
+	}
+	return false
+}
+
+func (x *PruneDecision) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *PruneDecision) GetUniqueBytes() int64 {
+	if x != nil {
+		return x.UniqueBytes
+	}
+	return 0
+}
+
+type PruneResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Decisions     []*PruneDecision       `protobuf:"bytes,1,rep,name=decisions,proto3" json:"decisions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneResponse) Reset() {
+	*x = PruneResponse{}
+	mi := &file_keelblock_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneResponse) ProtoMessage() {}
+
+func (x *PruneResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneResponse.ProtoReflect.Descriptor instead.
+func (*PruneResponse) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *PruneResponse) GetDecisions() []*PruneDecision {
+	if x != nil {
+		return x.Decisions
+	}
+	return nil
+}
+
 type DiffPointsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	From          string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
@@ -2918,7 +3311,7 @@ type DiffPointsRequest struct {
 
 func (x *DiffPointsRequest) Reset() {
 	*x = DiffPointsRequest{}
-	mi := &file_keelblock_proto_msgTypes[48]
+	mi := &file_keelblock_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2930,7 +3323,7 @@ func (x *DiffPointsRequest) String() string {
 func (*DiffPointsRequest) ProtoMessage() {}
 
 func (x *DiffPointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[48]
+	mi := &file_keelblock_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2943,7 +3336,7 @@ func (x *DiffPointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffPointsRequest.ProtoReflect.Descriptor instead.
 func (*DiffPointsRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{48}
+	return file_keelblock_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *DiffPointsRequest) GetFrom() string {
@@ -2977,7 +3370,7 @@ type DiskDiff struct {
 
 func (x *DiskDiff) Reset() {
 	*x = DiskDiff{}
-	mi := &file_keelblock_proto_msgTypes[49]
+	mi := &file_keelblock_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2989,7 +3382,7 @@ func (x *DiskDiff) String() string {
 func (*DiskDiff) ProtoMessage() {}
 
 func (x *DiskDiff) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[49]
+	mi := &file_keelblock_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3002,7 +3395,7 @@ func (x *DiskDiff) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskDiff.ProtoReflect.Descriptor instead.
 func (*DiskDiff) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{49}
+	return file_keelblock_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *DiskDiff) GetDisk() string {
@@ -3028,7 +3421,7 @@ type DiffPointsResponse struct {
 
 func (x *DiffPointsResponse) Reset() {
 	*x = DiffPointsResponse{}
-	mi := &file_keelblock_proto_msgTypes[50]
+	mi := &file_keelblock_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3040,7 +3433,7 @@ func (x *DiffPointsResponse) String() string {
 func (*DiffPointsResponse) ProtoMessage() {}
 
 func (x *DiffPointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[50]
+	mi := &file_keelblock_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3053,7 +3446,7 @@ func (x *DiffPointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffPointsResponse.ProtoReflect.Descriptor instead.
 func (*DiffPointsResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{50}
+	return file_keelblock_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *DiffPointsResponse) GetDisks() []*DiskDiff {
@@ -3072,7 +3465,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_keelblock_proto_msgTypes[51]
+	mi := &file_keelblock_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3084,7 +3477,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[51]
+	mi := &file_keelblock_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3097,7 +3490,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{51}
+	return file_keelblock_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *VerifyRequest) GetPoint() string {
@@ -3118,7 +3511,7 @@ type RestoreDiskRequest struct {
 
 func (x *RestoreDiskRequest) Reset() {
 	*x = RestoreDiskRequest{}
-	mi := &file_keelblock_proto_msgTypes[52]
+	mi := &file_keelblock_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3130,7 +3523,7 @@ func (x *RestoreDiskRequest) String() string {
 func (*RestoreDiskRequest) ProtoMessage() {}
 
 func (x *RestoreDiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[52]
+	mi := &file_keelblock_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3143,7 +3536,7 @@ func (x *RestoreDiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreDiskRequest.ProtoReflect.Descriptor instead.
 func (*RestoreDiskRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{52}
+	return file_keelblock_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *RestoreDiskRequest) GetPoint() string {
@@ -3178,7 +3571,7 @@ type OpenReaderRequest struct {
 
 func (x *OpenReaderRequest) Reset() {
 	*x = OpenReaderRequest{}
-	mi := &file_keelblock_proto_msgTypes[53]
+	mi := &file_keelblock_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3190,7 +3583,7 @@ func (x *OpenReaderRequest) String() string {
 func (*OpenReaderRequest) ProtoMessage() {}
 
 func (x *OpenReaderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[53]
+	mi := &file_keelblock_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3203,7 +3596,7 @@ func (x *OpenReaderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenReaderRequest.ProtoReflect.Descriptor instead.
 func (*OpenReaderRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{53}
+	return file_keelblock_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *OpenReaderRequest) GetPoint() string {
@@ -3240,7 +3633,7 @@ type OpenReaderResponse struct {
 
 func (x *OpenReaderResponse) Reset() {
 	*x = OpenReaderResponse{}
-	mi := &file_keelblock_proto_msgTypes[54]
+	mi := &file_keelblock_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3252,7 +3645,7 @@ func (x *OpenReaderResponse) String() string {
 func (*OpenReaderResponse) ProtoMessage() {}
 
 func (x *OpenReaderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[54]
+	mi := &file_keelblock_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3265,7 +3658,7 @@ func (x *OpenReaderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenReaderResponse.ProtoReflect.Descriptor instead.
 func (*OpenReaderResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{54}
+	return file_keelblock_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *OpenReaderResponse) GetExportName() string {
@@ -3312,7 +3705,7 @@ type CloseReaderRequest struct {
 
 func (x *CloseReaderRequest) Reset() {
 	*x = CloseReaderRequest{}
-	mi := &file_keelblock_proto_msgTypes[55]
+	mi := &file_keelblock_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3324,7 +3717,7 @@ func (x *CloseReaderRequest) String() string {
 func (*CloseReaderRequest) ProtoMessage() {}
 
 func (x *CloseReaderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[55]
+	mi := &file_keelblock_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3337,7 +3730,7 @@ func (x *CloseReaderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseReaderRequest.ProtoReflect.Descriptor instead.
 func (*CloseReaderRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{55}
+	return file_keelblock_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *CloseReaderRequest) GetExportName() string {
@@ -3355,7 +3748,7 @@ type CloseReaderResponse struct {
 
 func (x *CloseReaderResponse) Reset() {
 	*x = CloseReaderResponse{}
-	mi := &file_keelblock_proto_msgTypes[56]
+	mi := &file_keelblock_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3367,7 +3760,7 @@ func (x *CloseReaderResponse) String() string {
 func (*CloseReaderResponse) ProtoMessage() {}
 
 func (x *CloseReaderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[56]
+	mi := &file_keelblock_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3380,7 +3773,7 @@ func (x *CloseReaderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseReaderResponse.ProtoReflect.Descriptor instead.
 func (*CloseReaderResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{56}
+	return file_keelblock_proto_rawDescGZIP(), []int{62}
 }
 
 type ExportRequest struct {
@@ -3395,7 +3788,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_keelblock_proto_msgTypes[57]
+	mi := &file_keelblock_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3407,7 +3800,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[57]
+	mi := &file_keelblock_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3420,7 +3813,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{57}
+	return file_keelblock_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ExportRequest) GetPoint() string {
@@ -3466,7 +3859,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_keelblock_proto_msgTypes[58]
+	mi := &file_keelblock_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3478,7 +3871,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[58]
+	mi := &file_keelblock_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3491,7 +3884,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{58}
+	return file_keelblock_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ExportResponse) GetName() string {
@@ -3552,7 +3945,7 @@ type UnexportRequest struct {
 
 func (x *UnexportRequest) Reset() {
 	*x = UnexportRequest{}
-	mi := &file_keelblock_proto_msgTypes[59]
+	mi := &file_keelblock_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3564,7 +3957,7 @@ func (x *UnexportRequest) String() string {
 func (*UnexportRequest) ProtoMessage() {}
 
 func (x *UnexportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[59]
+	mi := &file_keelblock_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3577,7 +3970,7 @@ func (x *UnexportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnexportRequest.ProtoReflect.Descriptor instead.
 func (*UnexportRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{59}
+	return file_keelblock_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *UnexportRequest) GetName() string {
@@ -3595,7 +3988,7 @@ type UnexportResponse struct {
 
 func (x *UnexportResponse) Reset() {
 	*x = UnexportResponse{}
-	mi := &file_keelblock_proto_msgTypes[60]
+	mi := &file_keelblock_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3607,7 +4000,7 @@ func (x *UnexportResponse) String() string {
 func (*UnexportResponse) ProtoMessage() {}
 
 func (x *UnexportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[60]
+	mi := &file_keelblock_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3620,7 +4013,7 @@ func (x *UnexportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnexportResponse.ProtoReflect.Descriptor instead.
 func (*UnexportResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{60}
+	return file_keelblock_proto_rawDescGZIP(), []int{66}
 }
 
 type ListExportsRequest struct {
@@ -3631,7 +4024,7 @@ type ListExportsRequest struct {
 
 func (x *ListExportsRequest) Reset() {
 	*x = ListExportsRequest{}
-	mi := &file_keelblock_proto_msgTypes[61]
+	mi := &file_keelblock_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3643,7 +4036,7 @@ func (x *ListExportsRequest) String() string {
 func (*ListExportsRequest) ProtoMessage() {}
 
 func (x *ListExportsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[61]
+	mi := &file_keelblock_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3656,7 +4049,7 @@ func (x *ListExportsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExportsRequest.ProtoReflect.Descriptor instead.
 func (*ListExportsRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{61}
+	return file_keelblock_proto_rawDescGZIP(), []int{67}
 }
 
 type ListExportsResponse struct {
@@ -3668,7 +4061,7 @@ type ListExportsResponse struct {
 
 func (x *ListExportsResponse) Reset() {
 	*x = ListExportsResponse{}
-	mi := &file_keelblock_proto_msgTypes[62]
+	mi := &file_keelblock_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3680,7 +4073,7 @@ func (x *ListExportsResponse) String() string {
 func (*ListExportsResponse) ProtoMessage() {}
 
 func (x *ListExportsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[62]
+	mi := &file_keelblock_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3693,7 +4086,7 @@ func (x *ListExportsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExportsResponse.ProtoReflect.Descriptor instead.
 func (*ListExportsResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{62}
+	return file_keelblock_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ListExportsResponse) GetExports() []*ExportResponse {
@@ -3711,7 +4104,7 @@ type ListJobsRequest struct {
 
 func (x *ListJobsRequest) Reset() {
 	*x = ListJobsRequest{}
-	mi := &file_keelblock_proto_msgTypes[63]
+	mi := &file_keelblock_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3723,7 +4116,7 @@ func (x *ListJobsRequest) String() string {
 func (*ListJobsRequest) ProtoMessage() {}
 
 func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[63]
+	mi := &file_keelblock_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3736,7 +4129,7 @@ func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsRequest.ProtoReflect.Descriptor instead.
 func (*ListJobsRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{63}
+	return file_keelblock_proto_rawDescGZIP(), []int{69}
 }
 
 type ListJobsResponse struct {
@@ -3748,7 +4141,7 @@ type ListJobsResponse struct {
 
 func (x *ListJobsResponse) Reset() {
 	*x = ListJobsResponse{}
-	mi := &file_keelblock_proto_msgTypes[64]
+	mi := &file_keelblock_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3760,7 +4153,7 @@ func (x *ListJobsResponse) String() string {
 func (*ListJobsResponse) ProtoMessage() {}
 
 func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[64]
+	mi := &file_keelblock_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3773,7 +4166,7 @@ func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsResponse.ProtoReflect.Descriptor instead.
 func (*ListJobsResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{64}
+	return file_keelblock_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ListJobsResponse) GetJobs() []*Job {
@@ -3792,7 +4185,7 @@ type GetJobRequest struct {
 
 func (x *GetJobRequest) Reset() {
 	*x = GetJobRequest{}
-	mi := &file_keelblock_proto_msgTypes[65]
+	mi := &file_keelblock_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3804,7 +4197,7 @@ func (x *GetJobRequest) String() string {
 func (*GetJobRequest) ProtoMessage() {}
 
 func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[65]
+	mi := &file_keelblock_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3817,7 +4210,7 @@ func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobRequest.ProtoReflect.Descriptor instead.
 func (*GetJobRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{65}
+	return file_keelblock_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *GetJobRequest) GetJobId() string {
@@ -3836,7 +4229,7 @@ type CancelJobRequest struct {
 
 func (x *CancelJobRequest) Reset() {
 	*x = CancelJobRequest{}
-	mi := &file_keelblock_proto_msgTypes[66]
+	mi := &file_keelblock_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3848,7 +4241,7 @@ func (x *CancelJobRequest) String() string {
 func (*CancelJobRequest) ProtoMessage() {}
 
 func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[66]
+	mi := &file_keelblock_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3861,7 +4254,7 @@ func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobRequest.ProtoReflect.Descriptor instead.
 func (*CancelJobRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{66}
+	return file_keelblock_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *CancelJobRequest) GetJobId() string {
@@ -3880,7 +4273,7 @@ type WatchJobRequest struct {
 
 func (x *WatchJobRequest) Reset() {
 	*x = WatchJobRequest{}
-	mi := &file_keelblock_proto_msgTypes[67]
+	mi := &file_keelblock_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3892,7 +4285,7 @@ func (x *WatchJobRequest) String() string {
 func (*WatchJobRequest) ProtoMessage() {}
 
 func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[67]
+	mi := &file_keelblock_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3905,7 +4298,7 @@ func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobRequest.ProtoReflect.Descriptor instead.
 func (*WatchJobRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{67}
+	return file_keelblock_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *WatchJobRequest) GetJobId() string {
@@ -3917,13 +4310,14 @@ func (x *WatchJobRequest) GetJobId() string {
 
 type RebuildIndexRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vault         string                 `protobuf:"bytes,1,opt,name=vault,proto3" json:"vault,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RebuildIndexRequest) Reset() {
 	*x = RebuildIndexRequest{}
-	mi := &file_keelblock_proto_msgTypes[68]
+	mi := &file_keelblock_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3935,7 +4329,7 @@ func (x *RebuildIndexRequest) String() string {
 func (*RebuildIndexRequest) ProtoMessage() {}
 
 func (x *RebuildIndexRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[68]
+	mi := &file_keelblock_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3948,7 +4342,14 @@ func (x *RebuildIndexRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebuildIndexRequest.ProtoReflect.Descriptor instead.
 func (*RebuildIndexRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{68}
+	return file_keelblock_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *RebuildIndexRequest) GetVault() string {
+	if x != nil {
+		return x.Vault
+	}
+	return ""
 }
 
 type StatusRequest struct {
@@ -3959,7 +4360,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_keelblock_proto_msgTypes[69]
+	mi := &file_keelblock_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3971,7 +4372,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[69]
+	mi := &file_keelblock_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3984,7 +4385,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{69}
+	return file_keelblock_proto_rawDescGZIP(), []int{75}
 }
 
 type Alert struct {
@@ -3999,7 +4400,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_keelblock_proto_msgTypes[70]
+	mi := &file_keelblock_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4011,7 +4412,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[70]
+	mi := &file_keelblock_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4024,7 +4425,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{70}
+	return file_keelblock_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Alert) GetSeverity() string {
@@ -4077,7 +4478,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_keelblock_proto_msgTypes[71]
+	mi := &file_keelblock_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4089,7 +4490,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[71]
+	mi := &file_keelblock_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4102,7 +4503,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{71}
+	return file_keelblock_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -4211,7 +4612,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_keelblock_proto_msgTypes[72]
+	mi := &file_keelblock_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4223,7 +4624,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[72]
+	mi := &file_keelblock_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4236,7 +4637,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{72}
+	return file_keelblock_proto_rawDescGZIP(), []int{78}
 }
 
 type StopResponse struct {
@@ -4248,7 +4649,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_keelblock_proto_msgTypes[73]
+	mi := &file_keelblock_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4260,7 +4661,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[73]
+	mi := &file_keelblock_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4273,7 +4674,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{73}
+	return file_keelblock_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *StopResponse) GetPid() int64 {
@@ -4285,13 +4686,14 @@ func (x *StopResponse) GetPid() int64 {
 
 type VaultStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VaultStatusRequest) Reset() {
 	*x = VaultStatusRequest{}
-	mi := &file_keelblock_proto_msgTypes[74]
+	mi := &file_keelblock_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4303,7 +4705,7 @@ func (x *VaultStatusRequest) String() string {
 func (*VaultStatusRequest) ProtoMessage() {}
 
 func (x *VaultStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[74]
+	mi := &file_keelblock_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4316,7 +4718,14 @@ func (x *VaultStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultStatusRequest.ProtoReflect.Descriptor instead.
 func (*VaultStatusRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{74}
+	return file_keelblock_proto_rawDescGZIP(), []int{80}
+}
+
+func (x *VaultStatusRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
 }
 
 type VaultStatusResponse struct {
@@ -4339,7 +4748,7 @@ type VaultStatusResponse struct {
 
 func (x *VaultStatusResponse) Reset() {
 	*x = VaultStatusResponse{}
-	mi := &file_keelblock_proto_msgTypes[75]
+	mi := &file_keelblock_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4351,7 +4760,7 @@ func (x *VaultStatusResponse) String() string {
 func (*VaultStatusResponse) ProtoMessage() {}
 
 func (x *VaultStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[75]
+	mi := &file_keelblock_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4364,7 +4773,7 @@ func (x *VaultStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultStatusResponse.ProtoReflect.Descriptor instead.
 func (*VaultStatusResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{75}
+	return file_keelblock_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *VaultStatusResponse) GetName() string {
@@ -4459,7 +4868,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_keelblock_proto_msgTypes[76]
+	mi := &file_keelblock_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4471,7 +4880,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[76]
+	mi := &file_keelblock_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4484,7 +4893,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{76}
+	return file_keelblock_proto_rawDescGZIP(), []int{82}
 }
 
 type Finding struct {
@@ -4498,7 +4907,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_keelblock_proto_msgTypes[77]
+	mi := &file_keelblock_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4510,7 +4919,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[77]
+	mi := &file_keelblock_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4523,7 +4932,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{77}
+	return file_keelblock_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *Finding) GetCheck() string {
@@ -4556,7 +4965,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_keelblock_proto_msgTypes[78]
+	mi := &file_keelblock_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4568,7 +4977,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[78]
+	mi := &file_keelblock_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4581,7 +4990,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{78}
+	return file_keelblock_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *DoctorResponse) GetFindings() []*Finding {
@@ -4589,6 +4998,1398 @@ func (x *DoctorResponse) GetFindings() []*Finding {
 		return x.Findings
 	}
 	return nil
+}
+
+type CreateVaultRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Locations      []string               `protobuf:"bytes,2,rep,name=locations,proto3" json:"locations,omitempty"`                                    // folders; the first one has the index too. None: below the data folder
+	Redundancy     string                 `protobuf:"bytes,3,opt,name=redundancy,proto3" json:"redundancy,omitempty"`                                  // "" | "LRS" | "GRS" | "RA-GRS"
+	BlockSizeBytes int64                  `protobuf:"varint,4,opt,name=block_size_bytes,json=blockSizeBytes,proto3" json:"block_size_bytes,omitempty"` // 0: 64 KiB
+	Key            string                 `protobuf:"bytes,5,opt,name=key,proto3" json:"key,omitempty"`                                                // "" | KEYFILE | "passphrase" | "kms:URL" | "none"
+	Passphrase     string                 `protobuf:"bytes,6,opt,name=passphrase,proto3" json:"passphrase,omitempty"`                                  // with key "passphrase"
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *CreateVaultRequest) Reset() {
+	*x = CreateVaultRequest{}
+	mi := &file_keelblock_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateVaultRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateVaultRequest) ProtoMessage() {}
+
+func (x *CreateVaultRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateVaultRequest.ProtoReflect.Descriptor instead.
+func (*CreateVaultRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{85}
+}
+
+func (x *CreateVaultRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateVaultRequest) GetLocations() []string {
+	if x != nil {
+		return x.Locations
+	}
+	return nil
+}
+
+func (x *CreateVaultRequest) GetRedundancy() string {
+	if x != nil {
+		return x.Redundancy
+	}
+	return ""
+}
+
+func (x *CreateVaultRequest) GetBlockSizeBytes() int64 {
+	if x != nil {
+		return x.BlockSizeBytes
+	}
+	return 0
+}
+
+func (x *CreateVaultRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *CreateVaultRequest) GetPassphrase() string {
+	if x != nil {
+		return x.Passphrase
+	}
+	return ""
+}
+
+type ListVaultsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListVaultsRequest) Reset() {
+	*x = ListVaultsRequest{}
+	mi := &file_keelblock_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListVaultsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListVaultsRequest) ProtoMessage() {}
+
+func (x *ListVaultsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListVaultsRequest.ProtoReflect.Descriptor instead.
+func (*ListVaultsRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{86}
+}
+
+type ListVaultsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vaults        []*Vault               `protobuf:"bytes,1,rep,name=vaults,proto3" json:"vaults,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListVaultsResponse) Reset() {
+	*x = ListVaultsResponse{}
+	mi := &file_keelblock_proto_msgTypes[87]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListVaultsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListVaultsResponse) ProtoMessage() {}
+
+func (x *ListVaultsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[87]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListVaultsResponse.ProtoReflect.Descriptor instead.
+func (*ListVaultsResponse) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{87}
+}
+
+func (x *ListVaultsResponse) GetVaults() []*Vault {
+	if x != nil {
+		return x.Vaults
+	}
+	return nil
+}
+
+type EditVaultRequest struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Name              string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	SoftDeleteSeconds *int64                 `protobuf:"varint,2,opt,name=soft_delete_seconds,json=softDeleteSeconds,proto3,oneof" json:"soft_delete_seconds,omitempty"`
+	Immutability      string                 `protobuf:"bytes,3,opt,name=immutability,proto3" json:"immutability,omitempty"` // "": as it is | "disabled" | "unlocked" | "locked"
+	Redundancy        string                 `protobuf:"bytes,4,opt,name=redundancy,proto3" json:"redundancy,omitempty"`     // "": as it is; fixed once the vault has points
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *EditVaultRequest) Reset() {
+	*x = EditVaultRequest{}
+	mi := &file_keelblock_proto_msgTypes[88]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EditVaultRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EditVaultRequest) ProtoMessage() {}
+
+func (x *EditVaultRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[88]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EditVaultRequest.ProtoReflect.Descriptor instead.
+func (*EditVaultRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{88}
+}
+
+func (x *EditVaultRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EditVaultRequest) GetSoftDeleteSeconds() int64 {
+	if x != nil && x.SoftDeleteSeconds != nil {
+		return *x.SoftDeleteSeconds
+	}
+	return 0
+}
+
+func (x *EditVaultRequest) GetImmutability() string {
+	if x != nil {
+		return x.Immutability
+	}
+	return ""
+}
+
+func (x *EditVaultRequest) GetRedundancy() string {
+	if x != nil {
+		return x.Redundancy
+	}
+	return ""
+}
+
+type Location struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Packs         int64                  `protobuf:"varint,4,opt,name=packs,proto3" json:"packs,omitempty"`
+	MissingPacks  int64                  `protobuf:"varint,5,opt,name=missing_packs,json=missingPacks,proto3" json:"missing_packs,omitempty"`
+	FreeBytes     int64                  `protobuf:"varint,6,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Location) Reset() {
+	*x = Location{}
+	mi := &file_keelblock_proto_msgTypes[89]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Location) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Location) ProtoMessage() {}
+
+func (x *Location) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[89]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Location.ProtoReflect.Descriptor instead.
+func (*Location) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{89}
+}
+
+func (x *Location) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Location) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Location) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Location) GetPacks() int64 {
+	if x != nil {
+		return x.Packs
+	}
+	return 0
+}
+
+func (x *Location) GetMissingPacks() int64 {
+	if x != nil {
+		return x.MissingPacks
+	}
+	return 0
+}
+
+func (x *Location) GetFreeBytes() int64 {
+	if x != nil {
+		return x.FreeBytes
+	}
+	return 0
+}
+
+type Vault struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Name              string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	State             string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // "open" | "closed" | "opening"
+	Reason            string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	CreatedAt         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	BlockSizeBytes    int64                  `protobuf:"varint,5,opt,name=block_size_bytes,json=blockSizeBytes,proto3" json:"block_size_bytes,omitempty"`
+	Redundancy        string                 `protobuf:"bytes,6,opt,name=redundancy,proto3" json:"redundancy,omitempty"`
+	Locations         []*Location            `protobuf:"bytes,7,rep,name=locations,proto3" json:"locations,omitempty"`
+	Encryption        string                 `protobuf:"bytes,8,opt,name=encryption,proto3" json:"encryption,omitempty"`          // "none" | "XAES-256-GCM"
+	KeyKind           string                 `protobuf:"bytes,9,opt,name=key_kind,json=keyKind,proto3" json:"key_kind,omitempty"` // "none" | "platform" | "file" | "passphrase" | "kms"
+	SoftDeleteSeconds int64                  `protobuf:"varint,10,opt,name=soft_delete_seconds,json=softDeleteSeconds,proto3" json:"soft_delete_seconds,omitempty"`
+	Immutability      string                 `protobuf:"bytes,11,opt,name=immutability,proto3" json:"immutability,omitempty"`
+	Points            int64                  `protobuf:"varint,12,opt,name=points,proto3" json:"points,omitempty"`
+	SiteName          string                 `protobuf:"bytes,13,opt,name=site_name,json=siteName,proto3" json:"site_name,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *Vault) Reset() {
+	*x = Vault{}
+	mi := &file_keelblock_proto_msgTypes[90]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Vault) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Vault) ProtoMessage() {}
+
+func (x *Vault) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[90]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Vault.ProtoReflect.Descriptor instead.
+func (*Vault) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{90}
+}
+
+func (x *Vault) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Vault) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Vault) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Vault) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *Vault) GetBlockSizeBytes() int64 {
+	if x != nil {
+		return x.BlockSizeBytes
+	}
+	return 0
+}
+
+func (x *Vault) GetRedundancy() string {
+	if x != nil {
+		return x.Redundancy
+	}
+	return ""
+}
+
+func (x *Vault) GetLocations() []*Location {
+	if x != nil {
+		return x.Locations
+	}
+	return nil
+}
+
+func (x *Vault) GetEncryption() string {
+	if x != nil {
+		return x.Encryption
+	}
+	return ""
+}
+
+func (x *Vault) GetKeyKind() string {
+	if x != nil {
+		return x.KeyKind
+	}
+	return ""
+}
+
+func (x *Vault) GetSoftDeleteSeconds() int64 {
+	if x != nil {
+		return x.SoftDeleteSeconds
+	}
+	return 0
+}
+
+func (x *Vault) GetImmutability() string {
+	if x != nil {
+		return x.Immutability
+	}
+	return ""
+}
+
+func (x *Vault) GetPoints() int64 {
+	if x != nil {
+		return x.Points
+	}
+	return 0
+}
+
+func (x *Vault) GetSiteName() string {
+	if x != nil {
+		return x.SiteName
+	}
+	return ""
+}
+
+type CollectRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vault         string                 `protobuf:"bytes,1,opt,name=vault,proto3" json:"vault,omitempty"`
+	DryRun        bool                   `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CollectRequest) Reset() {
+	*x = CollectRequest{}
+	mi := &file_keelblock_proto_msgTypes[91]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CollectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CollectRequest) ProtoMessage() {}
+
+func (x *CollectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[91]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CollectRequest.ProtoReflect.Descriptor instead.
+func (*CollectRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{91}
+}
+
+func (x *CollectRequest) GetVault() string {
+	if x != nil {
+		return x.Vault
+	}
+	return ""
+}
+
+func (x *CollectRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type RepairLocationsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vault         string                 `protobuf:"bytes,1,opt,name=vault,proto3" json:"vault,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RepairLocationsRequest) Reset() {
+	*x = RepairLocationsRequest{}
+	mi := &file_keelblock_proto_msgTypes[92]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RepairLocationsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RepairLocationsRequest) ProtoMessage() {}
+
+func (x *RepairLocationsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[92]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RepairLocationsRequest.ProtoReflect.Descriptor instead.
+func (*RepairLocationsRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{92}
+}
+
+func (x *RepairLocationsRequest) GetVault() string {
+	if x != nil {
+		return x.Vault
+	}
+	return ""
+}
+
+type UsageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	Vault         string                 `protobuf:"bytes,2,opt,name=vault,proto3" json:"vault,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsageRequest) Reset() {
+	*x = UsageRequest{}
+	mi := &file_keelblock_proto_msgTypes[93]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsageRequest) ProtoMessage() {}
+
+func (x *UsageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[93]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsageRequest.ProtoReflect.Descriptor instead.
+func (*UsageRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{93}
+}
+
+func (x *UsageRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+func (x *UsageRequest) GetVault() string {
+	if x != nil {
+		return x.Vault
+	}
+	return ""
+}
+
+type PointUsage struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	PointId        string                 `protobuf:"bytes,1,opt,name=point_id,json=pointId,proto3" json:"point_id,omitempty"`
+	TimeName       string                 `protobuf:"bytes,2,opt,name=time_name,json=timeName,proto3" json:"time_name,omitempty"`
+	UniqueBytes    int64                  `protobuf:"varint,3,opt,name=unique_bytes,json=uniqueBytes,proto3" json:"unique_bytes,omitempty"`          // in packs, needed by this point alone
+	SharedBytes    int64                  `protobuf:"varint,4,opt,name=shared_bytes,json=sharedBytes,proto3" json:"shared_bytes,omitempty"`          // in packs, needed by other points too
+	TotalBytes     int64                  `protobuf:"varint,5,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`             // unique + shared
+	IncrementBytes int64                  `protobuf:"varint,6,opt,name=increment_bytes,json=incrementBytes,proto3" json:"increment_bytes,omitempty"` // what making it added
+	Deleted        bool                   `protobuf:"varint,7,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *PointUsage) Reset() {
+	*x = PointUsage{}
+	mi := &file_keelblock_proto_msgTypes[94]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PointUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PointUsage) ProtoMessage() {}
+
+func (x *PointUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[94]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PointUsage.ProtoReflect.Descriptor instead.
+func (*PointUsage) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{94}
+}
+
+func (x *PointUsage) GetPointId() string {
+	if x != nil {
+		return x.PointId
+	}
+	return ""
+}
+
+func (x *PointUsage) GetTimeName() string {
+	if x != nil {
+		return x.TimeName
+	}
+	return ""
+}
+
+func (x *PointUsage) GetUniqueBytes() int64 {
+	if x != nil {
+		return x.UniqueBytes
+	}
+	return 0
+}
+
+func (x *PointUsage) GetSharedBytes() int64 {
+	if x != nil {
+		return x.SharedBytes
+	}
+	return 0
+}
+
+func (x *PointUsage) GetTotalBytes() int64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *PointUsage) GetIncrementBytes() int64 {
+	if x != nil {
+		return x.IncrementBytes
+	}
+	return 0
+}
+
+func (x *PointUsage) GetDeleted() bool {
+	if x != nil {
+		return x.Deleted
+	}
+	return false
+}
+
+type MachineUsage struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	MachineName     string                 `protobuf:"bytes,1,opt,name=machine_name,json=machineName,proto3" json:"machine_name,omitempty"`
+	Vault           string                 `protobuf:"bytes,2,opt,name=vault,proto3" json:"vault,omitempty"`
+	ProtectionState string                 `protobuf:"bytes,3,opt,name=protection_state,json=protectionState,proto3" json:"protection_state,omitempty"` // see keelblock help usage
+	BillingState    string                 `protobuf:"bytes,4,opt,name=billing_state,json=billingState,proto3" json:"billing_state,omitempty"`          // "none" until the first successful backup | "active" | "retained"
+	ProtectedBytes  int64                  `protobuf:"varint,5,opt,name=protected_bytes,json=protectedBytes,proto3" json:"protected_bytes,omitempty"`   // allocated bytes of its disks, temporary ones left out
+	UniqueBytes     int64                  `protobuf:"varint,6,opt,name=unique_bytes,json=uniqueBytes,proto3" json:"unique_bytes,omitempty"`            // of its points together, shared with no other machine
+	SharedBytes     int64                  `protobuf:"varint,7,opt,name=shared_bytes,json=sharedBytes,proto3" json:"shared_bytes,omitempty"`
+	TotalBytes      int64                  `protobuf:"varint,8,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	Points          []*PointUsage          `protobuf:"bytes,9,rep,name=points,proto3" json:"points,omitempty"`
+	InstanceWeight  float64                `protobuf:"fixed64,10,opt,name=instance_weight,json=instanceWeight,proto3" json:"instance_weight,omitempty"` // 1 with an agent, 0.5 without
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *MachineUsage) Reset() {
+	*x = MachineUsage{}
+	mi := &file_keelblock_proto_msgTypes[95]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MachineUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MachineUsage) ProtoMessage() {}
+
+func (x *MachineUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[95]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MachineUsage.ProtoReflect.Descriptor instead.
+func (*MachineUsage) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{95}
+}
+
+func (x *MachineUsage) GetMachineName() string {
+	if x != nil {
+		return x.MachineName
+	}
+	return ""
+}
+
+func (x *MachineUsage) GetVault() string {
+	if x != nil {
+		return x.Vault
+	}
+	return ""
+}
+
+func (x *MachineUsage) GetProtectionState() string {
+	if x != nil {
+		return x.ProtectionState
+	}
+	return ""
+}
+
+func (x *MachineUsage) GetBillingState() string {
+	if x != nil {
+		return x.BillingState
+	}
+	return ""
+}
+
+func (x *MachineUsage) GetProtectedBytes() int64 {
+	if x != nil {
+		return x.ProtectedBytes
+	}
+	return 0
+}
+
+func (x *MachineUsage) GetUniqueBytes() int64 {
+	if x != nil {
+		return x.UniqueBytes
+	}
+	return 0
+}
+
+func (x *MachineUsage) GetSharedBytes() int64 {
+	if x != nil {
+		return x.SharedBytes
+	}
+	return 0
+}
+
+func (x *MachineUsage) GetTotalBytes() int64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *MachineUsage) GetPoints() []*PointUsage {
+	if x != nil {
+		return x.Points
+	}
+	return nil
+}
+
+func (x *MachineUsage) GetInstanceWeight() float64 {
+	if x != nil {
+		return x.InstanceWeight
+	}
+	return 0
+}
+
+type VaultUsage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vault         string                 `protobuf:"bytes,1,opt,name=vault,proto3" json:"vault,omitempty"`
+	LiveBytes     int64                  `protobuf:"varint,2,opt,name=live_bytes,json=liveBytes,proto3" json:"live_bytes,omitempty"`          // records that points need, soft-deleted ones included
+	DeletedBytes  int64                  `protobuf:"varint,3,opt,name=deleted_bytes,json=deletedBytes,proto3" json:"deleted_bytes,omitempty"` // of these, needed by soft-deleted points alone
+	PackBytes     int64                  `protobuf:"varint,4,opt,name=pack_bytes,json=packBytes,proto3" json:"pack_bytes,omitempty"`          // on disk, of one copy
+	IndexBytes    int64                  `protobuf:"varint,5,opt,name=index_bytes,json=indexBytes,proto3" json:"index_bytes,omitempty"`
+	Copies        int64                  `protobuf:"varint,6,opt,name=copies,proto3" json:"copies,omitempty"`
+	UniqueBytes   int64                  `protobuf:"varint,7,opt,name=unique_bytes,json=uniqueBytes,proto3" json:"unique_bytes,omitempty"` // sum over points
+	SharedBytes   int64                  `protobuf:"varint,8,opt,name=shared_bytes,json=sharedBytes,proto3" json:"shared_bytes,omitempty"` // each record once
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VaultUsage) Reset() {
+	*x = VaultUsage{}
+	mi := &file_keelblock_proto_msgTypes[96]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VaultUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VaultUsage) ProtoMessage() {}
+
+func (x *VaultUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[96]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VaultUsage.ProtoReflect.Descriptor instead.
+func (*VaultUsage) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{96}
+}
+
+func (x *VaultUsage) GetVault() string {
+	if x != nil {
+		return x.Vault
+	}
+	return ""
+}
+
+func (x *VaultUsage) GetLiveBytes() int64 {
+	if x != nil {
+		return x.LiveBytes
+	}
+	return 0
+}
+
+func (x *VaultUsage) GetDeletedBytes() int64 {
+	if x != nil {
+		return x.DeletedBytes
+	}
+	return 0
+}
+
+func (x *VaultUsage) GetPackBytes() int64 {
+	if x != nil {
+		return x.PackBytes
+	}
+	return 0
+}
+
+func (x *VaultUsage) GetIndexBytes() int64 {
+	if x != nil {
+		return x.IndexBytes
+	}
+	return 0
+}
+
+func (x *VaultUsage) GetCopies() int64 {
+	if x != nil {
+		return x.Copies
+	}
+	return 0
+}
+
+func (x *VaultUsage) GetUniqueBytes() int64 {
+	if x != nil {
+		return x.UniqueBytes
+	}
+	return 0
+}
+
+func (x *VaultUsage) GetSharedBytes() int64 {
+	if x != nil {
+		return x.SharedBytes
+	}
+	return 0
+}
+
+type UsageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machines      []*MachineUsage        `protobuf:"bytes,1,rep,name=machines,proto3" json:"machines,omitempty"`
+	Vaults        []*VaultUsage          `protobuf:"bytes,2,rep,name=vaults,proto3" json:"vaults,omitempty"`
+	Exact         bool                   `protobuf:"varint,3,opt,name=exact,proto3" json:"exact,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsageResponse) Reset() {
+	*x = UsageResponse{}
+	mi := &file_keelblock_proto_msgTypes[97]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsageResponse) ProtoMessage() {}
+
+func (x *UsageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[97]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
+func (*UsageResponse) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{97}
+}
+
+func (x *UsageResponse) GetMachines() []*MachineUsage {
+	if x != nil {
+		return x.Machines
+	}
+	return nil
+}
+
+func (x *UsageResponse) GetVaults() []*VaultUsage {
+	if x != nil {
+		return x.Vaults
+	}
+	return nil
+}
+
+func (x *UsageResponse) GetExact() bool {
+	if x != nil {
+		return x.Exact
+	}
+	return false
+}
+
+type ShowKeysRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShowKeysRequest) Reset() {
+	*x = ShowKeysRequest{}
+	mi := &file_keelblock_proto_msgTypes[98]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShowKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShowKeysRequest) ProtoMessage() {}
+
+func (x *ShowKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[98]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShowKeysRequest.ProtoReflect.Descriptor instead.
+func (*ShowKeysRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{98}
+}
+
+type KeyDomain struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vault         string                 `protobuf:"bytes,1,opt,name=vault,proto3" json:"vault,omitempty"`
+	DomainId      string                 `protobuf:"bytes,2,opt,name=domain_id,json=domainId,proto3" json:"domain_id,omitempty"`
+	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`     // "none" | "platform" | "file" | "passphrase" | "kms"
+	Source        string                 `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"` // the key file or URL
+	WrappingKeyId string                 `protobuf:"bytes,5,opt,name=wrapping_key_id,json=wrappingKeyId,proto3" json:"wrapping_key_id,omitempty"`
+	DataKeyIds    []string               `protobuf:"bytes,6,rep,name=data_key_ids,json=dataKeyIds,proto3" json:"data_key_ids,omitempty"`
+	WrappedAt     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=wrapped_at,json=wrappedAt,proto3" json:"wrapped_at,omitempty"`
+	BackedUpAt    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=backed_up_at,json=backedUpAt,proto3" json:"backed_up_at,omitempty"` // unset: never
+	Available     bool                   `protobuf:"varint,9,opt,name=available,proto3" json:"available,omitempty"`
+	Reason        string                 `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyDomain) Reset() {
+	*x = KeyDomain{}
+	mi := &file_keelblock_proto_msgTypes[99]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyDomain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyDomain) ProtoMessage() {}
+
+func (x *KeyDomain) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[99]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyDomain.ProtoReflect.Descriptor instead.
+func (*KeyDomain) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{99}
+}
+
+func (x *KeyDomain) GetVault() string {
+	if x != nil {
+		return x.Vault
+	}
+	return ""
+}
+
+func (x *KeyDomain) GetDomainId() string {
+	if x != nil {
+		return x.DomainId
+	}
+	return ""
+}
+
+func (x *KeyDomain) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *KeyDomain) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *KeyDomain) GetWrappingKeyId() string {
+	if x != nil {
+		return x.WrappingKeyId
+	}
+	return ""
+}
+
+func (x *KeyDomain) GetDataKeyIds() []string {
+	if x != nil {
+		return x.DataKeyIds
+	}
+	return nil
+}
+
+func (x *KeyDomain) GetWrappedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.WrappedAt
+	}
+	return nil
+}
+
+func (x *KeyDomain) GetBackedUpAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.BackedUpAt
+	}
+	return nil
+}
+
+func (x *KeyDomain) GetAvailable() bool {
+	if x != nil {
+		return x.Available
+	}
+	return false
+}
+
+func (x *KeyDomain) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type ShowKeysResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Domains       []*KeyDomain           `protobuf:"bytes,1,rep,name=domains,proto3" json:"domains,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShowKeysResponse) Reset() {
+	*x = ShowKeysResponse{}
+	mi := &file_keelblock_proto_msgTypes[100]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShowKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShowKeysResponse) ProtoMessage() {}
+
+func (x *ShowKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[100]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShowKeysResponse.ProtoReflect.Descriptor instead.
+func (*ShowKeysResponse) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{100}
+}
+
+func (x *ShowKeysResponse) GetDomains() []*KeyDomain {
+	if x != nil {
+		return x.Domains
+	}
+	return nil
+}
+
+type RotateKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vault         string                 `protobuf:"bytes,1,opt,name=vault,proto3" json:"vault,omitempty"`
+	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	Passphrase    string                 `protobuf:"bytes,3,opt,name=passphrase,proto3" json:"passphrase,omitempty"`
+	NewDataKey    bool                   `protobuf:"varint,4,opt,name=new_data_key,json=newDataKey,proto3" json:"new_data_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateKeyRequest) Reset() {
+	*x = RotateKeyRequest{}
+	mi := &file_keelblock_proto_msgTypes[101]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateKeyRequest) ProtoMessage() {}
+
+func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[101]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
+func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{101}
+}
+
+func (x *RotateKeyRequest) GetVault() string {
+	if x != nil {
+		return x.Vault
+	}
+	return ""
+}
+
+func (x *RotateKeyRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *RotateKeyRequest) GetPassphrase() string {
+	if x != nil {
+		return x.Passphrase
+	}
+	return ""
+}
+
+func (x *RotateKeyRequest) GetNewDataKey() bool {
+	if x != nil {
+		return x.NewDataKey
+	}
+	return false
+}
+
+type BackupKeysRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Secret        string                 `protobuf:"bytes,1,opt,name=secret,proto3" json:"secret,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupKeysRequest) Reset() {
+	*x = BackupKeysRequest{}
+	mi := &file_keelblock_proto_msgTypes[102]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupKeysRequest) ProtoMessage() {}
+
+func (x *BackupKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[102]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupKeysRequest.ProtoReflect.Descriptor instead.
+func (*BackupKeysRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{102}
+}
+
+func (x *BackupKeysRequest) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+type BackupKeysResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Escrow        []byte                 `protobuf:"bytes,1,opt,name=escrow,proto3" json:"escrow,omitempty"`
+	Secret        string                 `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	Domains       int64                  `protobuf:"varint,3,opt,name=domains,proto3" json:"domains,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupKeysResponse) Reset() {
+	*x = BackupKeysResponse{}
+	mi := &file_keelblock_proto_msgTypes[103]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupKeysResponse) ProtoMessage() {}
+
+func (x *BackupKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[103]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupKeysResponse.ProtoReflect.Descriptor instead.
+func (*BackupKeysResponse) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{103}
+}
+
+func (x *BackupKeysResponse) GetEscrow() []byte {
+	if x != nil {
+		return x.Escrow
+	}
+	return nil
+}
+
+func (x *BackupKeysResponse) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+func (x *BackupKeysResponse) GetDomains() int64 {
+	if x != nil {
+		return x.Domains
+	}
+	return 0
+}
+
+type RestoreKeysRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Escrow        []byte                 `protobuf:"bytes,1,opt,name=escrow,proto3" json:"escrow,omitempty"`
+	Secret        string                 `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreKeysRequest) Reset() {
+	*x = RestoreKeysRequest{}
+	mi := &file_keelblock_proto_msgTypes[104]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreKeysRequest) ProtoMessage() {}
+
+func (x *RestoreKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[104]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreKeysRequest.ProtoReflect.Descriptor instead.
+func (*RestoreKeysRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{104}
+}
+
+func (x *RestoreKeysRequest) GetEscrow() []byte {
+	if x != nil {
+		return x.Escrow
+	}
+	return nil
+}
+
+func (x *RestoreKeysRequest) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
 }
 
 var File_keelblock_proto protoreflect.FileDescriptor
@@ -4761,11 +6562,13 @@ const file_keelblock_proto_rawDesc = "" +
 	"\v_definition\"*\n" +
 	"\x14DeleteMachineRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x17\n" +
-	"\x15DeleteMachineResponse\"_\n" +
+	"\x15DeleteMachineResponse\"\x9c\x01\n" +
 	"\rBackupRequest\x12\x18\n" +
 	"\amachine\x18\x01 \x01(\tR\amachine\x12 \n" +
 	"\vconsistency\x18\x02 \x01(\tR\vconsistency\x12\x12\n" +
-	"\x04note\x18\x03 \x01(\tR\x04note\"N\n" +
+	"\x04note\x18\x03 \x01(\tR\x04note\x12%\n" +
+	"\x0eretain_seconds\x18\x04 \x01(\x03R\rretainSeconds\x12\x14\n" +
+	"\x05vault\x18\x05 \x01(\tR\x05vault\"N\n" +
 	"\x05Group\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
 	"\bmachines\x18\x02 \x03(\v2\x15.keelblock.v1.MachineR\bmachines\"D\n" +
@@ -4820,7 +6623,33 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x05point\x18\x01 \x01(\tR\x05point\x12\x14\n" +
 	"\x05purge\x18\x02 \x01(\bR\x05purge\",\n" +
 	"\x14UndeletePointRequest\x12\x14\n" +
-	"\x05point\x18\x01 \x01(\tR\x05point\"K\n" +
+	"\x05point\x18\x01 \x01(\tR\x05point\"<\n" +
+	"\x10HoldPointRequest\x12\x14\n" +
+	"\x05point\x18\x01 \x01(\tR\x05point\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\"?\n" +
+	"\x13ReleasePointRequest\x12\x14\n" +
+	"\x05point\x18\x01 \x01(\tR\x05point\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\"\x97\x01\n" +
+	"\tKeepRules\x12\x12\n" +
+	"\x04last\x18\x01 \x01(\x03R\x04last\x12\x16\n" +
+	"\x06hourly\x18\x02 \x01(\x03R\x06hourly\x12\x14\n" +
+	"\x05daily\x18\x03 \x01(\x03R\x05daily\x12\x16\n" +
+	"\x06weekly\x18\x04 \x01(\x03R\x06weekly\x12\x18\n" +
+	"\amonthly\x18\x05 \x01(\x03R\amonthly\x12\x16\n" +
+	"\x06yearly\x18\x06 \x01(\x03R\x06yearly\"\x84\x01\n" +
+	"\fPruneRequest\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\x12+\n" +
+	"\x04keep\x18\x02 \x01(\v2\x17.keelblock.v1.KeepRulesR\x04keep\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x14\n" +
+	"\x05vault\x18\x04 \x01(\tR\x05vault\"\x96\x01\n" +
+	"\rPruneDecision\x12\x19\n" +
+	"\bpoint_id\x18\x01 \x01(\tR\apointId\x12\x1b\n" +
+	"\ttime_name\x18\x02 \x01(\tR\btimeName\x12\x12\n" +
+	"\x04keep\x18\x03 \x01(\bR\x04keep\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12!\n" +
+	"\funique_bytes\x18\x05 \x01(\x03R\vuniqueBytes\"J\n" +
+	"\rPruneResponse\x129\n" +
+	"\tdecisions\x18\x01 \x03(\v2\x1b.keelblock.v1.PruneDecisionR\tdecisions\"K\n" +
 	"\x11DiffPointsRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
@@ -4881,8 +6710,9 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x10CancelJobRequest\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\"(\n" +
 	"\x0fWatchJobRequest\x12\x15\n" +
-	"\x06job_id\x18\x01 \x01(\tR\x05jobId\"\x15\n" +
-	"\x13RebuildIndexRequest\"\x0f\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\"+\n" +
+	"\x13RebuildIndexRequest\x12\x14\n" +
+	"\x05vault\x18\x01 \x01(\tR\x05vault\"\x0f\n" +
 	"\rStatusRequest\"\x8a\x01\n" +
 	"\x05Alert\x12\x1a\n" +
 	"\bseverity\x18\x01 \x01(\tR\bseverity\x12\x1f\n" +
@@ -4910,8 +6740,9 @@ const file_keelblock_proto_rawDesc = "" +
 	"\anbd_tls\x18\x0e \x01(\tR\x06nbdTls\"\r\n" +
 	"\vStopRequest\" \n" +
 	"\fStopResponse\x12\x10\n" +
-	"\x03pid\x18\x01 \x01(\x03R\x03pid\"\x14\n" +
-	"\x12VaultStatusRequest\"\xfc\x02\n" +
+	"\x03pid\x18\x01 \x01(\x03R\x03pid\"(\n" +
+	"\x12VaultStatusRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xfc\x02\n" +
 	"\x13VaultStatusResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
@@ -4934,7 +6765,140 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x06result\x18\x02 \x01(\tR\x06result\x12\x12\n" +
 	"\x04text\x18\x03 \x01(\tR\x04text\"C\n" +
 	"\x0eDoctorResponse\x121\n" +
-	"\bfindings\x18\x01 \x03(\v2\x15.keelblock.v1.FindingR\bfindings2\xd1\x04\n" +
+	"\bfindings\x18\x01 \x03(\v2\x15.keelblock.v1.FindingR\bfindings\"\xc2\x01\n" +
+	"\x12CreateVaultRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
+	"\tlocations\x18\x02 \x03(\tR\tlocations\x12\x1e\n" +
+	"\n" +
+	"redundancy\x18\x03 \x01(\tR\n" +
+	"redundancy\x12(\n" +
+	"\x10block_size_bytes\x18\x04 \x01(\x03R\x0eblockSizeBytes\x12\x10\n" +
+	"\x03key\x18\x05 \x01(\tR\x03key\x12\x1e\n" +
+	"\n" +
+	"passphrase\x18\x06 \x01(\tR\n" +
+	"passphrase\"\x13\n" +
+	"\x11ListVaultsRequest\"A\n" +
+	"\x12ListVaultsResponse\x12+\n" +
+	"\x06vaults\x18\x01 \x03(\v2\x13.keelblock.v1.VaultR\x06vaults\"\xb7\x01\n" +
+	"\x10EditVaultRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
+	"\x13soft_delete_seconds\x18\x02 \x01(\x03H\x00R\x11softDeleteSeconds\x88\x01\x01\x12\"\n" +
+	"\fimmutability\x18\x03 \x01(\tR\fimmutability\x12\x1e\n" +
+	"\n" +
+	"redundancy\x18\x04 \x01(\tR\n" +
+	"redundancyB\x16\n" +
+	"\x14_soft_delete_seconds\"\xa6\x01\n" +
+	"\bLocation\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05packs\x18\x04 \x01(\x03R\x05packs\x12#\n" +
+	"\rmissing_packs\x18\x05 \x01(\x03R\fmissingPacks\x12\x1d\n" +
+	"\n" +
+	"free_bytes\x18\x06 \x01(\x03R\tfreeBytes\"\xc8\x03\n" +
+	"\x05Vault\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x129\n" +
+	"\n" +
+	"created_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12(\n" +
+	"\x10block_size_bytes\x18\x05 \x01(\x03R\x0eblockSizeBytes\x12\x1e\n" +
+	"\n" +
+	"redundancy\x18\x06 \x01(\tR\n" +
+	"redundancy\x124\n" +
+	"\tlocations\x18\a \x03(\v2\x16.keelblock.v1.LocationR\tlocations\x12\x1e\n" +
+	"\n" +
+	"encryption\x18\b \x01(\tR\n" +
+	"encryption\x12\x19\n" +
+	"\bkey_kind\x18\t \x01(\tR\akeyKind\x12.\n" +
+	"\x13soft_delete_seconds\x18\n" +
+	" \x01(\x03R\x11softDeleteSeconds\x12\"\n" +
+	"\fimmutability\x18\v \x01(\tR\fimmutability\x12\x16\n" +
+	"\x06points\x18\f \x01(\x03R\x06points\x12\x1b\n" +
+	"\tsite_name\x18\r \x01(\tR\bsiteName\"?\n" +
+	"\x0eCollectRequest\x12\x14\n" +
+	"\x05vault\x18\x01 \x01(\tR\x05vault\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\".\n" +
+	"\x16RepairLocationsRequest\x12\x14\n" +
+	"\x05vault\x18\x01 \x01(\tR\x05vault\">\n" +
+	"\fUsageRequest\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\x12\x14\n" +
+	"\x05vault\x18\x02 \x01(\tR\x05vault\"\xee\x01\n" +
+	"\n" +
+	"PointUsage\x12\x19\n" +
+	"\bpoint_id\x18\x01 \x01(\tR\apointId\x12\x1b\n" +
+	"\ttime_name\x18\x02 \x01(\tR\btimeName\x12!\n" +
+	"\funique_bytes\x18\x03 \x01(\x03R\vuniqueBytes\x12!\n" +
+	"\fshared_bytes\x18\x04 \x01(\x03R\vsharedBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\x05 \x01(\x03R\n" +
+	"totalBytes\x12'\n" +
+	"\x0fincrement_bytes\x18\x06 \x01(\x03R\x0eincrementBytes\x12\x18\n" +
+	"\adeleted\x18\a \x01(\bR\adeleted\"\x82\x03\n" +
+	"\fMachineUsage\x12!\n" +
+	"\fmachine_name\x18\x01 \x01(\tR\vmachineName\x12\x14\n" +
+	"\x05vault\x18\x02 \x01(\tR\x05vault\x12)\n" +
+	"\x10protection_state\x18\x03 \x01(\tR\x0fprotectionState\x12#\n" +
+	"\rbilling_state\x18\x04 \x01(\tR\fbillingState\x12'\n" +
+	"\x0fprotected_bytes\x18\x05 \x01(\x03R\x0eprotectedBytes\x12!\n" +
+	"\funique_bytes\x18\x06 \x01(\x03R\vuniqueBytes\x12!\n" +
+	"\fshared_bytes\x18\a \x01(\x03R\vsharedBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\b \x01(\x03R\n" +
+	"totalBytes\x120\n" +
+	"\x06points\x18\t \x03(\v2\x18.keelblock.v1.PointUsageR\x06points\x12'\n" +
+	"\x0finstance_weight\x18\n" +
+	" \x01(\x01R\x0einstanceWeight\"\x84\x02\n" +
+	"\n" +
+	"VaultUsage\x12\x14\n" +
+	"\x05vault\x18\x01 \x01(\tR\x05vault\x12\x1d\n" +
+	"\n" +
+	"live_bytes\x18\x02 \x01(\x03R\tliveBytes\x12#\n" +
+	"\rdeleted_bytes\x18\x03 \x01(\x03R\fdeletedBytes\x12\x1d\n" +
+	"\n" +
+	"pack_bytes\x18\x04 \x01(\x03R\tpackBytes\x12\x1f\n" +
+	"\vindex_bytes\x18\x05 \x01(\x03R\n" +
+	"indexBytes\x12\x16\n" +
+	"\x06copies\x18\x06 \x01(\x03R\x06copies\x12!\n" +
+	"\funique_bytes\x18\a \x01(\x03R\vuniqueBytes\x12!\n" +
+	"\fshared_bytes\x18\b \x01(\x03R\vsharedBytes\"\x8f\x01\n" +
+	"\rUsageResponse\x126\n" +
+	"\bmachines\x18\x01 \x03(\v2\x1a.keelblock.v1.MachineUsageR\bmachines\x120\n" +
+	"\x06vaults\x18\x02 \x03(\v2\x18.keelblock.v1.VaultUsageR\x06vaults\x12\x14\n" +
+	"\x05exact\x18\x03 \x01(\bR\x05exact\"\x11\n" +
+	"\x0fShowKeysRequest\"\xe3\x02\n" +
+	"\tKeyDomain\x12\x14\n" +
+	"\x05vault\x18\x01 \x01(\tR\x05vault\x12\x1b\n" +
+	"\tdomain_id\x18\x02 \x01(\tR\bdomainId\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06source\x18\x04 \x01(\tR\x06source\x12&\n" +
+	"\x0fwrapping_key_id\x18\x05 \x01(\tR\rwrappingKeyId\x12 \n" +
+	"\fdata_key_ids\x18\x06 \x03(\tR\n" +
+	"dataKeyIds\x129\n" +
+	"\n" +
+	"wrapped_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\twrappedAt\x12<\n" +
+	"\fbacked_up_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"backedUpAt\x12\x1c\n" +
+	"\tavailable\x18\t \x01(\bR\tavailable\x12\x16\n" +
+	"\x06reason\x18\n" +
+	" \x01(\tR\x06reason\"E\n" +
+	"\x10ShowKeysResponse\x121\n" +
+	"\adomains\x18\x01 \x03(\v2\x17.keelblock.v1.KeyDomainR\adomains\"|\n" +
+	"\x10RotateKeyRequest\x12\x14\n" +
+	"\x05vault\x18\x01 \x01(\tR\x05vault\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x1e\n" +
+	"\n" +
+	"passphrase\x18\x03 \x01(\tR\n" +
+	"passphrase\x12 \n" +
+	"\fnew_data_key\x18\x04 \x01(\bR\n" +
+	"newDataKey\"+\n" +
+	"\x11BackupKeysRequest\x12\x16\n" +
+	"\x06secret\x18\x01 \x01(\tR\x06secret\"^\n" +
+	"\x12BackupKeysResponse\x12\x16\n" +
+	"\x06escrow\x18\x01 \x01(\fR\x06escrow\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\tR\x06secret\x12\x18\n" +
+	"\adomains\x18\x03 \x01(\x03R\adomains\"D\n" +
+	"\x12RestoreKeysRequest\x12\x16\n" +
+	"\x06escrow\x18\x01 \x01(\fR\x06escrow\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\tR\x06secret2\xd1\x04\n" +
 	"\x05Disks\x12=\n" +
 	"\x06Create\x12\x1f.keelblock.v1.CreateDiskRequest\x1a\x12.keelblock.v1.Disk\x12G\n" +
 	"\x04List\x12\x1e.keelblock.v1.ListDisksRequest\x1a\x1f.keelblock.v1.ListDisksResponse\x127\n" +
@@ -4962,12 +6926,15 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x06Create\x12!.keelblock.v1.CreateCursorRequest\x1a\x14.keelblock.v1.Cursor\x12K\n" +
 	"\x04List\x12 .keelblock.v1.ListCursorsRequest\x1a!.keelblock.v1.ListCursorsResponse\x12C\n" +
 	"\aAdvance\x12\".keelblock.v1.AdvanceCursorRequest\x1a\x14.keelblock.v1.Cursor\x12O\n" +
-	"\x06Delete\x12!.keelblock.v1.DeleteCursorRequest\x1a\".keelblock.v1.DeleteCursorResponse2\x89\a\n" +
+	"\x06Delete\x12!.keelblock.v1.DeleteCursorRequest\x1a\".keelblock.v1.DeleteCursorResponse2\xdb\b\n" +
 	"\x0eRecoveryPoints\x12I\n" +
 	"\x04List\x12\x1f.keelblock.v1.ListPointsRequest\x1a .keelblock.v1.ListPointsResponse\x12D\n" +
 	"\x03Get\x12\x1d.keelblock.v1.GetPointRequest\x1a\x1e.keelblock.v1.GetPointResponse\x12G\n" +
 	"\x06Delete\x12 .keelblock.v1.DeletePointRequest\x1a\x1b.keelblock.v1.RecoveryPoint\x12K\n" +
-	"\bUndelete\x12\".keelblock.v1.UndeletePointRequest\x1a\x1b.keelblock.v1.RecoveryPoint\x12I\n" +
+	"\bUndelete\x12\".keelblock.v1.UndeletePointRequest\x1a\x1b.keelblock.v1.RecoveryPoint\x12C\n" +
+	"\x04Hold\x12\x1e.keelblock.v1.HoldPointRequest\x1a\x1b.keelblock.v1.RecoveryPoint\x12I\n" +
+	"\aRelease\x12!.keelblock.v1.ReleasePointRequest\x1a\x1b.keelblock.v1.RecoveryPoint\x12@\n" +
+	"\x05Prune\x12\x1a.keelblock.v1.PruneRequest\x1a\x1b.keelblock.v1.PruneResponse\x12I\n" +
 	"\x04Diff\x12\x1f.keelblock.v1.DiffPointsRequest\x1a .keelblock.v1.DiffPointsResponse\x128\n" +
 	"\x06Verify\x12\x1b.keelblock.v1.VerifyRequest\x1a\x11.keelblock.v1.Job\x12B\n" +
 	"\vRestoreDisk\x12 .keelblock.v1.RestoreDiskRequest\x1a\x11.keelblock.v1.Job\x12O\n" +
@@ -4987,7 +6954,19 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x04Stop\x12\x19.keelblock.v1.StopRequest\x1a\x1a.keelblock.v1.StopResponse\x12R\n" +
 	"\vVaultStatus\x12 .keelblock.v1.VaultStatusRequest\x1a!.keelblock.v1.VaultStatusResponse\x12C\n" +
 	"\x06Doctor\x12\x1b.keelblock.v1.DoctorRequest\x1a\x1c.keelblock.v1.DoctorResponse\x12D\n" +
-	"\fRebuildIndex\x12!.keelblock.v1.RebuildIndexRequest\x1a\x11.keelblock.v1.JobBFZDgithub.com/keelblock/keelblock/appliance/api/keelblockv1;keelblockv1b\x06proto3"
+	"\fRebuildIndex\x12!.keelblock.v1.RebuildIndexRequest\x1a\x11.keelblock.v1.Job2\x99\x03\n" +
+	"\x06Vaults\x12=\n" +
+	"\x06Create\x12 .keelblock.v1.CreateVaultRequest\x1a\x11.keelblock.v1.Job\x12I\n" +
+	"\x04List\x12\x1f.keelblock.v1.ListVaultsRequest\x1a .keelblock.v1.ListVaultsResponse\x12;\n" +
+	"\x04Edit\x12\x1e.keelblock.v1.EditVaultRequest\x1a\x13.keelblock.v1.Vault\x12:\n" +
+	"\aCollect\x12\x1c.keelblock.v1.CollectRequest\x1a\x11.keelblock.v1.Job\x12J\n" +
+	"\x0fRepairLocations\x12$.keelblock.v1.RepairLocationsRequest\x1a\x11.keelblock.v1.Job\x12@\n" +
+	"\x05Usage\x12\x1a.keelblock.v1.UsageRequest\x1a\x1b.keelblock.v1.UsageResponse2\xaa\x02\n" +
+	"\x04Keys\x12E\n" +
+	"\x04Show\x12\x1d.keelblock.v1.ShowKeysRequest\x1a\x1e.keelblock.v1.ShowKeysResponse\x12A\n" +
+	"\x06Rotate\x12\x1e.keelblock.v1.RotateKeyRequest\x1a\x17.keelblock.v1.KeyDomain\x12K\n" +
+	"\x06Backup\x12\x1f.keelblock.v1.BackupKeysRequest\x1a .keelblock.v1.BackupKeysResponse\x12K\n" +
+	"\aRestore\x12 .keelblock.v1.RestoreKeysRequest\x1a\x1e.keelblock.v1.ShowKeysResponseBFZDgithub.com/keelblock/keelblock/appliance/api/keelblockv1;keelblockv1b\x06proto3"
 
 var (
 	file_keelblock_proto_rawDescOnce sync.Once
@@ -5001,219 +6980,282 @@ func file_keelblock_proto_rawDescGZIP() []byte {
 	return file_keelblock_proto_rawDescData
 }
 
-var file_keelblock_proto_msgTypes = make([]protoimpl.MessageInfo, 79)
+var file_keelblock_proto_msgTypes = make([]protoimpl.MessageInfo, 105)
 var file_keelblock_proto_goTypes = []any{
-	(*Disk)(nil),                  // 0: keelblock.v1.Disk
-	(*Machine)(nil),               // 1: keelblock.v1.Machine
-	(*PointDisk)(nil),             // 2: keelblock.v1.PointDisk
-	(*RecoveryPoint)(nil),         // 3: keelblock.v1.RecoveryPoint
-	(*Job)(nil),                   // 4: keelblock.v1.Job
-	(*SubTask)(nil),               // 5: keelblock.v1.SubTask
-	(*CreateDiskRequest)(nil),     // 6: keelblock.v1.CreateDiskRequest
-	(*ListDisksRequest)(nil),      // 7: keelblock.v1.ListDisksRequest
-	(*ListDisksResponse)(nil),     // 8: keelblock.v1.ListDisksResponse
-	(*GetDiskRequest)(nil),        // 9: keelblock.v1.GetDiskRequest
-	(*DeleteDiskRequest)(nil),     // 10: keelblock.v1.DeleteDiskRequest
-	(*DeleteDiskResponse)(nil),    // 11: keelblock.v1.DeleteDiskResponse
-	(*MapDiskRequest)(nil),        // 12: keelblock.v1.MapDiskRequest
-	(*ResizeDiskRequest)(nil),     // 13: keelblock.v1.ResizeDiskRequest
-	(*EditDiskRequest)(nil),       // 14: keelblock.v1.EditDiskRequest
-	(*AttachDiskRequest)(nil),     // 15: keelblock.v1.AttachDiskRequest
-	(*DetachDiskRequest)(nil),     // 16: keelblock.v1.DetachDiskRequest
-	(*Extent)(nil),                // 17: keelblock.v1.Extent
-	(*MapDiskResponse)(nil),       // 18: keelblock.v1.MapDiskResponse
-	(*CreateMachineRequest)(nil),  // 19: keelblock.v1.CreateMachineRequest
-	(*ListMachinesRequest)(nil),   // 20: keelblock.v1.ListMachinesRequest
-	(*ListMachinesResponse)(nil),  // 21: keelblock.v1.ListMachinesResponse
-	(*GetMachineRequest)(nil),     // 22: keelblock.v1.GetMachineRequest
-	(*EditMachineRequest)(nil),    // 23: keelblock.v1.EditMachineRequest
-	(*DeleteMachineRequest)(nil),  // 24: keelblock.v1.DeleteMachineRequest
-	(*DeleteMachineResponse)(nil), // 25: keelblock.v1.DeleteMachineResponse
-	(*BackupRequest)(nil),         // 26: keelblock.v1.BackupRequest
-	(*Group)(nil),                 // 27: keelblock.v1.Group
-	(*CreateGroupRequest)(nil),    // 28: keelblock.v1.CreateGroupRequest
-	(*ListGroupsRequest)(nil),     // 29: keelblock.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil),    // 30: keelblock.v1.ListGroupsResponse
-	(*GetGroupRequest)(nil),       // 31: keelblock.v1.GetGroupRequest
-	(*DeleteGroupRequest)(nil),    // 32: keelblock.v1.DeleteGroupRequest
-	(*DeleteGroupResponse)(nil),   // 33: keelblock.v1.DeleteGroupResponse
-	(*GroupBackupRequest)(nil),    // 34: keelblock.v1.GroupBackupRequest
-	(*Cursor)(nil),                // 35: keelblock.v1.Cursor
-	(*CreateCursorRequest)(nil),   // 36: keelblock.v1.CreateCursorRequest
-	(*ListCursorsRequest)(nil),    // 37: keelblock.v1.ListCursorsRequest
-	(*ListCursorsResponse)(nil),   // 38: keelblock.v1.ListCursorsResponse
-	(*AdvanceCursorRequest)(nil),  // 39: keelblock.v1.AdvanceCursorRequest
-	(*DeleteCursorRequest)(nil),   // 40: keelblock.v1.DeleteCursorRequest
-	(*DeleteCursorResponse)(nil),  // 41: keelblock.v1.DeleteCursorResponse
-	(*ListPointsRequest)(nil),     // 42: keelblock.v1.ListPointsRequest
-	(*ListPointsResponse)(nil),    // 43: keelblock.v1.ListPointsResponse
-	(*GetPointRequest)(nil),       // 44: keelblock.v1.GetPointRequest
-	(*GetPointResponse)(nil),      // 45: keelblock.v1.GetPointResponse
-	(*DeletePointRequest)(nil),    // 46: keelblock.v1.DeletePointRequest
-	(*UndeletePointRequest)(nil),  // 47: keelblock.v1.UndeletePointRequest
-	(*DiffPointsRequest)(nil),     // 48: keelblock.v1.DiffPointsRequest
-	(*DiskDiff)(nil),              // 49: keelblock.v1.DiskDiff
-	(*DiffPointsResponse)(nil),    // 50: keelblock.v1.DiffPointsResponse
-	(*VerifyRequest)(nil),         // 51: keelblock.v1.VerifyRequest
-	(*RestoreDiskRequest)(nil),    // 52: keelblock.v1.RestoreDiskRequest
-	(*OpenReaderRequest)(nil),     // 53: keelblock.v1.OpenReaderRequest
-	(*OpenReaderResponse)(nil),    // 54: keelblock.v1.OpenReaderResponse
-	(*CloseReaderRequest)(nil),    // 55: keelblock.v1.CloseReaderRequest
-	(*CloseReaderResponse)(nil),   // 56: keelblock.v1.CloseReaderResponse
-	(*ExportRequest)(nil),         // 57: keelblock.v1.ExportRequest
-	(*ExportResponse)(nil),        // 58: keelblock.v1.ExportResponse
-	(*UnexportRequest)(nil),       // 59: keelblock.v1.UnexportRequest
-	(*UnexportResponse)(nil),      // 60: keelblock.v1.UnexportResponse
-	(*ListExportsRequest)(nil),    // 61: keelblock.v1.ListExportsRequest
-	(*ListExportsResponse)(nil),   // 62: keelblock.v1.ListExportsResponse
-	(*ListJobsRequest)(nil),       // 63: keelblock.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),      // 64: keelblock.v1.ListJobsResponse
-	(*GetJobRequest)(nil),         // 65: keelblock.v1.GetJobRequest
-	(*CancelJobRequest)(nil),      // 66: keelblock.v1.CancelJobRequest
-	(*WatchJobRequest)(nil),       // 67: keelblock.v1.WatchJobRequest
-	(*RebuildIndexRequest)(nil),   // 68: keelblock.v1.RebuildIndexRequest
-	(*StatusRequest)(nil),         // 69: keelblock.v1.StatusRequest
-	(*Alert)(nil),                 // 70: keelblock.v1.Alert
-	(*StatusResponse)(nil),        // 71: keelblock.v1.StatusResponse
-	(*StopRequest)(nil),           // 72: keelblock.v1.StopRequest
-	(*StopResponse)(nil),          // 73: keelblock.v1.StopResponse
-	(*VaultStatusRequest)(nil),    // 74: keelblock.v1.VaultStatusRequest
-	(*VaultStatusResponse)(nil),   // 75: keelblock.v1.VaultStatusResponse
-	(*DoctorRequest)(nil),         // 76: keelblock.v1.DoctorRequest
-	(*Finding)(nil),               // 77: keelblock.v1.Finding
-	(*DoctorResponse)(nil),        // 78: keelblock.v1.DoctorResponse
-	(*timestamppb.Timestamp)(nil), // 79: google.protobuf.Timestamp
+	(*Disk)(nil),                   // 0: keelblock.v1.Disk
+	(*Machine)(nil),                // 1: keelblock.v1.Machine
+	(*PointDisk)(nil),              // 2: keelblock.v1.PointDisk
+	(*RecoveryPoint)(nil),          // 3: keelblock.v1.RecoveryPoint
+	(*Job)(nil),                    // 4: keelblock.v1.Job
+	(*SubTask)(nil),                // 5: keelblock.v1.SubTask
+	(*CreateDiskRequest)(nil),      // 6: keelblock.v1.CreateDiskRequest
+	(*ListDisksRequest)(nil),       // 7: keelblock.v1.ListDisksRequest
+	(*ListDisksResponse)(nil),      // 8: keelblock.v1.ListDisksResponse
+	(*GetDiskRequest)(nil),         // 9: keelblock.v1.GetDiskRequest
+	(*DeleteDiskRequest)(nil),      // 10: keelblock.v1.DeleteDiskRequest
+	(*DeleteDiskResponse)(nil),     // 11: keelblock.v1.DeleteDiskResponse
+	(*MapDiskRequest)(nil),         // 12: keelblock.v1.MapDiskRequest
+	(*ResizeDiskRequest)(nil),      // 13: keelblock.v1.ResizeDiskRequest
+	(*EditDiskRequest)(nil),        // 14: keelblock.v1.EditDiskRequest
+	(*AttachDiskRequest)(nil),      // 15: keelblock.v1.AttachDiskRequest
+	(*DetachDiskRequest)(nil),      // 16: keelblock.v1.DetachDiskRequest
+	(*Extent)(nil),                 // 17: keelblock.v1.Extent
+	(*MapDiskResponse)(nil),        // 18: keelblock.v1.MapDiskResponse
+	(*CreateMachineRequest)(nil),   // 19: keelblock.v1.CreateMachineRequest
+	(*ListMachinesRequest)(nil),    // 20: keelblock.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),   // 21: keelblock.v1.ListMachinesResponse
+	(*GetMachineRequest)(nil),      // 22: keelblock.v1.GetMachineRequest
+	(*EditMachineRequest)(nil),     // 23: keelblock.v1.EditMachineRequest
+	(*DeleteMachineRequest)(nil),   // 24: keelblock.v1.DeleteMachineRequest
+	(*DeleteMachineResponse)(nil),  // 25: keelblock.v1.DeleteMachineResponse
+	(*BackupRequest)(nil),          // 26: keelblock.v1.BackupRequest
+	(*Group)(nil),                  // 27: keelblock.v1.Group
+	(*CreateGroupRequest)(nil),     // 28: keelblock.v1.CreateGroupRequest
+	(*ListGroupsRequest)(nil),      // 29: keelblock.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),     // 30: keelblock.v1.ListGroupsResponse
+	(*GetGroupRequest)(nil),        // 31: keelblock.v1.GetGroupRequest
+	(*DeleteGroupRequest)(nil),     // 32: keelblock.v1.DeleteGroupRequest
+	(*DeleteGroupResponse)(nil),    // 33: keelblock.v1.DeleteGroupResponse
+	(*GroupBackupRequest)(nil),     // 34: keelblock.v1.GroupBackupRequest
+	(*Cursor)(nil),                 // 35: keelblock.v1.Cursor
+	(*CreateCursorRequest)(nil),    // 36: keelblock.v1.CreateCursorRequest
+	(*ListCursorsRequest)(nil),     // 37: keelblock.v1.ListCursorsRequest
+	(*ListCursorsResponse)(nil),    // 38: keelblock.v1.ListCursorsResponse
+	(*AdvanceCursorRequest)(nil),   // 39: keelblock.v1.AdvanceCursorRequest
+	(*DeleteCursorRequest)(nil),    // 40: keelblock.v1.DeleteCursorRequest
+	(*DeleteCursorResponse)(nil),   // 41: keelblock.v1.DeleteCursorResponse
+	(*ListPointsRequest)(nil),      // 42: keelblock.v1.ListPointsRequest
+	(*ListPointsResponse)(nil),     // 43: keelblock.v1.ListPointsResponse
+	(*GetPointRequest)(nil),        // 44: keelblock.v1.GetPointRequest
+	(*GetPointResponse)(nil),       // 45: keelblock.v1.GetPointResponse
+	(*DeletePointRequest)(nil),     // 46: keelblock.v1.DeletePointRequest
+	(*UndeletePointRequest)(nil),   // 47: keelblock.v1.UndeletePointRequest
+	(*HoldPointRequest)(nil),       // 48: keelblock.v1.HoldPointRequest
+	(*ReleasePointRequest)(nil),    // 49: keelblock.v1.ReleasePointRequest
+	(*KeepRules)(nil),              // 50: keelblock.v1.KeepRules
+	(*PruneRequest)(nil),           // 51: keelblock.v1.PruneRequest
+	(*PruneDecision)(nil),          // 52: keelblock.v1.PruneDecision
+	(*PruneResponse)(nil),          // 53: keelblock.v1.PruneResponse
+	(*DiffPointsRequest)(nil),      // 54: keelblock.v1.DiffPointsRequest
+	(*DiskDiff)(nil),               // 55: keelblock.v1.DiskDiff
+	(*DiffPointsResponse)(nil),     // 56: keelblock.v1.DiffPointsResponse
+	(*VerifyRequest)(nil),          // 57: keelblock.v1.VerifyRequest
+	(*RestoreDiskRequest)(nil),     // 58: keelblock.v1.RestoreDiskRequest
+	(*OpenReaderRequest)(nil),      // 59: keelblock.v1.OpenReaderRequest
+	(*OpenReaderResponse)(nil),     // 60: keelblock.v1.OpenReaderResponse
+	(*CloseReaderRequest)(nil),     // 61: keelblock.v1.CloseReaderRequest
+	(*CloseReaderResponse)(nil),    // 62: keelblock.v1.CloseReaderResponse
+	(*ExportRequest)(nil),          // 63: keelblock.v1.ExportRequest
+	(*ExportResponse)(nil),         // 64: keelblock.v1.ExportResponse
+	(*UnexportRequest)(nil),        // 65: keelblock.v1.UnexportRequest
+	(*UnexportResponse)(nil),       // 66: keelblock.v1.UnexportResponse
+	(*ListExportsRequest)(nil),     // 67: keelblock.v1.ListExportsRequest
+	(*ListExportsResponse)(nil),    // 68: keelblock.v1.ListExportsResponse
+	(*ListJobsRequest)(nil),        // 69: keelblock.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),       // 70: keelblock.v1.ListJobsResponse
+	(*GetJobRequest)(nil),          // 71: keelblock.v1.GetJobRequest
+	(*CancelJobRequest)(nil),       // 72: keelblock.v1.CancelJobRequest
+	(*WatchJobRequest)(nil),        // 73: keelblock.v1.WatchJobRequest
+	(*RebuildIndexRequest)(nil),    // 74: keelblock.v1.RebuildIndexRequest
+	(*StatusRequest)(nil),          // 75: keelblock.v1.StatusRequest
+	(*Alert)(nil),                  // 76: keelblock.v1.Alert
+	(*StatusResponse)(nil),         // 77: keelblock.v1.StatusResponse
+	(*StopRequest)(nil),            // 78: keelblock.v1.StopRequest
+	(*StopResponse)(nil),           // 79: keelblock.v1.StopResponse
+	(*VaultStatusRequest)(nil),     // 80: keelblock.v1.VaultStatusRequest
+	(*VaultStatusResponse)(nil),    // 81: keelblock.v1.VaultStatusResponse
+	(*DoctorRequest)(nil),          // 82: keelblock.v1.DoctorRequest
+	(*Finding)(nil),                // 83: keelblock.v1.Finding
+	(*DoctorResponse)(nil),         // 84: keelblock.v1.DoctorResponse
+	(*CreateVaultRequest)(nil),     // 85: keelblock.v1.CreateVaultRequest
+	(*ListVaultsRequest)(nil),      // 86: keelblock.v1.ListVaultsRequest
+	(*ListVaultsResponse)(nil),     // 87: keelblock.v1.ListVaultsResponse
+	(*EditVaultRequest)(nil),       // 88: keelblock.v1.EditVaultRequest
+	(*Location)(nil),               // 89: keelblock.v1.Location
+	(*Vault)(nil),                  // 90: keelblock.v1.Vault
+	(*CollectRequest)(nil),         // 91: keelblock.v1.CollectRequest
+	(*RepairLocationsRequest)(nil), // 92: keelblock.v1.RepairLocationsRequest
+	(*UsageRequest)(nil),           // 93: keelblock.v1.UsageRequest
+	(*PointUsage)(nil),             // 94: keelblock.v1.PointUsage
+	(*MachineUsage)(nil),           // 95: keelblock.v1.MachineUsage
+	(*VaultUsage)(nil),             // 96: keelblock.v1.VaultUsage
+	(*UsageResponse)(nil),          // 97: keelblock.v1.UsageResponse
+	(*ShowKeysRequest)(nil),        // 98: keelblock.v1.ShowKeysRequest
+	(*KeyDomain)(nil),              // 99: keelblock.v1.KeyDomain
+	(*ShowKeysResponse)(nil),       // 100: keelblock.v1.ShowKeysResponse
+	(*RotateKeyRequest)(nil),       // 101: keelblock.v1.RotateKeyRequest
+	(*BackupKeysRequest)(nil),      // 102: keelblock.v1.BackupKeysRequest
+	(*BackupKeysResponse)(nil),     // 103: keelblock.v1.BackupKeysResponse
+	(*RestoreKeysRequest)(nil),     // 104: keelblock.v1.RestoreKeysRequest
+	(*timestamppb.Timestamp)(nil),  // 105: google.protobuf.Timestamp
 }
 var file_keelblock_proto_depIdxs = []int32{
-	0,  // 0: keelblock.v1.Machine.disks:type_name -> keelblock.v1.Disk
-	79, // 1: keelblock.v1.RecoveryPoint.frozen_at:type_name -> google.protobuf.Timestamp
-	2,  // 2: keelblock.v1.RecoveryPoint.disks:type_name -> keelblock.v1.PointDisk
-	79, // 3: keelblock.v1.RecoveryPoint.deleted_at:type_name -> google.protobuf.Timestamp
-	79, // 4: keelblock.v1.RecoveryPoint.deleted_until:type_name -> google.protobuf.Timestamp
-	79, // 5: keelblock.v1.Job.started_at:type_name -> google.protobuf.Timestamp
-	79, // 6: keelblock.v1.Job.ended_at:type_name -> google.protobuf.Timestamp
-	5,  // 7: keelblock.v1.Job.sub_tasks:type_name -> keelblock.v1.SubTask
-	79, // 8: keelblock.v1.SubTask.started_at:type_name -> google.protobuf.Timestamp
-	79, // 9: keelblock.v1.SubTask.ended_at:type_name -> google.protobuf.Timestamp
-	0,  // 10: keelblock.v1.ListDisksResponse.disks:type_name -> keelblock.v1.Disk
-	17, // 11: keelblock.v1.MapDiskResponse.extents:type_name -> keelblock.v1.Extent
-	1,  // 12: keelblock.v1.ListMachinesResponse.machines:type_name -> keelblock.v1.Machine
-	1,  // 13: keelblock.v1.Group.machines:type_name -> keelblock.v1.Machine
-	27, // 14: keelblock.v1.ListGroupsResponse.groups:type_name -> keelblock.v1.Group
-	79, // 15: keelblock.v1.Cursor.created_at:type_name -> google.protobuf.Timestamp
-	79, // 16: keelblock.v1.Cursor.advanced_at:type_name -> google.protobuf.Timestamp
-	79, // 17: keelblock.v1.Cursor.frozen_at:type_name -> google.protobuf.Timestamp
-	35, // 18: keelblock.v1.ListCursorsResponse.cursors:type_name -> keelblock.v1.Cursor
-	3,  // 19: keelblock.v1.ListPointsResponse.points:type_name -> keelblock.v1.RecoveryPoint
-	3,  // 20: keelblock.v1.GetPointResponse.point:type_name -> keelblock.v1.RecoveryPoint
-	17, // 21: keelblock.v1.DiskDiff.extents:type_name -> keelblock.v1.Extent
-	49, // 22: keelblock.v1.DiffPointsResponse.disks:type_name -> keelblock.v1.DiskDiff
-	58, // 23: keelblock.v1.ListExportsResponse.exports:type_name -> keelblock.v1.ExportResponse
-	4,  // 24: keelblock.v1.ListJobsResponse.jobs:type_name -> keelblock.v1.Job
-	79, // 25: keelblock.v1.Alert.since:type_name -> google.protobuf.Timestamp
-	79, // 26: keelblock.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	0,  // 27: keelblock.v1.StatusResponse.disks:type_name -> keelblock.v1.Disk
-	1,  // 28: keelblock.v1.StatusResponse.machines:type_name -> keelblock.v1.Machine
-	3,  // 29: keelblock.v1.StatusResponse.last_points:type_name -> keelblock.v1.RecoveryPoint
-	70, // 30: keelblock.v1.StatusResponse.alerts:type_name -> keelblock.v1.Alert
-	75, // 31: keelblock.v1.StatusResponse.vault:type_name -> keelblock.v1.VaultStatusResponse
-	4,  // 32: keelblock.v1.StatusResponse.running_jobs:type_name -> keelblock.v1.Job
-	77, // 33: keelblock.v1.DoctorResponse.findings:type_name -> keelblock.v1.Finding
-	6,  // 34: keelblock.v1.Disks.Create:input_type -> keelblock.v1.CreateDiskRequest
-	7,  // 35: keelblock.v1.Disks.List:input_type -> keelblock.v1.ListDisksRequest
-	9,  // 36: keelblock.v1.Disks.Get:input_type -> keelblock.v1.GetDiskRequest
-	10, // 37: keelblock.v1.Disks.Delete:input_type -> keelblock.v1.DeleteDiskRequest
-	12, // 38: keelblock.v1.Disks.Map:input_type -> keelblock.v1.MapDiskRequest
-	13, // 39: keelblock.v1.Disks.Resize:input_type -> keelblock.v1.ResizeDiskRequest
-	14, // 40: keelblock.v1.Disks.Edit:input_type -> keelblock.v1.EditDiskRequest
-	15, // 41: keelblock.v1.Disks.Attach:input_type -> keelblock.v1.AttachDiskRequest
-	16, // 42: keelblock.v1.Disks.Detach:input_type -> keelblock.v1.DetachDiskRequest
-	19, // 43: keelblock.v1.Machines.Create:input_type -> keelblock.v1.CreateMachineRequest
-	20, // 44: keelblock.v1.Machines.List:input_type -> keelblock.v1.ListMachinesRequest
-	22, // 45: keelblock.v1.Machines.Get:input_type -> keelblock.v1.GetMachineRequest
-	23, // 46: keelblock.v1.Machines.Edit:input_type -> keelblock.v1.EditMachineRequest
-	24, // 47: keelblock.v1.Machines.Delete:input_type -> keelblock.v1.DeleteMachineRequest
-	26, // 48: keelblock.v1.Machines.Backup:input_type -> keelblock.v1.BackupRequest
-	28, // 49: keelblock.v1.Groups.Create:input_type -> keelblock.v1.CreateGroupRequest
-	29, // 50: keelblock.v1.Groups.List:input_type -> keelblock.v1.ListGroupsRequest
-	31, // 51: keelblock.v1.Groups.Get:input_type -> keelblock.v1.GetGroupRequest
-	32, // 52: keelblock.v1.Groups.Delete:input_type -> keelblock.v1.DeleteGroupRequest
-	34, // 53: keelblock.v1.Groups.Backup:input_type -> keelblock.v1.GroupBackupRequest
-	36, // 54: keelblock.v1.Cursors.Create:input_type -> keelblock.v1.CreateCursorRequest
-	37, // 55: keelblock.v1.Cursors.List:input_type -> keelblock.v1.ListCursorsRequest
-	39, // 56: keelblock.v1.Cursors.Advance:input_type -> keelblock.v1.AdvanceCursorRequest
-	40, // 57: keelblock.v1.Cursors.Delete:input_type -> keelblock.v1.DeleteCursorRequest
-	42, // 58: keelblock.v1.RecoveryPoints.List:input_type -> keelblock.v1.ListPointsRequest
-	44, // 59: keelblock.v1.RecoveryPoints.Get:input_type -> keelblock.v1.GetPointRequest
-	46, // 60: keelblock.v1.RecoveryPoints.Delete:input_type -> keelblock.v1.DeletePointRequest
-	47, // 61: keelblock.v1.RecoveryPoints.Undelete:input_type -> keelblock.v1.UndeletePointRequest
-	48, // 62: keelblock.v1.RecoveryPoints.Diff:input_type -> keelblock.v1.DiffPointsRequest
-	51, // 63: keelblock.v1.RecoveryPoints.Verify:input_type -> keelblock.v1.VerifyRequest
-	52, // 64: keelblock.v1.RecoveryPoints.RestoreDisk:input_type -> keelblock.v1.RestoreDiskRequest
-	53, // 65: keelblock.v1.RecoveryPoints.OpenReader:input_type -> keelblock.v1.OpenReaderRequest
-	55, // 66: keelblock.v1.RecoveryPoints.CloseReader:input_type -> keelblock.v1.CloseReaderRequest
-	57, // 67: keelblock.v1.RecoveryPoints.Export:input_type -> keelblock.v1.ExportRequest
-	59, // 68: keelblock.v1.RecoveryPoints.Unexport:input_type -> keelblock.v1.UnexportRequest
-	61, // 69: keelblock.v1.RecoveryPoints.ListExports:input_type -> keelblock.v1.ListExportsRequest
-	63, // 70: keelblock.v1.Jobs.List:input_type -> keelblock.v1.ListJobsRequest
-	65, // 71: keelblock.v1.Jobs.Get:input_type -> keelblock.v1.GetJobRequest
-	66, // 72: keelblock.v1.Jobs.Cancel:input_type -> keelblock.v1.CancelJobRequest
-	67, // 73: keelblock.v1.Jobs.Watch:input_type -> keelblock.v1.WatchJobRequest
-	69, // 74: keelblock.v1.Appliance.Status:input_type -> keelblock.v1.StatusRequest
-	72, // 75: keelblock.v1.Appliance.Stop:input_type -> keelblock.v1.StopRequest
-	74, // 76: keelblock.v1.Appliance.VaultStatus:input_type -> keelblock.v1.VaultStatusRequest
-	76, // 77: keelblock.v1.Appliance.Doctor:input_type -> keelblock.v1.DoctorRequest
-	68, // 78: keelblock.v1.Appliance.RebuildIndex:input_type -> keelblock.v1.RebuildIndexRequest
-	0,  // 79: keelblock.v1.Disks.Create:output_type -> keelblock.v1.Disk
-	8,  // 80: keelblock.v1.Disks.List:output_type -> keelblock.v1.ListDisksResponse
-	0,  // 81: keelblock.v1.Disks.Get:output_type -> keelblock.v1.Disk
-	11, // 82: keelblock.v1.Disks.Delete:output_type -> keelblock.v1.DeleteDiskResponse
-	18, // 83: keelblock.v1.Disks.Map:output_type -> keelblock.v1.MapDiskResponse
-	0,  // 84: keelblock.v1.Disks.Resize:output_type -> keelblock.v1.Disk
-	0,  // 85: keelblock.v1.Disks.Edit:output_type -> keelblock.v1.Disk
-	0,  // 86: keelblock.v1.Disks.Attach:output_type -> keelblock.v1.Disk
-	0,  // 87: keelblock.v1.Disks.Detach:output_type -> keelblock.v1.Disk
-	1,  // 88: keelblock.v1.Machines.Create:output_type -> keelblock.v1.Machine
-	21, // 89: keelblock.v1.Machines.List:output_type -> keelblock.v1.ListMachinesResponse
-	1,  // 90: keelblock.v1.Machines.Get:output_type -> keelblock.v1.Machine
-	1,  // 91: keelblock.v1.Machines.Edit:output_type -> keelblock.v1.Machine
-	25, // 92: keelblock.v1.Machines.Delete:output_type -> keelblock.v1.DeleteMachineResponse
-	4,  // 93: keelblock.v1.Machines.Backup:output_type -> keelblock.v1.Job
-	27, // 94: keelblock.v1.Groups.Create:output_type -> keelblock.v1.Group
-	30, // 95: keelblock.v1.Groups.List:output_type -> keelblock.v1.ListGroupsResponse
-	27, // 96: keelblock.v1.Groups.Get:output_type -> keelblock.v1.Group
-	33, // 97: keelblock.v1.Groups.Delete:output_type -> keelblock.v1.DeleteGroupResponse
-	4,  // 98: keelblock.v1.Groups.Backup:output_type -> keelblock.v1.Job
-	35, // 99: keelblock.v1.Cursors.Create:output_type -> keelblock.v1.Cursor
-	38, // 100: keelblock.v1.Cursors.List:output_type -> keelblock.v1.ListCursorsResponse
-	35, // 101: keelblock.v1.Cursors.Advance:output_type -> keelblock.v1.Cursor
-	41, // 102: keelblock.v1.Cursors.Delete:output_type -> keelblock.v1.DeleteCursorResponse
-	43, // 103: keelblock.v1.RecoveryPoints.List:output_type -> keelblock.v1.ListPointsResponse
-	45, // 104: keelblock.v1.RecoveryPoints.Get:output_type -> keelblock.v1.GetPointResponse
-	3,  // 105: keelblock.v1.RecoveryPoints.Delete:output_type -> keelblock.v1.RecoveryPoint
-	3,  // 106: keelblock.v1.RecoveryPoints.Undelete:output_type -> keelblock.v1.RecoveryPoint
-	50, // 107: keelblock.v1.RecoveryPoints.Diff:output_type -> keelblock.v1.DiffPointsResponse
-	4,  // 108: keelblock.v1.RecoveryPoints.Verify:output_type -> keelblock.v1.Job
-	4,  // 109: keelblock.v1.RecoveryPoints.RestoreDisk:output_type -> keelblock.v1.Job
-	54, // 110: keelblock.v1.RecoveryPoints.OpenReader:output_type -> keelblock.v1.OpenReaderResponse
-	56, // 111: keelblock.v1.RecoveryPoints.CloseReader:output_type -> keelblock.v1.CloseReaderResponse
-	58, // 112: keelblock.v1.RecoveryPoints.Export:output_type -> keelblock.v1.ExportResponse
-	60, // 113: keelblock.v1.RecoveryPoints.Unexport:output_type -> keelblock.v1.UnexportResponse
-	62, // 114: keelblock.v1.RecoveryPoints.ListExports:output_type -> keelblock.v1.ListExportsResponse
-	64, // 115: keelblock.v1.Jobs.List:output_type -> keelblock.v1.ListJobsResponse
-	4,  // 116: keelblock.v1.Jobs.Get:output_type -> keelblock.v1.Job
-	4,  // 117: keelblock.v1.Jobs.Cancel:output_type -> keelblock.v1.Job
-	4,  // 118: keelblock.v1.Jobs.Watch:output_type -> keelblock.v1.Job
-	71, // 119: keelblock.v1.Appliance.Status:output_type -> keelblock.v1.StatusResponse
-	73, // 120: keelblock.v1.Appliance.Stop:output_type -> keelblock.v1.StopResponse
-	75, // 121: keelblock.v1.Appliance.VaultStatus:output_type -> keelblock.v1.VaultStatusResponse
-	78, // 122: keelblock.v1.Appliance.Doctor:output_type -> keelblock.v1.DoctorResponse
-	4,  // 123: keelblock.v1.Appliance.RebuildIndex:output_type -> keelblock.v1.Job
-	79, // [79:124] is the sub-list for method output_type
-	34, // [34:79] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	0,   // 0: keelblock.v1.Machine.disks:type_name -> keelblock.v1.Disk
+	105, // 1: keelblock.v1.RecoveryPoint.frozen_at:type_name -> google.protobuf.Timestamp
+	2,   // 2: keelblock.v1.RecoveryPoint.disks:type_name -> keelblock.v1.PointDisk
+	105, // 3: keelblock.v1.RecoveryPoint.deleted_at:type_name -> google.protobuf.Timestamp
+	105, // 4: keelblock.v1.RecoveryPoint.deleted_until:type_name -> google.protobuf.Timestamp
+	105, // 5: keelblock.v1.Job.started_at:type_name -> google.protobuf.Timestamp
+	105, // 6: keelblock.v1.Job.ended_at:type_name -> google.protobuf.Timestamp
+	5,   // 7: keelblock.v1.Job.sub_tasks:type_name -> keelblock.v1.SubTask
+	105, // 8: keelblock.v1.SubTask.started_at:type_name -> google.protobuf.Timestamp
+	105, // 9: keelblock.v1.SubTask.ended_at:type_name -> google.protobuf.Timestamp
+	0,   // 10: keelblock.v1.ListDisksResponse.disks:type_name -> keelblock.v1.Disk
+	17,  // 11: keelblock.v1.MapDiskResponse.extents:type_name -> keelblock.v1.Extent
+	1,   // 12: keelblock.v1.ListMachinesResponse.machines:type_name -> keelblock.v1.Machine
+	1,   // 13: keelblock.v1.Group.machines:type_name -> keelblock.v1.Machine
+	27,  // 14: keelblock.v1.ListGroupsResponse.groups:type_name -> keelblock.v1.Group
+	105, // 15: keelblock.v1.Cursor.created_at:type_name -> google.protobuf.Timestamp
+	105, // 16: keelblock.v1.Cursor.advanced_at:type_name -> google.protobuf.Timestamp
+	105, // 17: keelblock.v1.Cursor.frozen_at:type_name -> google.protobuf.Timestamp
+	35,  // 18: keelblock.v1.ListCursorsResponse.cursors:type_name -> keelblock.v1.Cursor
+	3,   // 19: keelblock.v1.ListPointsResponse.points:type_name -> keelblock.v1.RecoveryPoint
+	3,   // 20: keelblock.v1.GetPointResponse.point:type_name -> keelblock.v1.RecoveryPoint
+	50,  // 21: keelblock.v1.PruneRequest.keep:type_name -> keelblock.v1.KeepRules
+	52,  // 22: keelblock.v1.PruneResponse.decisions:type_name -> keelblock.v1.PruneDecision
+	17,  // 23: keelblock.v1.DiskDiff.extents:type_name -> keelblock.v1.Extent
+	55,  // 24: keelblock.v1.DiffPointsResponse.disks:type_name -> keelblock.v1.DiskDiff
+	64,  // 25: keelblock.v1.ListExportsResponse.exports:type_name -> keelblock.v1.ExportResponse
+	4,   // 26: keelblock.v1.ListJobsResponse.jobs:type_name -> keelblock.v1.Job
+	105, // 27: keelblock.v1.Alert.since:type_name -> google.protobuf.Timestamp
+	105, // 28: keelblock.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	0,   // 29: keelblock.v1.StatusResponse.disks:type_name -> keelblock.v1.Disk
+	1,   // 30: keelblock.v1.StatusResponse.machines:type_name -> keelblock.v1.Machine
+	3,   // 31: keelblock.v1.StatusResponse.last_points:type_name -> keelblock.v1.RecoveryPoint
+	76,  // 32: keelblock.v1.StatusResponse.alerts:type_name -> keelblock.v1.Alert
+	81,  // 33: keelblock.v1.StatusResponse.vault:type_name -> keelblock.v1.VaultStatusResponse
+	4,   // 34: keelblock.v1.StatusResponse.running_jobs:type_name -> keelblock.v1.Job
+	83,  // 35: keelblock.v1.DoctorResponse.findings:type_name -> keelblock.v1.Finding
+	90,  // 36: keelblock.v1.ListVaultsResponse.vaults:type_name -> keelblock.v1.Vault
+	105, // 37: keelblock.v1.Vault.created_at:type_name -> google.protobuf.Timestamp
+	89,  // 38: keelblock.v1.Vault.locations:type_name -> keelblock.v1.Location
+	94,  // 39: keelblock.v1.MachineUsage.points:type_name -> keelblock.v1.PointUsage
+	95,  // 40: keelblock.v1.UsageResponse.machines:type_name -> keelblock.v1.MachineUsage
+	96,  // 41: keelblock.v1.UsageResponse.vaults:type_name -> keelblock.v1.VaultUsage
+	105, // 42: keelblock.v1.KeyDomain.wrapped_at:type_name -> google.protobuf.Timestamp
+	105, // 43: keelblock.v1.KeyDomain.backed_up_at:type_name -> google.protobuf.Timestamp
+	99,  // 44: keelblock.v1.ShowKeysResponse.domains:type_name -> keelblock.v1.KeyDomain
+	6,   // 45: keelblock.v1.Disks.Create:input_type -> keelblock.v1.CreateDiskRequest
+	7,   // 46: keelblock.v1.Disks.List:input_type -> keelblock.v1.ListDisksRequest
+	9,   // 47: keelblock.v1.Disks.Get:input_type -> keelblock.v1.GetDiskRequest
+	10,  // 48: keelblock.v1.Disks.Delete:input_type -> keelblock.v1.DeleteDiskRequest
+	12,  // 49: keelblock.v1.Disks.Map:input_type -> keelblock.v1.MapDiskRequest
+	13,  // 50: keelblock.v1.Disks.Resize:input_type -> keelblock.v1.ResizeDiskRequest
+	14,  // 51: keelblock.v1.Disks.Edit:input_type -> keelblock.v1.EditDiskRequest
+	15,  // 52: keelblock.v1.Disks.Attach:input_type -> keelblock.v1.AttachDiskRequest
+	16,  // 53: keelblock.v1.Disks.Detach:input_type -> keelblock.v1.DetachDiskRequest
+	19,  // 54: keelblock.v1.Machines.Create:input_type -> keelblock.v1.CreateMachineRequest
+	20,  // 55: keelblock.v1.Machines.List:input_type -> keelblock.v1.ListMachinesRequest
+	22,  // 56: keelblock.v1.Machines.Get:input_type -> keelblock.v1.GetMachineRequest
+	23,  // 57: keelblock.v1.Machines.Edit:input_type -> keelblock.v1.EditMachineRequest
+	24,  // 58: keelblock.v1.Machines.Delete:input_type -> keelblock.v1.DeleteMachineRequest
+	26,  // 59: keelblock.v1.Machines.Backup:input_type -> keelblock.v1.BackupRequest
+	28,  // 60: keelblock.v1.Groups.Create:input_type -> keelblock.v1.CreateGroupRequest
+	29,  // 61: keelblock.v1.Groups.List:input_type -> keelblock.v1.ListGroupsRequest
+	31,  // 62: keelblock.v1.Groups.Get:input_type -> keelblock.v1.GetGroupRequest
+	32,  // 63: keelblock.v1.Groups.Delete:input_type -> keelblock.v1.DeleteGroupRequest
+	34,  // 64: keelblock.v1.Groups.Backup:input_type -> keelblock.v1.GroupBackupRequest
+	36,  // 65: keelblock.v1.Cursors.Create:input_type -> keelblock.v1.CreateCursorRequest
+	37,  // 66: keelblock.v1.Cursors.List:input_type -> keelblock.v1.ListCursorsRequest
+	39,  // 67: keelblock.v1.Cursors.Advance:input_type -> keelblock.v1.AdvanceCursorRequest
+	40,  // 68: keelblock.v1.Cursors.Delete:input_type -> keelblock.v1.DeleteCursorRequest
+	42,  // 69: keelblock.v1.RecoveryPoints.List:input_type -> keelblock.v1.ListPointsRequest
+	44,  // 70: keelblock.v1.RecoveryPoints.Get:input_type -> keelblock.v1.GetPointRequest
+	46,  // 71: keelblock.v1.RecoveryPoints.Delete:input_type -> keelblock.v1.DeletePointRequest
+	47,  // 72: keelblock.v1.RecoveryPoints.Undelete:input_type -> keelblock.v1.UndeletePointRequest
+	48,  // 73: keelblock.v1.RecoveryPoints.Hold:input_type -> keelblock.v1.HoldPointRequest
+	49,  // 74: keelblock.v1.RecoveryPoints.Release:input_type -> keelblock.v1.ReleasePointRequest
+	51,  // 75: keelblock.v1.RecoveryPoints.Prune:input_type -> keelblock.v1.PruneRequest
+	54,  // 76: keelblock.v1.RecoveryPoints.Diff:input_type -> keelblock.v1.DiffPointsRequest
+	57,  // 77: keelblock.v1.RecoveryPoints.Verify:input_type -> keelblock.v1.VerifyRequest
+	58,  // 78: keelblock.v1.RecoveryPoints.RestoreDisk:input_type -> keelblock.v1.RestoreDiskRequest
+	59,  // 79: keelblock.v1.RecoveryPoints.OpenReader:input_type -> keelblock.v1.OpenReaderRequest
+	61,  // 80: keelblock.v1.RecoveryPoints.CloseReader:input_type -> keelblock.v1.CloseReaderRequest
+	63,  // 81: keelblock.v1.RecoveryPoints.Export:input_type -> keelblock.v1.ExportRequest
+	65,  // 82: keelblock.v1.RecoveryPoints.Unexport:input_type -> keelblock.v1.UnexportRequest
+	67,  // 83: keelblock.v1.RecoveryPoints.ListExports:input_type -> keelblock.v1.ListExportsRequest
+	69,  // 84: keelblock.v1.Jobs.List:input_type -> keelblock.v1.ListJobsRequest
+	71,  // 85: keelblock.v1.Jobs.Get:input_type -> keelblock.v1.GetJobRequest
+	72,  // 86: keelblock.v1.Jobs.Cancel:input_type -> keelblock.v1.CancelJobRequest
+	73,  // 87: keelblock.v1.Jobs.Watch:input_type -> keelblock.v1.WatchJobRequest
+	75,  // 88: keelblock.v1.Appliance.Status:input_type -> keelblock.v1.StatusRequest
+	78,  // 89: keelblock.v1.Appliance.Stop:input_type -> keelblock.v1.StopRequest
+	80,  // 90: keelblock.v1.Appliance.VaultStatus:input_type -> keelblock.v1.VaultStatusRequest
+	82,  // 91: keelblock.v1.Appliance.Doctor:input_type -> keelblock.v1.DoctorRequest
+	74,  // 92: keelblock.v1.Appliance.RebuildIndex:input_type -> keelblock.v1.RebuildIndexRequest
+	85,  // 93: keelblock.v1.Vaults.Create:input_type -> keelblock.v1.CreateVaultRequest
+	86,  // 94: keelblock.v1.Vaults.List:input_type -> keelblock.v1.ListVaultsRequest
+	88,  // 95: keelblock.v1.Vaults.Edit:input_type -> keelblock.v1.EditVaultRequest
+	91,  // 96: keelblock.v1.Vaults.Collect:input_type -> keelblock.v1.CollectRequest
+	92,  // 97: keelblock.v1.Vaults.RepairLocations:input_type -> keelblock.v1.RepairLocationsRequest
+	93,  // 98: keelblock.v1.Vaults.Usage:input_type -> keelblock.v1.UsageRequest
+	98,  // 99: keelblock.v1.Keys.Show:input_type -> keelblock.v1.ShowKeysRequest
+	101, // 100: keelblock.v1.Keys.Rotate:input_type -> keelblock.v1.RotateKeyRequest
+	102, // 101: keelblock.v1.Keys.Backup:input_type -> keelblock.v1.BackupKeysRequest
+	104, // 102: keelblock.v1.Keys.Restore:input_type -> keelblock.v1.RestoreKeysRequest
+	0,   // 103: keelblock.v1.Disks.Create:output_type -> keelblock.v1.Disk
+	8,   // 104: keelblock.v1.Disks.List:output_type -> keelblock.v1.ListDisksResponse
+	0,   // 105: keelblock.v1.Disks.Get:output_type -> keelblock.v1.Disk
+	11,  // 106: keelblock.v1.Disks.Delete:output_type -> keelblock.v1.DeleteDiskResponse
+	18,  // 107: keelblock.v1.Disks.Map:output_type -> keelblock.v1.MapDiskResponse
+	0,   // 108: keelblock.v1.Disks.Resize:output_type -> keelblock.v1.Disk
+	0,   // 109: keelblock.v1.Disks.Edit:output_type -> keelblock.v1.Disk
+	0,   // 110: keelblock.v1.Disks.Attach:output_type -> keelblock.v1.Disk
+	0,   // 111: keelblock.v1.Disks.Detach:output_type -> keelblock.v1.Disk
+	1,   // 112: keelblock.v1.Machines.Create:output_type -> keelblock.v1.Machine
+	21,  // 113: keelblock.v1.Machines.List:output_type -> keelblock.v1.ListMachinesResponse
+	1,   // 114: keelblock.v1.Machines.Get:output_type -> keelblock.v1.Machine
+	1,   // 115: keelblock.v1.Machines.Edit:output_type -> keelblock.v1.Machine
+	25,  // 116: keelblock.v1.Machines.Delete:output_type -> keelblock.v1.DeleteMachineResponse
+	4,   // 117: keelblock.v1.Machines.Backup:output_type -> keelblock.v1.Job
+	27,  // 118: keelblock.v1.Groups.Create:output_type -> keelblock.v1.Group
+	30,  // 119: keelblock.v1.Groups.List:output_type -> keelblock.v1.ListGroupsResponse
+	27,  // 120: keelblock.v1.Groups.Get:output_type -> keelblock.v1.Group
+	33,  // 121: keelblock.v1.Groups.Delete:output_type -> keelblock.v1.DeleteGroupResponse
+	4,   // 122: keelblock.v1.Groups.Backup:output_type -> keelblock.v1.Job
+	35,  // 123: keelblock.v1.Cursors.Create:output_type -> keelblock.v1.Cursor
+	38,  // 124: keelblock.v1.Cursors.List:output_type -> keelblock.v1.ListCursorsResponse
+	35,  // 125: keelblock.v1.Cursors.Advance:output_type -> keelblock.v1.Cursor
+	41,  // 126: keelblock.v1.Cursors.Delete:output_type -> keelblock.v1.DeleteCursorResponse
+	43,  // 127: keelblock.v1.RecoveryPoints.List:output_type -> keelblock.v1.ListPointsResponse
+	45,  // 128: keelblock.v1.RecoveryPoints.Get:output_type -> keelblock.v1.GetPointResponse
+	3,   // 129: keelblock.v1.RecoveryPoints.Delete:output_type -> keelblock.v1.RecoveryPoint
+	3,   // 130: keelblock.v1.RecoveryPoints.Undelete:output_type -> keelblock.v1.RecoveryPoint
+	3,   // 131: keelblock.v1.RecoveryPoints.Hold:output_type -> keelblock.v1.RecoveryPoint
+	3,   // 132: keelblock.v1.RecoveryPoints.Release:output_type -> keelblock.v1.RecoveryPoint
+	53,  // 133: keelblock.v1.RecoveryPoints.Prune:output_type -> keelblock.v1.PruneResponse
+	56,  // 134: keelblock.v1.RecoveryPoints.Diff:output_type -> keelblock.v1.DiffPointsResponse
+	4,   // 135: keelblock.v1.RecoveryPoints.Verify:output_type -> keelblock.v1.Job
+	4,   // 136: keelblock.v1.RecoveryPoints.RestoreDisk:output_type -> keelblock.v1.Job
+	60,  // 137: keelblock.v1.RecoveryPoints.OpenReader:output_type -> keelblock.v1.OpenReaderResponse
+	62,  // 138: keelblock.v1.RecoveryPoints.CloseReader:output_type -> keelblock.v1.CloseReaderResponse
+	64,  // 139: keelblock.v1.RecoveryPoints.Export:output_type -> keelblock.v1.ExportResponse
+	66,  // 140: keelblock.v1.RecoveryPoints.Unexport:output_type -> keelblock.v1.UnexportResponse
+	68,  // 141: keelblock.v1.RecoveryPoints.ListExports:output_type -> keelblock.v1.ListExportsResponse
+	70,  // 142: keelblock.v1.Jobs.List:output_type -> keelblock.v1.ListJobsResponse
+	4,   // 143: keelblock.v1.Jobs.Get:output_type -> keelblock.v1.Job
+	4,   // 144: keelblock.v1.Jobs.Cancel:output_type -> keelblock.v1.Job
+	4,   // 145: keelblock.v1.Jobs.Watch:output_type -> keelblock.v1.Job
+	77,  // 146: keelblock.v1.Appliance.Status:output_type -> keelblock.v1.StatusResponse
+	79,  // 147: keelblock.v1.Appliance.Stop:output_type -> keelblock.v1.StopResponse
+	81,  // 148: keelblock.v1.Appliance.VaultStatus:output_type -> keelblock.v1.VaultStatusResponse
+	84,  // 149: keelblock.v1.Appliance.Doctor:output_type -> keelblock.v1.DoctorResponse
+	4,   // 150: keelblock.v1.Appliance.RebuildIndex:output_type -> keelblock.v1.Job
+	4,   // 151: keelblock.v1.Vaults.Create:output_type -> keelblock.v1.Job
+	87,  // 152: keelblock.v1.Vaults.List:output_type -> keelblock.v1.ListVaultsResponse
+	90,  // 153: keelblock.v1.Vaults.Edit:output_type -> keelblock.v1.Vault
+	4,   // 154: keelblock.v1.Vaults.Collect:output_type -> keelblock.v1.Job
+	4,   // 155: keelblock.v1.Vaults.RepairLocations:output_type -> keelblock.v1.Job
+	97,  // 156: keelblock.v1.Vaults.Usage:output_type -> keelblock.v1.UsageResponse
+	100, // 157: keelblock.v1.Keys.Show:output_type -> keelblock.v1.ShowKeysResponse
+	99,  // 158: keelblock.v1.Keys.Rotate:output_type -> keelblock.v1.KeyDomain
+	103, // 159: keelblock.v1.Keys.Backup:output_type -> keelblock.v1.BackupKeysResponse
+	100, // 160: keelblock.v1.Keys.Restore:output_type -> keelblock.v1.ShowKeysResponse
+	103, // [103:161] is the sub-list for method output_type
+	45,  // [45:103] is the sub-list for method input_type
+	45,  // [45:45] is the sub-list for extension type_name
+	45,  // [45:45] is the sub-list for extension extendee
+	0,   // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_keelblock_proto_init() }
@@ -5223,15 +7265,16 @@ func file_keelblock_proto_init() {
 	}
 	file_keelblock_proto_msgTypes[14].OneofWrappers = []any{}
 	file_keelblock_proto_msgTypes[23].OneofWrappers = []any{}
+	file_keelblock_proto_msgTypes[88].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keelblock_proto_rawDesc), len(file_keelblock_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   79,
+			NumMessages:   105,
 			NumExtensions: 0,
-			NumServices:   7,
+			NumServices:   9,
 		},
 		GoTypes:           file_keelblock_proto_goTypes,
 		DependencyIndexes: file_keelblock_proto_depIdxs,

@@ -46,6 +46,10 @@ const (
 	JobsName = "keelblock.v1.Jobs"
 	// ApplianceName is the fully-qualified name of the Appliance service.
 	ApplianceName = "keelblock.v1.Appliance"
+	// VaultsName is the fully-qualified name of the Vaults service.
+	VaultsName = "keelblock.v1.Vaults"
+	// KeysName is the fully-qualified name of the Keys service.
+	KeysName = "keelblock.v1.Keys"
 )
 
 // These constants are the fully-qualified names of the RPCs defined in this package. They're
@@ -112,6 +116,12 @@ const (
 	RecoveryPointsDeleteProcedure = "/keelblock.v1.RecoveryPoints/Delete"
 	// RecoveryPointsUndeleteProcedure is the fully-qualified name of the RecoveryPoints's Undelete RPC.
 	RecoveryPointsUndeleteProcedure = "/keelblock.v1.RecoveryPoints/Undelete"
+	// RecoveryPointsHoldProcedure is the fully-qualified name of the RecoveryPoints's Hold RPC.
+	RecoveryPointsHoldProcedure = "/keelblock.v1.RecoveryPoints/Hold"
+	// RecoveryPointsReleaseProcedure is the fully-qualified name of the RecoveryPoints's Release RPC.
+	RecoveryPointsReleaseProcedure = "/keelblock.v1.RecoveryPoints/Release"
+	// RecoveryPointsPruneProcedure is the fully-qualified name of the RecoveryPoints's Prune RPC.
+	RecoveryPointsPruneProcedure = "/keelblock.v1.RecoveryPoints/Prune"
 	// RecoveryPointsDiffProcedure is the fully-qualified name of the RecoveryPoints's Diff RPC.
 	RecoveryPointsDiffProcedure = "/keelblock.v1.RecoveryPoints/Diff"
 	// RecoveryPointsVerifyProcedure is the fully-qualified name of the RecoveryPoints's Verify RPC.
@@ -150,6 +160,26 @@ const (
 	ApplianceDoctorProcedure = "/keelblock.v1.Appliance/Doctor"
 	// ApplianceRebuildIndexProcedure is the fully-qualified name of the Appliance's RebuildIndex RPC.
 	ApplianceRebuildIndexProcedure = "/keelblock.v1.Appliance/RebuildIndex"
+	// VaultsCreateProcedure is the fully-qualified name of the Vaults's Create RPC.
+	VaultsCreateProcedure = "/keelblock.v1.Vaults/Create"
+	// VaultsListProcedure is the fully-qualified name of the Vaults's List RPC.
+	VaultsListProcedure = "/keelblock.v1.Vaults/List"
+	// VaultsEditProcedure is the fully-qualified name of the Vaults's Edit RPC.
+	VaultsEditProcedure = "/keelblock.v1.Vaults/Edit"
+	// VaultsCollectProcedure is the fully-qualified name of the Vaults's Collect RPC.
+	VaultsCollectProcedure = "/keelblock.v1.Vaults/Collect"
+	// VaultsRepairLocationsProcedure is the fully-qualified name of the Vaults's RepairLocations RPC.
+	VaultsRepairLocationsProcedure = "/keelblock.v1.Vaults/RepairLocations"
+	// VaultsUsageProcedure is the fully-qualified name of the Vaults's Usage RPC.
+	VaultsUsageProcedure = "/keelblock.v1.Vaults/Usage"
+	// KeysShowProcedure is the fully-qualified name of the Keys's Show RPC.
+	KeysShowProcedure = "/keelblock.v1.Keys/Show"
+	// KeysRotateProcedure is the fully-qualified name of the Keys's Rotate RPC.
+	KeysRotateProcedure = "/keelblock.v1.Keys/Rotate"
+	// KeysBackupProcedure is the fully-qualified name of the Keys's Backup RPC.
+	KeysBackupProcedure = "/keelblock.v1.Keys/Backup"
+	// KeysRestoreProcedure is the fully-qualified name of the Keys's Restore RPC.
+	KeysRestoreProcedure = "/keelblock.v1.Keys/Restore"
 )
 
 // DisksClient is a client for the keelblock.v1.Disks service.
@@ -984,6 +1014,12 @@ type RecoveryPointsClient interface {
 	Get(context.Context, *connect.Request[keelblockv1.GetPointRequest]) (*connect.Response[keelblockv1.GetPointResponse], error)
 	Delete(context.Context, *connect.Request[keelblockv1.DeletePointRequest]) (*connect.Response[keelblockv1.RecoveryPoint], error)
 	Undelete(context.Context, *connect.Request[keelblockv1.UndeletePointRequest]) (*connect.Response[keelblockv1.RecoveryPoint], error)
+	// A legal hold: the point is neither deleted nor expired until released.
+	Hold(context.Context, *connect.Request[keelblockv1.HoldPointRequest]) (*connect.Response[keelblockv1.RecoveryPoint], error)
+	Release(context.Context, *connect.Request[keelblockv1.ReleasePointRequest]) (*connect.Response[keelblockv1.RecoveryPoint], error)
+	// Deletes, softly, the points of a machine that the rules do not keep; with dry_run
+	// it only says which.
+	Prune(context.Context, *connect.Request[keelblockv1.PruneRequest]) (*connect.Response[keelblockv1.PruneResponse], error)
 	// Ranges of DISK that differ between two points, from their trees.
 	Diff(context.Context, *connect.Request[keelblockv1.DiffPointsRequest]) (*connect.Response[keelblockv1.DiffPointsResponse], error)
 	// Starts a verify job over one point, or over all when point is "".
@@ -1035,6 +1071,24 @@ func NewRecoveryPointsClient(httpClient connect.HTTPClient, baseURL string, opts
 			httpClient,
 			baseURL+RecoveryPointsUndeleteProcedure,
 			connect.WithSchema(recoveryPointsMethods.ByName("Undelete")),
+			connect.WithClientOptions(opts...),
+		),
+		hold: connect.NewClient[keelblockv1.HoldPointRequest, keelblockv1.RecoveryPoint](
+			httpClient,
+			baseURL+RecoveryPointsHoldProcedure,
+			connect.WithSchema(recoveryPointsMethods.ByName("Hold")),
+			connect.WithClientOptions(opts...),
+		),
+		release: connect.NewClient[keelblockv1.ReleasePointRequest, keelblockv1.RecoveryPoint](
+			httpClient,
+			baseURL+RecoveryPointsReleaseProcedure,
+			connect.WithSchema(recoveryPointsMethods.ByName("Release")),
+			connect.WithClientOptions(opts...),
+		),
+		prune: connect.NewClient[keelblockv1.PruneRequest, keelblockv1.PruneResponse](
+			httpClient,
+			baseURL+RecoveryPointsPruneProcedure,
+			connect.WithSchema(recoveryPointsMethods.ByName("Prune")),
 			connect.WithClientOptions(opts...),
 		),
 		diff: connect.NewClient[keelblockv1.DiffPointsRequest, keelblockv1.DiffPointsResponse](
@@ -1094,6 +1148,9 @@ type recoveryPointsClient struct {
 	get         *connect.Client[keelblockv1.GetPointRequest, keelblockv1.GetPointResponse]
 	delete      *connect.Client[keelblockv1.DeletePointRequest, keelblockv1.RecoveryPoint]
 	undelete    *connect.Client[keelblockv1.UndeletePointRequest, keelblockv1.RecoveryPoint]
+	hold        *connect.Client[keelblockv1.HoldPointRequest, keelblockv1.RecoveryPoint]
+	release     *connect.Client[keelblockv1.ReleasePointRequest, keelblockv1.RecoveryPoint]
+	prune       *connect.Client[keelblockv1.PruneRequest, keelblockv1.PruneResponse]
 	diff        *connect.Client[keelblockv1.DiffPointsRequest, keelblockv1.DiffPointsResponse]
 	verify      *connect.Client[keelblockv1.VerifyRequest, keelblockv1.Job]
 	restoreDisk *connect.Client[keelblockv1.RestoreDiskRequest, keelblockv1.Job]
@@ -1122,6 +1179,21 @@ func (c *recoveryPointsClient) Delete(ctx context.Context, req *connect.Request[
 // Undelete calls keelblock.v1.RecoveryPoints.Undelete.
 func (c *recoveryPointsClient) Undelete(ctx context.Context, req *connect.Request[keelblockv1.UndeletePointRequest]) (*connect.Response[keelblockv1.RecoveryPoint], error) {
 	return c.undelete.CallUnary(ctx, req)
+}
+
+// Hold calls keelblock.v1.RecoveryPoints.Hold.
+func (c *recoveryPointsClient) Hold(ctx context.Context, req *connect.Request[keelblockv1.HoldPointRequest]) (*connect.Response[keelblockv1.RecoveryPoint], error) {
+	return c.hold.CallUnary(ctx, req)
+}
+
+// Release calls keelblock.v1.RecoveryPoints.Release.
+func (c *recoveryPointsClient) Release(ctx context.Context, req *connect.Request[keelblockv1.ReleasePointRequest]) (*connect.Response[keelblockv1.RecoveryPoint], error) {
+	return c.release.CallUnary(ctx, req)
+}
+
+// Prune calls keelblock.v1.RecoveryPoints.Prune.
+func (c *recoveryPointsClient) Prune(ctx context.Context, req *connect.Request[keelblockv1.PruneRequest]) (*connect.Response[keelblockv1.PruneResponse], error) {
+	return c.prune.CallUnary(ctx, req)
 }
 
 // Diff calls keelblock.v1.RecoveryPoints.Diff.
@@ -1172,6 +1244,12 @@ type RecoveryPointsHandler interface {
 	Get(context.Context, *connect.Request[keelblockv1.GetPointRequest]) (*connect.Response[keelblockv1.GetPointResponse], error)
 	Delete(context.Context, *connect.Request[keelblockv1.DeletePointRequest]) (*connect.Response[keelblockv1.RecoveryPoint], error)
 	Undelete(context.Context, *connect.Request[keelblockv1.UndeletePointRequest]) (*connect.Response[keelblockv1.RecoveryPoint], error)
+	// A legal hold: the point is neither deleted nor expired until released.
+	Hold(context.Context, *connect.Request[keelblockv1.HoldPointRequest]) (*connect.Response[keelblockv1.RecoveryPoint], error)
+	Release(context.Context, *connect.Request[keelblockv1.ReleasePointRequest]) (*connect.Response[keelblockv1.RecoveryPoint], error)
+	// Deletes, softly, the points of a machine that the rules do not keep; with dry_run
+	// it only says which.
+	Prune(context.Context, *connect.Request[keelblockv1.PruneRequest]) (*connect.Response[keelblockv1.PruneResponse], error)
 	// Ranges of DISK that differ between two points, from their trees.
 	Diff(context.Context, *connect.Request[keelblockv1.DiffPointsRequest]) (*connect.Response[keelblockv1.DiffPointsResponse], error)
 	// Starts a verify job over one point, or over all when point is "".
@@ -1219,6 +1297,24 @@ func NewRecoveryPointsHandler(svc RecoveryPointsHandler, opts ...connect.Handler
 		RecoveryPointsUndeleteProcedure,
 		svc.Undelete,
 		connect.WithSchema(recoveryPointsMethods.ByName("Undelete")),
+		connect.WithHandlerOptions(opts...),
+	)
+	recoveryPointsHoldHandler := connect.NewUnaryHandler(
+		RecoveryPointsHoldProcedure,
+		svc.Hold,
+		connect.WithSchema(recoveryPointsMethods.ByName("Hold")),
+		connect.WithHandlerOptions(opts...),
+	)
+	recoveryPointsReleaseHandler := connect.NewUnaryHandler(
+		RecoveryPointsReleaseProcedure,
+		svc.Release,
+		connect.WithSchema(recoveryPointsMethods.ByName("Release")),
+		connect.WithHandlerOptions(opts...),
+	)
+	recoveryPointsPruneHandler := connect.NewUnaryHandler(
+		RecoveryPointsPruneProcedure,
+		svc.Prune,
+		connect.WithSchema(recoveryPointsMethods.ByName("Prune")),
 		connect.WithHandlerOptions(opts...),
 	)
 	recoveryPointsDiffHandler := connect.NewUnaryHandler(
@@ -1279,6 +1375,12 @@ func NewRecoveryPointsHandler(svc RecoveryPointsHandler, opts ...connect.Handler
 			recoveryPointsDeleteHandler.ServeHTTP(w, r)
 		case RecoveryPointsUndeleteProcedure:
 			recoveryPointsUndeleteHandler.ServeHTTP(w, r)
+		case RecoveryPointsHoldProcedure:
+			recoveryPointsHoldHandler.ServeHTTP(w, r)
+		case RecoveryPointsReleaseProcedure:
+			recoveryPointsReleaseHandler.ServeHTTP(w, r)
+		case RecoveryPointsPruneProcedure:
+			recoveryPointsPruneHandler.ServeHTTP(w, r)
 		case RecoveryPointsDiffProcedure:
 			recoveryPointsDiffHandler.ServeHTTP(w, r)
 		case RecoveryPointsVerifyProcedure:
@@ -1318,6 +1420,18 @@ func (UnimplementedRecoveryPointsHandler) Delete(context.Context, *connect.Reque
 
 func (UnimplementedRecoveryPointsHandler) Undelete(context.Context, *connect.Request[keelblockv1.UndeletePointRequest]) (*connect.Response[keelblockv1.RecoveryPoint], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.RecoveryPoints.Undelete is not implemented"))
+}
+
+func (UnimplementedRecoveryPointsHandler) Hold(context.Context, *connect.Request[keelblockv1.HoldPointRequest]) (*connect.Response[keelblockv1.RecoveryPoint], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.RecoveryPoints.Hold is not implemented"))
+}
+
+func (UnimplementedRecoveryPointsHandler) Release(context.Context, *connect.Request[keelblockv1.ReleasePointRequest]) (*connect.Response[keelblockv1.RecoveryPoint], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.RecoveryPoints.Release is not implemented"))
+}
+
+func (UnimplementedRecoveryPointsHandler) Prune(context.Context, *connect.Request[keelblockv1.PruneRequest]) (*connect.Response[keelblockv1.PruneResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.RecoveryPoints.Prune is not implemented"))
 }
 
 func (UnimplementedRecoveryPointsHandler) Diff(context.Context, *connect.Request[keelblockv1.DiffPointsRequest]) (*connect.Response[keelblockv1.DiffPointsResponse], error) {
@@ -1682,4 +1796,364 @@ func (UnimplementedApplianceHandler) Doctor(context.Context, *connect.Request[ke
 
 func (UnimplementedApplianceHandler) RebuildIndex(context.Context, *connect.Request[keelblockv1.RebuildIndexRequest]) (*connect.Response[keelblockv1.Job], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Appliance.RebuildIndex is not implemented"))
+}
+
+// VaultsClient is a client for the keelblock.v1.Vaults service.
+type VaultsClient interface {
+	// Starts a job that makes a vault and opens it.
+	Create(context.Context, *connect.Request[keelblockv1.CreateVaultRequest]) (*connect.Response[keelblockv1.Job], error)
+	List(context.Context, *connect.Request[keelblockv1.ListVaultsRequest]) (*connect.Response[keelblockv1.ListVaultsResponse], error)
+	Edit(context.Context, *connect.Request[keelblockv1.EditVaultRequest]) (*connect.Response[keelblockv1.Vault], error)
+	// Starts a job that frees what no point needs. With dry_run nothing is changed: the
+	// job's result says what would be.
+	Collect(context.Context, *connect.Request[keelblockv1.CollectRequest]) (*connect.Response[keelblockv1.Job], error)
+	// Starts a job that makes the copies of every pack complete at every location.
+	RepairLocations(context.Context, *connect.Request[keelblockv1.RepairLocationsRequest]) (*connect.Response[keelblockv1.Job], error)
+	Usage(context.Context, *connect.Request[keelblockv1.UsageRequest]) (*connect.Response[keelblockv1.UsageResponse], error)
+}
+
+// NewVaultsClient constructs a client for the keelblock.v1.Vaults service. By default, it uses the
+// Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewVaultsClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) VaultsClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	vaultsMethods := keelblockv1.File_keelblock_proto.Services().ByName("Vaults").Methods()
+	return &vaultsClient{
+		create: connect.NewClient[keelblockv1.CreateVaultRequest, keelblockv1.Job](
+			httpClient,
+			baseURL+VaultsCreateProcedure,
+			connect.WithSchema(vaultsMethods.ByName("Create")),
+			connect.WithClientOptions(opts...),
+		),
+		list: connect.NewClient[keelblockv1.ListVaultsRequest, keelblockv1.ListVaultsResponse](
+			httpClient,
+			baseURL+VaultsListProcedure,
+			connect.WithSchema(vaultsMethods.ByName("List")),
+			connect.WithClientOptions(opts...),
+		),
+		edit: connect.NewClient[keelblockv1.EditVaultRequest, keelblockv1.Vault](
+			httpClient,
+			baseURL+VaultsEditProcedure,
+			connect.WithSchema(vaultsMethods.ByName("Edit")),
+			connect.WithClientOptions(opts...),
+		),
+		collect: connect.NewClient[keelblockv1.CollectRequest, keelblockv1.Job](
+			httpClient,
+			baseURL+VaultsCollectProcedure,
+			connect.WithSchema(vaultsMethods.ByName("Collect")),
+			connect.WithClientOptions(opts...),
+		),
+		repairLocations: connect.NewClient[keelblockv1.RepairLocationsRequest, keelblockv1.Job](
+			httpClient,
+			baseURL+VaultsRepairLocationsProcedure,
+			connect.WithSchema(vaultsMethods.ByName("RepairLocations")),
+			connect.WithClientOptions(opts...),
+		),
+		usage: connect.NewClient[keelblockv1.UsageRequest, keelblockv1.UsageResponse](
+			httpClient,
+			baseURL+VaultsUsageProcedure,
+			connect.WithSchema(vaultsMethods.ByName("Usage")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// vaultsClient implements VaultsClient.
+type vaultsClient struct {
+	create          *connect.Client[keelblockv1.CreateVaultRequest, keelblockv1.Job]
+	list            *connect.Client[keelblockv1.ListVaultsRequest, keelblockv1.ListVaultsResponse]
+	edit            *connect.Client[keelblockv1.EditVaultRequest, keelblockv1.Vault]
+	collect         *connect.Client[keelblockv1.CollectRequest, keelblockv1.Job]
+	repairLocations *connect.Client[keelblockv1.RepairLocationsRequest, keelblockv1.Job]
+	usage           *connect.Client[keelblockv1.UsageRequest, keelblockv1.UsageResponse]
+}
+
+// Create calls keelblock.v1.Vaults.Create.
+func (c *vaultsClient) Create(ctx context.Context, req *connect.Request[keelblockv1.CreateVaultRequest]) (*connect.Response[keelblockv1.Job], error) {
+	return c.create.CallUnary(ctx, req)
+}
+
+// List calls keelblock.v1.Vaults.List.
+func (c *vaultsClient) List(ctx context.Context, req *connect.Request[keelblockv1.ListVaultsRequest]) (*connect.Response[keelblockv1.ListVaultsResponse], error) {
+	return c.list.CallUnary(ctx, req)
+}
+
+// Edit calls keelblock.v1.Vaults.Edit.
+func (c *vaultsClient) Edit(ctx context.Context, req *connect.Request[keelblockv1.EditVaultRequest]) (*connect.Response[keelblockv1.Vault], error) {
+	return c.edit.CallUnary(ctx, req)
+}
+
+// Collect calls keelblock.v1.Vaults.Collect.
+func (c *vaultsClient) Collect(ctx context.Context, req *connect.Request[keelblockv1.CollectRequest]) (*connect.Response[keelblockv1.Job], error) {
+	return c.collect.CallUnary(ctx, req)
+}
+
+// RepairLocations calls keelblock.v1.Vaults.RepairLocations.
+func (c *vaultsClient) RepairLocations(ctx context.Context, req *connect.Request[keelblockv1.RepairLocationsRequest]) (*connect.Response[keelblockv1.Job], error) {
+	return c.repairLocations.CallUnary(ctx, req)
+}
+
+// Usage calls keelblock.v1.Vaults.Usage.
+func (c *vaultsClient) Usage(ctx context.Context, req *connect.Request[keelblockv1.UsageRequest]) (*connect.Response[keelblockv1.UsageResponse], error) {
+	return c.usage.CallUnary(ctx, req)
+}
+
+// VaultsHandler is an implementation of the keelblock.v1.Vaults service.
+type VaultsHandler interface {
+	// Starts a job that makes a vault and opens it.
+	Create(context.Context, *connect.Request[keelblockv1.CreateVaultRequest]) (*connect.Response[keelblockv1.Job], error)
+	List(context.Context, *connect.Request[keelblockv1.ListVaultsRequest]) (*connect.Response[keelblockv1.ListVaultsResponse], error)
+	Edit(context.Context, *connect.Request[keelblockv1.EditVaultRequest]) (*connect.Response[keelblockv1.Vault], error)
+	// Starts a job that frees what no point needs. With dry_run nothing is changed: the
+	// job's result says what would be.
+	Collect(context.Context, *connect.Request[keelblockv1.CollectRequest]) (*connect.Response[keelblockv1.Job], error)
+	// Starts a job that makes the copies of every pack complete at every location.
+	RepairLocations(context.Context, *connect.Request[keelblockv1.RepairLocationsRequest]) (*connect.Response[keelblockv1.Job], error)
+	Usage(context.Context, *connect.Request[keelblockv1.UsageRequest]) (*connect.Response[keelblockv1.UsageResponse], error)
+}
+
+// NewVaultsHandler builds an HTTP handler from the service implementation. It returns the path on
+// which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewVaultsHandler(svc VaultsHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	vaultsMethods := keelblockv1.File_keelblock_proto.Services().ByName("Vaults").Methods()
+	vaultsCreateHandler := connect.NewUnaryHandler(
+		VaultsCreateProcedure,
+		svc.Create,
+		connect.WithSchema(vaultsMethods.ByName("Create")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vaultsListHandler := connect.NewUnaryHandler(
+		VaultsListProcedure,
+		svc.List,
+		connect.WithSchema(vaultsMethods.ByName("List")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vaultsEditHandler := connect.NewUnaryHandler(
+		VaultsEditProcedure,
+		svc.Edit,
+		connect.WithSchema(vaultsMethods.ByName("Edit")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vaultsCollectHandler := connect.NewUnaryHandler(
+		VaultsCollectProcedure,
+		svc.Collect,
+		connect.WithSchema(vaultsMethods.ByName("Collect")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vaultsRepairLocationsHandler := connect.NewUnaryHandler(
+		VaultsRepairLocationsProcedure,
+		svc.RepairLocations,
+		connect.WithSchema(vaultsMethods.ByName("RepairLocations")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vaultsUsageHandler := connect.NewUnaryHandler(
+		VaultsUsageProcedure,
+		svc.Usage,
+		connect.WithSchema(vaultsMethods.ByName("Usage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/keelblock.v1.Vaults/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case VaultsCreateProcedure:
+			vaultsCreateHandler.ServeHTTP(w, r)
+		case VaultsListProcedure:
+			vaultsListHandler.ServeHTTP(w, r)
+		case VaultsEditProcedure:
+			vaultsEditHandler.ServeHTTP(w, r)
+		case VaultsCollectProcedure:
+			vaultsCollectHandler.ServeHTTP(w, r)
+		case VaultsRepairLocationsProcedure:
+			vaultsRepairLocationsHandler.ServeHTTP(w, r)
+		case VaultsUsageProcedure:
+			vaultsUsageHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedVaultsHandler returns CodeUnimplemented from all methods.
+type UnimplementedVaultsHandler struct{}
+
+func (UnimplementedVaultsHandler) Create(context.Context, *connect.Request[keelblockv1.CreateVaultRequest]) (*connect.Response[keelblockv1.Job], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Vaults.Create is not implemented"))
+}
+
+func (UnimplementedVaultsHandler) List(context.Context, *connect.Request[keelblockv1.ListVaultsRequest]) (*connect.Response[keelblockv1.ListVaultsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Vaults.List is not implemented"))
+}
+
+func (UnimplementedVaultsHandler) Edit(context.Context, *connect.Request[keelblockv1.EditVaultRequest]) (*connect.Response[keelblockv1.Vault], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Vaults.Edit is not implemented"))
+}
+
+func (UnimplementedVaultsHandler) Collect(context.Context, *connect.Request[keelblockv1.CollectRequest]) (*connect.Response[keelblockv1.Job], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Vaults.Collect is not implemented"))
+}
+
+func (UnimplementedVaultsHandler) RepairLocations(context.Context, *connect.Request[keelblockv1.RepairLocationsRequest]) (*connect.Response[keelblockv1.Job], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Vaults.RepairLocations is not implemented"))
+}
+
+func (UnimplementedVaultsHandler) Usage(context.Context, *connect.Request[keelblockv1.UsageRequest]) (*connect.Response[keelblockv1.UsageResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Vaults.Usage is not implemented"))
+}
+
+// KeysClient is a client for the keelblock.v1.Keys service.
+type KeysClient interface {
+	Show(context.Context, *connect.Request[keelblockv1.ShowKeysRequest]) (*connect.Response[keelblockv1.ShowKeysResponse], error)
+	// Wraps the keys anew; no data is rewritten. The key that wraps them may be another.
+	Rotate(context.Context, *connect.Request[keelblockv1.RotateKeyRequest]) (*connect.Response[keelblockv1.KeyDomain], error)
+	// The keys sealed under a recovery secret, for a file outside the appliance.
+	Backup(context.Context, *connect.Request[keelblockv1.BackupKeysRequest]) (*connect.Response[keelblockv1.BackupKeysResponse], error)
+	Restore(context.Context, *connect.Request[keelblockv1.RestoreKeysRequest]) (*connect.Response[keelblockv1.ShowKeysResponse], error)
+}
+
+// NewKeysClient constructs a client for the keelblock.v1.Keys service. By default, it uses the
+// Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewKeysClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) KeysClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	keysMethods := keelblockv1.File_keelblock_proto.Services().ByName("Keys").Methods()
+	return &keysClient{
+		show: connect.NewClient[keelblockv1.ShowKeysRequest, keelblockv1.ShowKeysResponse](
+			httpClient,
+			baseURL+KeysShowProcedure,
+			connect.WithSchema(keysMethods.ByName("Show")),
+			connect.WithClientOptions(opts...),
+		),
+		rotate: connect.NewClient[keelblockv1.RotateKeyRequest, keelblockv1.KeyDomain](
+			httpClient,
+			baseURL+KeysRotateProcedure,
+			connect.WithSchema(keysMethods.ByName("Rotate")),
+			connect.WithClientOptions(opts...),
+		),
+		backup: connect.NewClient[keelblockv1.BackupKeysRequest, keelblockv1.BackupKeysResponse](
+			httpClient,
+			baseURL+KeysBackupProcedure,
+			connect.WithSchema(keysMethods.ByName("Backup")),
+			connect.WithClientOptions(opts...),
+		),
+		restore: connect.NewClient[keelblockv1.RestoreKeysRequest, keelblockv1.ShowKeysResponse](
+			httpClient,
+			baseURL+KeysRestoreProcedure,
+			connect.WithSchema(keysMethods.ByName("Restore")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// keysClient implements KeysClient.
+type keysClient struct {
+	show    *connect.Client[keelblockv1.ShowKeysRequest, keelblockv1.ShowKeysResponse]
+	rotate  *connect.Client[keelblockv1.RotateKeyRequest, keelblockv1.KeyDomain]
+	backup  *connect.Client[keelblockv1.BackupKeysRequest, keelblockv1.BackupKeysResponse]
+	restore *connect.Client[keelblockv1.RestoreKeysRequest, keelblockv1.ShowKeysResponse]
+}
+
+// Show calls keelblock.v1.Keys.Show.
+func (c *keysClient) Show(ctx context.Context, req *connect.Request[keelblockv1.ShowKeysRequest]) (*connect.Response[keelblockv1.ShowKeysResponse], error) {
+	return c.show.CallUnary(ctx, req)
+}
+
+// Rotate calls keelblock.v1.Keys.Rotate.
+func (c *keysClient) Rotate(ctx context.Context, req *connect.Request[keelblockv1.RotateKeyRequest]) (*connect.Response[keelblockv1.KeyDomain], error) {
+	return c.rotate.CallUnary(ctx, req)
+}
+
+// Backup calls keelblock.v1.Keys.Backup.
+func (c *keysClient) Backup(ctx context.Context, req *connect.Request[keelblockv1.BackupKeysRequest]) (*connect.Response[keelblockv1.BackupKeysResponse], error) {
+	return c.backup.CallUnary(ctx, req)
+}
+
+// Restore calls keelblock.v1.Keys.Restore.
+func (c *keysClient) Restore(ctx context.Context, req *connect.Request[keelblockv1.RestoreKeysRequest]) (*connect.Response[keelblockv1.ShowKeysResponse], error) {
+	return c.restore.CallUnary(ctx, req)
+}
+
+// KeysHandler is an implementation of the keelblock.v1.Keys service.
+type KeysHandler interface {
+	Show(context.Context, *connect.Request[keelblockv1.ShowKeysRequest]) (*connect.Response[keelblockv1.ShowKeysResponse], error)
+	// Wraps the keys anew; no data is rewritten. The key that wraps them may be another.
+	Rotate(context.Context, *connect.Request[keelblockv1.RotateKeyRequest]) (*connect.Response[keelblockv1.KeyDomain], error)
+	// The keys sealed under a recovery secret, for a file outside the appliance.
+	Backup(context.Context, *connect.Request[keelblockv1.BackupKeysRequest]) (*connect.Response[keelblockv1.BackupKeysResponse], error)
+	Restore(context.Context, *connect.Request[keelblockv1.RestoreKeysRequest]) (*connect.Response[keelblockv1.ShowKeysResponse], error)
+}
+
+// NewKeysHandler builds an HTTP handler from the service implementation. It returns the path on
+// which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewKeysHandler(svc KeysHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	keysMethods := keelblockv1.File_keelblock_proto.Services().ByName("Keys").Methods()
+	keysShowHandler := connect.NewUnaryHandler(
+		KeysShowProcedure,
+		svc.Show,
+		connect.WithSchema(keysMethods.ByName("Show")),
+		connect.WithHandlerOptions(opts...),
+	)
+	keysRotateHandler := connect.NewUnaryHandler(
+		KeysRotateProcedure,
+		svc.Rotate,
+		connect.WithSchema(keysMethods.ByName("Rotate")),
+		connect.WithHandlerOptions(opts...),
+	)
+	keysBackupHandler := connect.NewUnaryHandler(
+		KeysBackupProcedure,
+		svc.Backup,
+		connect.WithSchema(keysMethods.ByName("Backup")),
+		connect.WithHandlerOptions(opts...),
+	)
+	keysRestoreHandler := connect.NewUnaryHandler(
+		KeysRestoreProcedure,
+		svc.Restore,
+		connect.WithSchema(keysMethods.ByName("Restore")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/keelblock.v1.Keys/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case KeysShowProcedure:
+			keysShowHandler.ServeHTTP(w, r)
+		case KeysRotateProcedure:
+			keysRotateHandler.ServeHTTP(w, r)
+		case KeysBackupProcedure:
+			keysBackupHandler.ServeHTTP(w, r)
+		case KeysRestoreProcedure:
+			keysRestoreHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedKeysHandler returns CodeUnimplemented from all methods.
+type UnimplementedKeysHandler struct{}
+
+func (UnimplementedKeysHandler) Show(context.Context, *connect.Request[keelblockv1.ShowKeysRequest]) (*connect.Response[keelblockv1.ShowKeysResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Keys.Show is not implemented"))
+}
+
+func (UnimplementedKeysHandler) Rotate(context.Context, *connect.Request[keelblockv1.RotateKeyRequest]) (*connect.Response[keelblockv1.KeyDomain], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Keys.Rotate is not implemented"))
+}
+
+func (UnimplementedKeysHandler) Backup(context.Context, *connect.Request[keelblockv1.BackupKeysRequest]) (*connect.Response[keelblockv1.BackupKeysResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Keys.Backup is not implemented"))
+}
+
+func (UnimplementedKeysHandler) Restore(context.Context, *connect.Request[keelblockv1.RestoreKeysRequest]) (*connect.Response[keelblockv1.ShowKeysResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Keys.Restore is not implemented"))
 }

@@ -26,6 +26,8 @@ type client struct {
 	points    keelblockv1connect.RecoveryPointsClient
 	jobs      keelblockv1connect.JobsClient
 	appliance keelblockv1connect.ApplianceClient
+	vaults    keelblockv1connect.VaultsClient
+	keys      keelblockv1connect.KeysClient
 }
 
 // address is where the daemon is: --api, else --data, else $KEELBLOCK_API, else the
@@ -74,6 +76,8 @@ func (a *app) client() (*client, error) {
 		points:    keelblockv1connect.NewRecoveryPointsClient(hc, base, explain),
 		jobs:      keelblockv1connect.NewJobsClient(hc, base, explain),
 		appliance: keelblockv1connect.NewApplianceClient(hc, base, explain),
+		vaults:    keelblockv1connect.NewVaultsClient(hc, base, explain),
+		keys:      keelblockv1connect.NewKeysClient(hc, base, explain),
 	}, nil
 }
 
