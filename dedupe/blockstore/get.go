@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/pack"
@@ -207,7 +206,7 @@ func (s *Store) openPackFile(number uint32) (*cachedFile, pack.ID, error) {
 		if !ok {
 			return nil, row.id, fmt.Errorf("pack number %d is not in the index: %w", number, dedupe.ErrNotFound)
 		}
-		f, err := os.Open(s.packPath(row.id))
+		f, err := s.packs.OpenRead(row.id)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, row.id, fmt.Errorf("pack is missing: %w", dedupe.ErrNotFound)
 		}
@@ -223,9 +222,7 @@ func (s *Store) packRow(number uint32) (packRow, bool, error) {
 	return s.index.pack(number)
 }
 
-func (s *Store) packPath(id pack.ID) string {
-	return filepath.Join(s.dir, packsName, packName(id))
-}
+func (s *Store) packPath(id pack.ID) string { return s.packs.Path(id) }
 
 // Locate says where a block, node or published manifest is stored: the path of its
 // pack, the offset of its record there, and the record's length with its header.

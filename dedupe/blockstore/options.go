@@ -7,6 +7,7 @@ import (
 
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/pack"
+	"github.com/keelblock/keelblock/dedupe/packdir"
 )
 
 // Compression is how new records are compressed. Readers read all of them.
@@ -62,7 +63,7 @@ type Options struct {
 	// hook, when not nil, is called before each system call that changes or syncs
 	// a file, with its name and the file's, and may fail it: tests cut the power
 	// and fill the disk here.
-	hook func(op, name string) error
+	hook packdir.Hook
 }
 
 func (o Options) withDefaults() Options {

@@ -4,11 +4,10 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"sync"
 
 	"github.com/keelblock/keelblock/dedupe/pack"
+	"github.com/keelblock/keelblock/dedupe/packdir"
 )
 
 // openPack is a pack that can be appended to. It belongs to one batch at a time, or
@@ -17,7 +16,7 @@ type openPack struct {
 	number uint32
 	id     pack.ID
 	class  pack.Class
-	file   packFile
+	file   *packdir.File
 	w      *pack.Writer
 	// indexed counts the entries that are durable in the index, and durable is the
 	// offset behind them: what Rollback may not touch.
@@ -71,7 +70,7 @@ func (s *Store) takePack(class pack.Class) (*openPack, error) {
 	}
 	err := s.checkPackRoom(s.o.PackBytes - p.w.End())
 	if err == nil {
-		err = p.file.allocate(p.w.End(), s.o.PackBytes)
+		err = p.file.Allocate(p.w.End(), s.o.PackBytes)
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.returnPack(p))
@@ -90,29 +89,22 @@ func (s *Store) newPack(class pack.Class) (_ *openPack, err error) {
 	}
 	var id pack.ID
 	rand.Read(id[:])
-	path := s.packPath(id)
-	if err := s.o.hook("create", path); err != nil {
-		return nil, noSpace(err)
-	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := s.packs.Create(id, s.o.PackBytes)
 	if err != nil {
-		return nil, fmt.Errorf("make pack: %w", noSpace(err))
-	}
-	p := &openPack{number: number, id: id, class: class, file: packFile{f, s.o.hook}, durable: pack.HeaderSize}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, f.Close(), os.Remove(path))
-		}
-	}()
-	if err := p.file.allocate(0, s.o.PackBytes); err != nil {
 		return nil, fmt.Errorf("make pack: %w", err)
 	}
+	p := &openPack{number: number, id: id, class: class, file: f, durable: pack.HeaderSize}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close(), s.packs.Remove(id))
+		}
+	}()
 	p.w, err = pack.NewWriter(p.file, pack.Header{Class: class, ID: id, Vault: s.sb.Vault, Domain: s.Domain(), Created: s.o.Now()}, s.o.PackBytes)
 	if err != nil {
 		return nil, err
 	}
-	if err := syncDir(filepath.Join(s.dir, packsName), s.o.hook); err != nil {
-		return nil, fmt.Errorf("sync packs folder: %w", err)
+	if err := s.packs.SyncNames(); err != nil {
+		return nil, err
 	}
 	s.writing.add(p)
 	return p, nil
@@ -190,13 +182,22 @@ func (s *Store) poolPack(p *openPack) {
 // aborted. A pack that then holds nothing is removed.
 func (s *Store) rollBackPack(p *openPack) error {
 	if p.indexed == 0 && !p.known {
-		s.files.drop(p.number)
-		return errors.Join(s.closePack(p), os.Remove(s.packPath(p.id)))
+		return errors.Join(s.closePack(p), s.removePack(p.number, p.id))
 	}
 	if err := p.w.Rollback(p.durable); err != nil {
 		return errors.Join(err, s.abandonPack(p))
 	}
 	s.poolPack(p)
+	return nil
+}
+
+// removePack removes a pack's file at every location. The index knows nothing of it
+// any more; readers that have it open keep it until they are done.
+func (s *Store) removePack(number uint32, id pack.ID) error {
+	s.files.drop(number)
+	if err := s.packs.Remove(id); err != nil {
+		return fmt.Errorf("remove pack %v: %w", id, err)
+	}
 	return nil
 }
 

@@ -161,8 +161,8 @@ func (s *Store) buildIndex(ctx context.Context, o badger.Options, epoch uint32, 
 
 func (s *Store) packSizes(ids []pack.ID) (total int64) {
 	for _, id := range ids {
-		if st, err := os.Stat(s.packPath(id)); err == nil {
-			total += st.Size()
+		if size, err := s.packs.Size(id); err == nil {
+			total += size
 		}
 	}
 	return total
@@ -199,7 +199,7 @@ func (s *Store) collectPublications(ctx context.Context) ([]*pack.Publication, e
 // openContent reads a pack's content; nil when the pack is gone, damaged beyond
 // use, or a data pack where only metadata is asked for.
 func (s *Store) openContent(id pack.ID, metadataOnly bool) (*os.File, *content, error) {
-	f, err := os.Open(s.packPath(id))
+	f, err := s.packs.OpenRead(id)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil, nil
 	}

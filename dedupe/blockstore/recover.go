@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/pack"
@@ -167,29 +165,7 @@ func effective(found []foundPublication) []*pack.Publication {
 }
 
 // packIDs are the packs in the vault's folder, in order of their ids.
-func (s *Store) packIDs() ([]pack.ID, error) {
-	dir, err := os.Open(filepath.Join(s.dir, packsName))
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return nil, err
-	}
-	var ids []pack.ID
-	for _, name := range names {
-		base, ok := strings.CutSuffix(name, ".pack")
-		id, err := pack.ParseID(base)
-		if !ok || err != nil {
-			s.log.Warn("not a pack, left alone", "vault", s.dir, "file", name)
-			continue
-		}
-		ids = append(ids, id)
-	}
-	slices.SortFunc(ids, func(a, b pack.ID) int { return slices.Compare(a[:], b[:]) })
-	return ids, nil
-}
+func (s *Store) packIDs() ([]pack.ID, error) { return s.packs.List() }
 
 // recover finishes after an unclean stop. Packs that the index does not know as
 // sealed are read: what verifies is entered, where the last record ends the pack is
@@ -288,12 +264,12 @@ type recoveredEntry struct {
 
 // recoverPack reads one pack that was open, seals it and enters its records.
 func (s *Store) recoverPack(row packRow, known bool) ([]foundPublication, []recoveredEntry, error) {
-	path := s.packPath(row.id)
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	w, err := s.packs.OpenWrite(row.id)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer f.Close()
+	defer w.Close()
+	f := w.File()
 	c, err := s.readContent(f, row.id)
 	if err != nil {
 		if errors.Is(err, dedupe.ErrCorrupt) { // another pack under this name: never touched
@@ -304,7 +280,7 @@ func (s *Store) recoverPack(row packRow, known bool) ([]foundPublication, []reco
 	}
 	if !known && len(c.entries) == 0 && c.problem == nil || !known && c.isBlank(f) {
 		s.log.Info("removed an empty pack after an unclean stop", "vault", s.dir, "pack", row.id.String())
-		return nil, nil, os.Remove(path)
+		return nil, nil, s.packs.Remove(row.id)
 	}
 	if !known {
 		if row.number, err = s.index.numberPack(); err != nil {
@@ -312,7 +288,7 @@ func (s *Store) recoverPack(row packRow, known bool) ([]foundPublication, []reco
 		}
 	}
 	row.class = c.header.Class
-	if err := s.sealRecovered(packFile{f, s.o.hook}, &row, c); err != nil {
+	if err := s.sealRecovered(w, &row, c); err != nil {
 		return nil, nil, err
 	}
 	// Epoch 0: nothing is believed before it was read back.
@@ -349,7 +325,7 @@ func (c *content) isBlank(f *os.File) bool {
 // sealRecovered seals a half-written pack where its records end. A pack that is
 // damaged below what the index knows as durable is never cut: it is retired as it
 // is, and whatever verifies in it stays readable.
-func (s *Store) sealRecovered(f packFile, row *packRow, c *content) error {
+func (s *Store) sealRecovered(f pack.File, row *packRow, c *content) error {
 	switch {
 	case c.sealed:
 		row.state, row.end = packSealed, c.size

@@ -17,6 +17,7 @@ import (
 
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/pack"
+	"github.com/keelblock/keelblock/dedupe/packdir"
 )
 
 // Names in a vault's folder.
@@ -25,7 +26,7 @@ const (
 	superblockCopyName = "superblock.copy"
 	stateName          = "state"
 	lockName           = "lock"
-	packsName          = "packs"
+	packsName          = packdir.PacksName
 	indexName          = "index"
 	newIndexName       = "index.new"
 )
@@ -41,6 +42,7 @@ type Store struct {
 	lock    *os.File
 	index   *index
 	codec   *codec
+	packs   *packdir.Set
 	files   *fileCache
 	log     *slog.Logger
 	scratch string // the folder of a read-only Store's own index
@@ -142,7 +144,11 @@ func newStore(dir string, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Store{dir: dir, o: o, sb: sb, codec: c, files: newFileCache(), log: o.Logger,
+	packs, err := packdir.Open([]string{dir}, packdir.Options{Hook: o.hook, Logger: o.Logger})
+	if err != nil {
+		return nil, err
+	}
+	return &Store{dir: dir, o: o, sb: sb, codec: c, packs: packs, files: newFileCache(), log: o.Logger,
 		batches: make(map[*Batch]struct{}), pool: make(map[pack.Class][]*openPack)}, nil
 }
 
