@@ -86,6 +86,11 @@ var (
 	ErrReadOnly = errors.New("vault is open read-only")
 	// ErrClosed: the store or batch was closed.
 	ErrClosed = errors.New("vault is closed")
+	// ErrNoKey: what is asked for is encrypted, and its key was not given. Nothing is
+	// wrong with it.
+	ErrNoKey = errors.New("key is not at hand")
+	// ErrWrongKey: the key that was given for a key domain is not that domain's.
+	ErrWrongKey = errors.New("wrong key")
 	// ErrUnknownFormat: magic or version that this release does not know. A reader
 	// refuses what it does not know.
 	ErrUnknownFormat = errors.New("unknown format or version")

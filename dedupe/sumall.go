@@ -14,7 +14,10 @@ const (
 // processor has AVX-512: eight are hashed side by side. SHA-256 of one message is a
 // chain in which each step waits for the one before, so that even the instructions that
 // processors have for it leave most of the core idle.
-func SumAll(sums []Digest, messages [][]byte) {
+func SumAll(sums []Digest, messages [][]byte) { (*IDKey)(nil).SumAll(sums, messages) }
+
+// SumAll is Sum of each message under the key, as fast as the package's SumAll.
+func (k *IDKey) SumAll(sums []Digest, messages [][]byte) {
 	sums = sums[:len(messages)]
 	for wide && len(messages) >= minLanes {
 		n := min(len(messages), sumLanes)
@@ -22,11 +25,11 @@ func SumAll(sums []Digest, messages [][]byte) {
 		if size == 0 || size%64 != 0 || !sameLength(messages[:n], size) {
 			break
 		}
-		sum8(sums[:n], messages[:n], size)
+		sum8(k, sums[:n], messages[:n], size)
 		sums, messages = sums[n:], messages[n:]
 	}
 	for i, m := range messages {
-		sums[i] = Sum(m)
+		sums[i] = k.Sum(m)
 	}
 }
 
