@@ -61,8 +61,8 @@ type Cipher uint8
 // The ciphers.
 const (
 	CipherNone Cipher = 0
-	// CipherXAES is AES-256-GCM with an extended nonce. Reserved: this release
-	// writes none and refuses to read one.
+	// CipherXAES is XAES-256-GCM: AES-256-GCM with a nonce of 24 bytes. Package
+	// keyring seals and opens.
 	CipherXAES Cipher = 1
 )
 
@@ -110,6 +110,24 @@ func EncodeRecord(r *Record, buf []byte) error {
 		return fmt.Errorf("encode record of %v: %w", r.Digest, err)
 	}
 	h := buf[:RecordHeaderSize]
+	r.encodeHeader(h)
+	copy(h[hashOffset:], r.CiphertextHash[:])
+	le := binary.LittleEndian
+	le.PutUint32(h[crcOffset:], r.PayloadCRC)
+	le.PutUint32(h[crcOffset+4:], crc32.Checksum(h[:crcOffset+4], castagnoli))
+	return nil
+}
+
+// Offsets in a record's header.
+const (
+	hashOffset = 88
+	// NonceOffset is where the nonce stands in a record's header.
+	NonceOffset = 152
+	crcOffset   = 184 // of the payload's CRC, before that of the header
+)
+
+// encodeHeader writes a record's header without ciphertext hash and CRCs.
+func (r *Record) encodeHeader(h []byte) {
 	clear(h)
 	copy(h, recordMagic[:])
 	h[4] = recordVersion
@@ -129,11 +147,37 @@ func EncodeRecord(r *Record, buf []byte) error {
 	copy(h[24:], r.Domain[:])
 	copy(h[40:], r.KeyID[:])
 	copy(h[56:], r.Digest[:])
-	copy(h[88:], r.CiphertextHash[:])
 	copy(h[120:], r.Base[:])
-	copy(h[152:], r.Nonce[:])
-	le.PutUint32(h[184:], r.PayloadCRC)
-	le.PutUint32(h[188:], crc32.Checksum(h[:188], castagnoli))
+	copy(h[NonceOffset:], r.Nonce[:])
+}
+
+// EncodeAssociatedData writes what is authenticated with a sealed payload to dst,
+// RecordHeaderSize bytes: the header as EncodeRecord will write it, with ciphertext hash
+// and both CRCs zero. r's StoredLength, with what the seal adds, must be set.
+func EncodeAssociatedData(r *Record, dst []byte) error {
+	if err := r.validate(); err != nil {
+		return fmt.Errorf("seal record of %v: %w", r.Digest, err)
+	}
+	r.encodeHeader(dst[:RecordHeaderSize])
+	return nil
+}
+
+// ClearUnauthenticated makes a record's header, as it was read, what was authenticated.
+func ClearUnauthenticated(h []byte) {
+	clear(h[hashOffset : hashOffset+dedupe.DigestSize])
+	clear(h[crcOffset:RecordHeaderSize])
+}
+
+// CheckCiphertext compares the payload of a sealed record with its ciphertext hash: it
+// says without a key whether the payload is what was written. A record without a hash
+// has only its CRC to say so.
+func (r *Record) CheckCiphertext(payload []byte) error {
+	if !r.HasCiphertextHash {
+		return nil
+	}
+	if sum := dedupe.Sum(payload); sum != r.CiphertextHash {
+		return fmt.Errorf("sealed payload has hash %v, want %v: %w", sum, r.CiphertextHash, dedupe.ErrCorrupt)
+	}
 	return nil
 }
 

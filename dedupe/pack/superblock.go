@@ -19,6 +19,8 @@ const (
 
 	// SchemeSHA256 is the id scheme of an unencrypted domain, and of all nodes.
 	SchemeSHA256 = 1
+	// SchemeHMAC is the id scheme of an encrypted domain: HMAC-SHA-256 under its id key.
+	SchemeHMAC = 2
 )
 
 var (
@@ -26,13 +28,20 @@ var (
 	stateMagic      = [8]byte{'K', 'E', 'E', 'L', 'S', 'T', 'A', 'T'}
 )
 
+// KeyCheck recognises the key of a domain without telling anything of it.
+type KeyCheck [14]byte
+
 // Domain is a key domain as the superblock has it.
 type Domain struct {
 	ID     dedupe.DomainID
-	Scheme uint8 // how ids of blocks are made: SchemeSHA256
+	Scheme uint8 // how ids of blocks are made: SchemeSHA256 or SchemeHMAC
 	Cipher Cipher
-	KeyID  KeyID // of new records
+	Check  KeyCheck // of the domain's keys; zero without a cipher
+	KeyID  KeyID    // of the data key that the vault was made with; zero without a cipher
 }
+
+// Encrypted reports whether the domain's blocks are sealed and their ids keyed.
+func (d *Domain) Encrypted() bool { return d.Cipher != CipherNone }
 
 // Superblock is what never changes about a vault.
 type Superblock struct {
@@ -59,6 +68,7 @@ func (s *Superblock) Encode() []byte {
 		p := b[superblockHeaderSize+i*domainSize:]
 		copy(p, d.ID[:])
 		p[16], p[17] = d.Scheme, byte(d.Cipher)
+		copy(p[18:], d.Check[:])
 		copy(p[32:], d.KeyID[:])
 	}
 	return le.AppendUint32(b, crc32.Checksum(b, castagnoli))
@@ -97,8 +107,9 @@ func DecodeSuperblock(b []byte) (*Superblock, error) {
 	}
 	for i := range n {
 		p := b[superblockHeaderSize+i*domainSize:]
-		d := Domain{ID: dedupe.DomainID(p[:16]), Scheme: p[16], Cipher: Cipher(p[17]), KeyID: KeyID(p[32:48])}
-		if d.Scheme != SchemeSHA256 || d.Cipher != CipherNone {
+		d := Domain{ID: dedupe.DomainID(p[:16]), Scheme: p[16], Cipher: Cipher(p[17]), Check: KeyCheck(p[18:32]), KeyID: KeyID(p[32:48])}
+		plain := d.Scheme == SchemeSHA256 && d.Cipher == CipherNone
+		if !plain && (d.Scheme != SchemeHMAC || d.Cipher != CipherXAES) {
 			return nil, fmt.Errorf("key domain %x with id scheme %d and cipher %d: %w", d.ID, d.Scheme, d.Cipher, dedupe.ErrUnknownFormat)
 		}
 		s.Domains = append(s.Domains, d)

@@ -1,0 +1,79 @@
+package keyring
+
+import (
+	"crypto/rand"
+	"fmt"
+
+	"github.com/keelblock/keelblock/dedupe"
+	"github.com/keelblock/keelblock/dedupe/pack"
+)
+
+// Overhead is what sealing adds to a payload, in bytes.
+const Overhead = tagSize
+
+// Seal encrypts a record's payload in its buffer: RecordHeaderSize bytes of room for the
+// header, then the payload, which is replaced. It returns the buffer, longer by Overhead,
+// and fills in what r says of cipher, domain, key, nonce and ciphertext hash; everything
+// else of r must be as it will be written, for the header is authenticated.
+func (k *Keys) Seal(r *pack.Record, buf []byte) ([]byte, error) {
+	d := k.dataKeys()[0]
+	r.Cipher, r.Domain, r.KeyID = pack.CipherXAES, k.domain, d.id
+	r.StoredLength = uint32(len(buf) - pack.RecordHeaderSize + Overhead)
+	r.HasCiphertextHash, r.CiphertextHash = true, dedupe.Digest{}
+	header, payload := buf[:pack.RecordHeaderSize], buf[pack.RecordHeaderSize:]
+	nonce := header[pack.NonceOffset:][:nonceSize]
+	rand.Read(nonce) // never fails
+	r.Nonce = [nonceSize]byte(nonce)
+	if err := pack.EncodeAssociatedData(r, header); err != nil {
+		return buf, err
+	}
+	sealed := d.cipher.seal(payload[:0], nonce, payload, header)
+	if cap(buf) >= len(header)+len(sealed) { // in place
+		buf = buf[:len(header)+len(sealed)]
+	} else {
+		buf = append(header, sealed...)
+	}
+	r.CiphertextHash = dedupe.Sum(buf[pack.RecordHeaderSize:])
+	return buf, nil
+}
+
+// Open decrypts the payload of a record that was read: record is its header and payload
+// as they stand in the pack, r its decoded header. The payload is appended to dst; with
+// nil it takes the place of the ciphertext in record. The header in record is changed.
+//
+// dedupe.ErrNoKey when r names a key that is not among these; dedupe.ErrCorrupt when the
+// payload or the header is not what was sealed, and then nothing is returned of it.
+func (k *Keys) Open(r *pack.Record, record, dst []byte) ([]byte, error) {
+	if r.Cipher != pack.CipherXAES {
+		return nil, fmt.Errorf("record with cipher %d: %w", r.Cipher, dedupe.ErrUnknownFormat)
+	}
+	d := k.dataKey(r)
+	if d == nil {
+		return nil, fmt.Errorf("sealed by key %x of domain %x: %w", r.KeyID, r.Domain, dedupe.ErrNoKey)
+	}
+	if len(record) != pack.RecordHeaderSize+int(r.StoredLength) || r.StoredLength < Overhead {
+		return nil, fmt.Errorf("sealed record of %d bytes: %w", len(record), dedupe.ErrCorrupt)
+	}
+	header, payload := record[:pack.RecordHeaderSize], record[pack.RecordHeaderSize:]
+	pack.ClearUnauthenticated(header)
+	if dst == nil {
+		dst = payload[:0]
+	}
+	plain, err := d.cipher.open(dst, header[pack.NonceOffset:][:nonceSize], payload, header)
+	if err != nil {
+		return nil, fmt.Errorf("payload or header is not what was sealed: %w", dedupe.ErrCorrupt)
+	}
+	return plain, nil
+}
+
+func (k *Keys) dataKey(r *pack.Record) *dataKey {
+	if r.Domain != k.domain {
+		return nil
+	}
+	for _, d := range k.dataKeys() {
+		if d.id == r.KeyID {
+			return d
+		}
+	}
+	return nil
+}
