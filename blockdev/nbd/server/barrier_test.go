@@ -376,9 +376,7 @@ func TestAnExclusiveExportCutsTheClientBefore(t *testing.T) {
 				t.Errorf("the disk holds %d, want 1: what was unread has been written", got.data[0])
 			}
 			after.alive()
-			if n := s.Connections("disk"); n != 1 {
-				t.Errorf("%d connections", n)
-			}
+			eventually(t, "one connection is left", func() bool { return s.Connections("disk") == 1 })
 		})
 	}
 }

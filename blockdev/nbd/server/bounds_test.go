@@ -82,7 +82,7 @@ func (s *running) dialMany(t *testing.T, n int, each func(i int, w *wire)) {
 		if err != nil {
 			t.Fatalf("connection %d: %v", i, err)
 		}
-		nc.SetDeadline(time.Now().Add(60 * time.Second))
+		nc.SetDeadline(time.Now().Add(patience))
 		list = append(list, nc)
 		w := &wire{t: t, nc: nc}
 		w.take(nbd.GreetingSize)

@@ -94,7 +94,7 @@ func TestExportName(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { nc.Close() })
-		nc.SetDeadline(time.Now().Add(10 * time.Second))
+		nc.SetDeadline(time.Now().Add(patience))
 		w := &wire{t: t, nc: nc}
 		w.take(nbd.GreetingSize)
 		flags, zeros := nbd.FlagCFixedNewstyle, nbd.ExportReplyZeros
@@ -267,7 +267,7 @@ func TestGarbageInTheHandshakeEndsIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	nc.SetDeadline(time.Now().Add(10 * time.Second))
+	nc.SetDeadline(time.Now().Add(patience))
 	w = &wire{t: t, nc: nc}
 	w.take(nbd.GreetingSize)
 	w.put([]byte{0xFF, 0, 0, 3}) // flags that nobody knows
@@ -299,19 +299,23 @@ func TestMaxConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	nc.SetDeadline(time.Now().Add(10 * time.Second))
+	nc.SetDeadline(time.Now().Add(patience))
 	(&wire{t: t, nc: nc}).closed()
 	b.ack(nbd.OptAbort, nil)
 	eventually(t, "a place is free again", func() bool { return s.Stats().Connections == 1 })
 	s.connect(t)
 }
 
+// patience bounds the life of a test's connection: enough for a full file system under the
+// race detector on a busy machine.
+const patience = 3 * time.Minute
+
 // eventually waits for what another goroutine will bring about.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("after 10 s it is still not so that %s", what)
+			t.Fatalf("after a minute it is still not so that %s", what)
 		}
 	}
 }

@@ -138,7 +138,7 @@ func TestNothingButSTARTTLSWhereTLSIsRequired(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	nc.SetDeadline(time.Now().Add(10 * time.Second))
+	nc.SetDeadline(time.Now().Add(patience))
 	w = &wire{t: t, nc: nc}
 	w.take(nbd.GreetingSize)
 	w.put(make([]byte, 4))

@@ -34,7 +34,7 @@ func (s *running) connect(t testing.TB) *wire {
 func greet(t testing.TB, nc net.Conn) *wire {
 	t.Helper()
 	t.Cleanup(func() { nc.Close() })
-	nc.SetDeadline(time.Now().Add(20 * time.Second))
+	nc.SetDeadline(time.Now().Add(patience))
 	w := &wire{t: t, nc: nc}
 	flags, err := nbd.ParseGreeting(w.take(nbd.GreetingSize))
 	if err != nil {
