@@ -21,15 +21,11 @@ type applianceService struct{ service }
 func (s applianceService) Status(ctx context.Context, _ *connect.Request[kb.StatusRequest]) (*connect.Response[kb.StatusResponse], error) {
 	out := &kb.StatusResponse{Version: s.Info.Version, Pid: int64(s.Info.PID), StartedAt: timestamp(s.Info.StartedAt),
 		DataDir: s.Info.DataDir, ApiUri: s.Info.APIURI, NbdUris: s.Info.NBDURIs, NbdTls: s.Info.NBDTLS, SiteName: s.Info.SiteName,
-		Disks: s.allDisks(), Vault: s.vaultStatus()}
-	h := s.openVault()
+		Disks: s.allDisks(), Vault: s.vaultStatus(s.Vaults.Default())}
 	if list, err := s.Machines.List(); err == nil {
 		for _, m := range list {
 			out.Machines = append(out.Machines, s.machine(m))
-			if h == nil {
-				continue
-			}
-			if p := h.Points.Newest(m.ID); p != nil {
+			if h, p := s.Vaults.Newest(m.ID); p != nil {
 				out.LastPoints = append(out.LastPoints, s.point(ctx, h, p))
 			}
 		}
@@ -39,32 +35,26 @@ func (s applianceService) Status(ctx context.Context, _ *connect.Request[kb.Stat
 			out.RunningJobs = append(out.RunningJobs, jobMessage(r))
 		}
 	}
-	for _, a := range s.alerts(out.Disks, out.Vault) {
+	for _, a := range s.alerts(out.Disks) {
 		out.Alerts = append(out.Alerts, &kb.Alert{Severity: a.Severity, ObjectName: a.Object, Text: a.Text, Since: timestamp(a.Since)})
 	}
 	return connect.NewResponse(out), nil
 }
 
-// alerts are the daemon's own and what disks and vault show.
-func (s service) alerts(all []*kb.Disk, v *kb.VaultStatusResponse) []Alert {
+// alerts are the daemon's own and what disks and vaults show.
+func (s service) alerts(all []*kb.Disk) []Alert {
 	out := s.Parts.Alerts()
-	if v.State == string(vault.Closed) {
-		out = append(out, Alert{Severity: "critical", Object: v.Name, Text: v.Reason})
+	if err := s.Vaults.Damage(); err != nil {
+		out = append(out, Alert{Severity: "critical", Object: "vaults.json", Text: err.Error()})
+	}
+	for _, v := range s.Vaults.All() {
+		out = append(out, vaultAlerts(v)...)
 	}
 	if f := s.Parts.Doctor.Space(); f.Result != doctor.OK {
 		severity := map[doctor.Result]string{doctor.Warn: "warning", doctor.Fail: "critical"}[f.Result]
 		out = append(out, Alert{Severity: severity, Object: s.Info.DataDir, Text: f.Text})
 	}
-	if h := s.openVault(); h != nil {
-		for _, p := range h.Points.Problems() {
-			out = append(out, Alert{Severity: "critical", Object: p.ID.String(), Text: "recovery point is not readable: " + p.Err.Error()})
-		}
-	}
 	out = append(out, s.failedBackups()...)
-	if v.CorruptBlocks > 0 {
-		out = append(out, Alert{Severity: "critical", Object: v.Name,
-			Text: fmt.Sprintf("%d reads met damaged blocks; run keelblock recovery-point verify --all", v.CorruptBlocks)})
-	}
 	if err := s.Disks.Damage(); err != nil {
 		out = append(out, Alert{Severity: "critical", Object: "disks.json", Text: err.Error()})
 	}
@@ -75,6 +65,26 @@ func (s service) alerts(all []*kb.Disk, v *kb.VaultStatusResponse) []Alert {
 		case disks.Suspect:
 			out = append(out, Alert{Severity: "warning", Object: d.Name, Text: "the next backup compares it with the last point: " + d.Reason})
 		}
+	}
+	return out
+}
+
+// vaultAlerts are what one vault shows.
+func vaultAlerts(v *vault.Vault) []Alert {
+	if state, reason := v.State(); state == vault.Closed && reason != nil {
+		return []Alert{{Severity: "critical", Object: v.Name(), Text: reason.Error()}}
+	}
+	h := v.Peek()
+	if h == nil {
+		return nil
+	}
+	var out []Alert
+	for _, p := range h.Points.Problems() {
+		out = append(out, Alert{Severity: "critical", Object: p.ID.String(), Text: "recovery point is not readable: " + p.Err.Error()})
+	}
+	if n := h.Store.Stats().CorruptBlocks; n > 0 {
+		out = append(out, Alert{Severity: "critical", Object: v.Name(),
+			Text: fmt.Sprintf("%d reads met damaged blocks; run keelblock recovery-point verify --all", n)})
 	}
 	return out
 }
@@ -125,20 +135,27 @@ func (s applianceService) Stop(context.Context, *connect.Request[kb.StopRequest]
 }
 
 // VaultStatus says what the vault holds, or why it is closed.
-func (s applianceService) VaultStatus(context.Context, *connect.Request[kb.VaultStatusRequest]) (*connect.Response[kb.VaultStatusResponse], error) {
-	return connect.NewResponse(s.vaultStatus()), nil
+func (s applianceService) VaultStatus(_ context.Context, r *connect.Request[kb.VaultStatusRequest]) (*connect.Response[kb.VaultStatusResponse], error) {
+	v, err := s.Vaults.Get(r.Msg.Name)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(s.vaultStatus(v)), nil
 }
 
-func (s service) vaultStatus() *kb.VaultStatusResponse {
-	state, reason := s.Vault.State()
-	out := &kb.VaultStatusResponse{Name: vault.DefaultName, State: string(state)}
+func (s service) vaultStatus(v *vault.Vault) *kb.VaultStatusResponse {
+	state, reason := v.State()
+	out := &kb.VaultStatusResponse{Name: v.Name(), State: string(state)}
 	if reason != nil {
 		out.Reason = reason.Error()
 	}
-	if space, err := vault.SpaceOf(s.Info.DataDir); err == nil {
-		out.FreeBytes = space.Free
+	for _, dir := range []string{v.Spec().Dir, s.Info.DataDir} { // it may not be there yet
+		if space, err := vault.SpaceOf(dir); err == nil {
+			out.FreeBytes = space.Free
+			break
+		}
 	}
-	h := s.openVault()
+	h := v.Peek()
 	if h == nil {
 		return out
 	}
@@ -174,12 +191,16 @@ func (s applianceService) Doctor(ctx context.Context, _ *connect.Request[kb.Doct
 }
 
 // RebuildIndex starts a job that makes the index of a closed vault anew.
-func (s applianceService) RebuildIndex(context.Context, *connect.Request[kb.RebuildIndexRequest]) (*connect.Response[kb.Job], error) {
-	if state, _ := s.Vault.State(); state != vault.Closed {
-		return nil, &appliance.Error{Op: "rebuild the index of vault " + vault.DefaultName, Kind: appliance.ErrInUse,
+func (s applianceService) RebuildIndex(_ context.Context, r *connect.Request[kb.RebuildIndexRequest]) (*connect.Response[kb.Job], error) {
+	v, err := s.Vaults.Get(r.Msg.Vault)
+	if err != nil {
+		return nil, err
+	}
+	if state, _ := v.State(); state != vault.Closed {
+		return nil, &appliance.Error{Op: "rebuild the index of vault " + v.Name(), Kind: appliance.ErrInUse,
 			Text: "the vault is " + string(state) + " and needs no rebuild", Hint: "see keelblock vault status"}
 	}
-	t, err := s.Jobs.Start("RebuildIndex", vault.DefaultName, s.Rebuild)
+	t, err := s.Jobs.Start("RebuildIndex", v.Name(), func(ctx context.Context, t *job.Task) error { return s.Rebuild(ctx, t, v) })
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -62,7 +63,8 @@ func (s service) allDisks() []*kb.Disk {
 
 func (s service) machine(m machine.Machine) *kb.Machine {
 	out := &kb.Machine{Name: m.Name, SiteName: s.Info.SiteName, Role: "source", Generation: int64(m.Generation),
-		Definition: m.Definition, ExcludedDisks: m.Excluded, GroupName: s.Machines.GroupOf(m.Name)}
+		Definition: m.Definition, ExcludedDisks: m.Excluded, GroupName: s.Machines.GroupOf(m.Name),
+		Vault: cmp.Or(m.Vault, vault.DefaultName)}
 	for _, name := range m.Disks {
 		if d, err := s.Disks.Get(name); err == nil {
 			out.Disks = append(out.Disks, s.disk(d))
@@ -70,24 +72,10 @@ func (s service) machine(m machine.Machine) *kb.Machine {
 			out.Disks = append(out.Disks, &kb.Disk{Name: name, MachineName: m.Name, State: string(disks.Offline), Reason: err.Error()})
 		}
 	}
-	if h := s.openVault(); h != nil {
-		if p := h.Points.Newest(m.ID); p != nil {
-			out.LastPointId = p.ID.String()
-		}
+	if _, p := s.Vaults.Newest(m.ID); p != nil {
+		out.LastPointId = p.ID.String()
 	}
 	return out
-}
-
-// openVault is the vault when it is open now, else nil.
-func (s service) openVault() *vault.Handle {
-	if state, _ := s.Vault.State(); state != vault.Open {
-		return nil
-	}
-	h, err := s.Vault.Use(context.Background())
-	if err != nil {
-		return nil
-	}
-	return h
 }
 
 // point describes a point. What only it needs is left 0 when it cannot be counted.

@@ -124,17 +124,16 @@ func (s disksService) Map(ctx context.Context, r *connect.Request[kb.MapDiskRequ
 // changesSince is what changed since the point that selector names; "" is the base of
 // the disk's map.
 func (s service) changesSince(ctx context.Context, op string, d *disks.Disk, selector string) (set *recoverypoint.ChangeSet, sizeBytes int64, err error) {
-	h, err := s.Vault.Use(ctx)
-	if err != nil {
+	if _, err := s.Vaults.Each(ctx); err != nil {
 		return nil, 0, err
 	}
 	var p *recoverypoint.Point
 	if selector != "" {
-		if h, p, _, err = cursor.FindDisk(ctx, s.Vault, op, selector, d.Entry()); err != nil {
+		if p, _, err = cursor.FindDisk(ctx, s.Vaults, op, selector, d.Entry()); err != nil {
 			return nil, 0, err
 		}
 	}
-	return s.Cursors.Since(ctx, h, d, p)
+	return s.Cursors.Since(ctx, d, p)
 }
 
 // extentsOf is a set as the API has it, bounded.

@@ -18,7 +18,7 @@ type groupsService struct{ service }
 // points: NAME@latest would mean two things.
 func (s groupsService) Create(_ context.Context, r *connect.Request[kb.CreateGroupRequest]) (*connect.Response[kb.Group], error) {
 	_, gone := s.Machines.Get(r.Msg.Name)
-	if h := s.openVault(); h != nil && gone != nil && len(h.Points.List(r.Msg.Name, true)) > 0 {
+	if gone != nil && s.lastManifest(r.Msg.Name) != nil {
 		return nil, &appliance.Error{Op: fmt.Sprintf("create group %q", r.Msg.Name), Kind: appliance.ErrExists,
 			Text: "there are recovery points of a machine with this name", Hint: "choose another name"}
 	}
@@ -78,7 +78,7 @@ func (s groupsService) Backup(ctx context.Context, r *connect.Request[kb.GroupBa
 	if _, err := s.Machines.Group(r.Msg.Group); err != nil {
 		return nil, err
 	}
-	t, err := s.Parts.Backup.Start(ctx, backup.Request{Group: r.Msg.Group, Consistency: r.Msg.Consistency, Note: r.Msg.Note})
+	t, err := s.Parts.Backup.Start(ctx, backup.Request{Group: r.Msg.Group, Consistency: r.Msg.Consistency, Note: r.Msg.Note, Vault: r.Msg.Vault})
 	if err != nil {
 		return nil, err
 	}

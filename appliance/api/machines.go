@@ -8,6 +8,7 @@ import (
 	kb "github.com/keelblock/keelblock/appliance/api/keelblockv1"
 	"github.com/keelblock/keelblock/appliance/backup"
 	"github.com/keelblock/keelblock/appliance/machine"
+	"github.com/keelblock/keelblock/dedupe/recoverypoint"
 )
 
 type machinesService struct{ service }
@@ -15,9 +16,8 @@ type machinesService struct{ service }
 // Create makes a machine; with the name of an earlier one it goes on with its points.
 func (s machinesService) Create(ctx context.Context, r *connect.Request[kb.CreateMachineRequest]) (*connect.Response[kb.Machine], error) {
 	var earlier *machine.Identity
-	if h, err := s.Vault.Use(ctx); err == nil {
-		if list := h.Points.List(r.Msg.Name, true); len(list) > 0 {
-			m := list[len(list)-1].Manifest
+	if _, err := s.Vaults.Each(ctx); err == nil {
+		if m := s.lastManifest(r.Msg.Name); m != nil {
 			earlier = &machine.Identity{ID: m.MachineID.String(), GenerationID: m.Generation.ID.String(), Generation: m.Generation.Number}
 		}
 	}
@@ -26,6 +26,19 @@ func (s machinesService) Create(ctx context.Context, r *connect.Request[kb.Creat
 		return nil, err
 	}
 	return connect.NewResponse(s.machine(m)), nil
+}
+
+// lastManifest is that of the point that was cut last of all machines of a name.
+func (s service) lastManifest(machine string) *recoverypoint.Manifest {
+	var last *recoverypoint.Manifest
+	for _, h := range s.Vaults.Handles() {
+		if list := h.Points.List(machine, true); len(list) > 0 {
+			if m := list[len(list)-1].Manifest; last == nil || m.FrozenAt.After(last.FrozenAt) {
+				last = m
+			}
+		}
+	}
+	return last
 }
 
 // List returns all machines by name.
@@ -52,8 +65,13 @@ func (s machinesService) Get(_ context.Context, r *connect.Request[kb.GetMachine
 
 // Edit adds, removes and excludes disks and changes the definition.
 func (s machinesService) Edit(_ context.Context, r *connect.Request[kb.EditMachineRequest]) (*connect.Response[kb.Machine], error) {
+	if r.Msg.Vault != nil {
+		if _, err := s.Vaults.Get(*r.Msg.Vault); err != nil {
+			return nil, err
+		}
+	}
 	m, err := s.Machines.Edit(r.Msg.Name, machine.Change{Add: r.Msg.AddDisks, Remove: r.Msg.RemoveDisks,
-		Exclude: r.Msg.ExcludeDisks, Definition: r.Msg.Definition})
+		Exclude: r.Msg.ExcludeDisks, Definition: r.Msg.Definition, Vault: r.Msg.Vault})
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +88,7 @@ func (s machinesService) Delete(_ context.Context, r *connect.Request[kb.DeleteM
 
 // Backup starts a backup, or joins one that has not frozen yet.
 func (s machinesService) Backup(ctx context.Context, r *connect.Request[kb.BackupRequest]) (*connect.Response[kb.Job], error) {
-	t, err := s.Parts.Backup.Start(ctx, backup.Request{Machine: r.Msg.Machine, Consistency: r.Msg.Consistency, Note: r.Msg.Note})
+	t, err := s.Parts.Backup.Start(ctx, backup.Request{Machine: r.Msg.Machine, Consistency: r.Msg.Consistency, Note: r.Msg.Note, Vault: r.Msg.Vault})
 	if err != nil {
 		return nil, err
 	}

@@ -30,30 +30,38 @@ type pointsService struct {
 
 // List returns the points of a machine, of a group's machines, or all, oldest first.
 func (s pointsService) List(ctx context.Context, r *connect.Request[kb.ListPointsRequest]) (*connect.Response[kb.ListPointsResponse], error) {
-	h, err := s.Vault.Use(ctx)
+	handles, err := s.Vaults.Each(ctx)
 	if err != nil {
 		return nil, err
 	}
-	list := h.Points.List(r.Msg.Machine, r.Msg.Deleted)
-	if g, err := s.Machines.Group(r.Msg.Machine); err == nil {
-		list = slices.DeleteFunc(h.Points.List("", r.Msg.Deleted), func(p *recoverypoint.Point) bool {
-			return !slices.Contains(g.Machines, p.Manifest.MachineName)
-		})
-	} else if r.Msg.Machine != "" && len(list) == 0 && len(h.Points.List(r.Msg.Machine, true)) == 0 {
+	out, known := &kb.ListPointsResponse{}, r.Msg.Machine == ""
+	g, groupErr := s.Machines.Group(r.Msg.Machine)
+	for _, h := range handles {
+		list := h.Points.List(r.Msg.Machine, r.Msg.Deleted)
+		if groupErr == nil {
+			list = slices.DeleteFunc(h.Points.List("", r.Msg.Deleted), func(p *recoverypoint.Point) bool {
+				return !slices.Contains(g.Machines, p.Manifest.MachineName)
+			})
+		}
+		known = known || groupErr == nil || len(h.Points.List(r.Msg.Machine, true)) > 0
+		for _, p := range list {
+			out.Points = append(out.Points, s.point(ctx, h, p))
+		}
+	}
+	if !known {
 		if _, err := s.Machines.Get(r.Msg.Machine); err != nil {
 			return nil, err
 		}
 	}
-	out := &kb.ListPointsResponse{}
-	for _, p := range list {
-		out.Points = append(out.Points, s.point(ctx, h, p))
+	if len(handles) > 1 { // each vault's are in order already
+		slices.SortStableFunc(out.Points, func(a, b *kb.RecoveryPoint) int { return a.FrozenAt.AsTime().Compare(b.FrozenAt.AsTime()) })
 	}
 	return connect.NewResponse(out), nil
 }
 
 // Get resolves any spelling of a point and says what it names.
 func (s pointsService) Get(ctx context.Context, r *connect.Request[kb.GetPointRequest]) (*connect.Response[kb.GetPointResponse], error) {
-	h, p, rest, err := s.Vault.Find(ctx, r.Msg.Selector)
+	h, p, rest, err := s.Vaults.Find(ctx, r.Msg.Selector)
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +76,7 @@ func (s pointsService) Get(ctx context.Context, r *connect.Request[kb.GetPointRe
 
 // Delete deletes a point softly, or for good.
 func (s pointsService) Delete(ctx context.Context, r *connect.Request[kb.DeletePointRequest]) (*connect.Response[kb.RecoveryPoint], error) {
-	h, p, rest, err := s.Vault.Find(ctx, r.Msg.Point)
+	h, p, rest, err := s.Vaults.Find(ctx, r.Msg.Point)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +86,7 @@ func (s pointsService) Delete(ctx context.Context, r *connect.Request[kb.DeleteP
 	if rest != "" {
 		selector += ":" + rest
 	}
-	if p, err = s.Vault.Delete(ctx, selector, r.Msg.Purge, actor(ctx), time.Now()); err != nil {
+	if p, err = s.Vaults.Delete(ctx, selector, r.Msg.Purge, actor(ctx), time.Now()); err != nil {
 		return nil, err
 	}
 	before.State = "deleted"
@@ -88,13 +96,13 @@ func (s pointsService) Delete(ctx context.Context, r *connect.Request[kb.DeleteP
 
 // Undelete brings a soft-deleted point back.
 func (s pointsService) Undelete(ctx context.Context, r *connect.Request[kb.UndeletePointRequest]) (*connect.Response[kb.RecoveryPoint], error) {
-	p, err := s.Vault.Undelete(ctx, r.Msg.Point, actor(ctx), time.Now())
+	p, err := s.Vaults.Undelete(ctx, r.Msg.Point, actor(ctx), time.Now())
 	if err != nil {
 		return nil, err
 	}
-	h, err := s.Vault.Use(ctx)
-	if err != nil {
-		return nil, err
+	h, _ := s.Vaults.Holder(p.ID)
+	if h == nil {
+		return nil, appliance.NotFound("undelete recovery point", "recovery-point", p.ID.String())
 	}
 	return connect.NewResponse(s.point(ctx, h, p)), nil
 }
@@ -102,15 +110,19 @@ func (s pointsService) Undelete(ctx context.Context, r *connect.Request[kb.Undel
 // Diff lists what differs between two points, disk by disk, from their trees. A disk
 // that only one of them holds differs wherever it has data.
 func (s pointsService) Diff(ctx context.Context, r *connect.Request[kb.DiffPointsRequest]) (*connect.Response[kb.DiffPointsResponse], error) {
-	h, from, fromDisk, err := s.Vault.Find(ctx, r.Msg.From)
+	h, from, fromDisk, err := s.Vaults.Find(ctx, r.Msg.From)
 	if err != nil {
 		return nil, err
 	}
-	_, to, toDisk, err := s.Vault.Find(ctx, r.Msg.To)
+	other, to, toDisk, err := s.Vaults.Find(ctx, r.Msg.To)
 	if err != nil {
 		return nil, err
 	}
 	op := fmt.Sprintf("compare recovery points %s and %s", from.ID, to.ID)
+	if other != h {
+		return nil, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: fmt.Sprintf("they are in vault %q and vault %q", h.Vault.Name(), other.Vault.Name()),
+			Hint: "compare points of one vault"}
+	}
 	only := r.Msg.Disk
 	for _, rest := range []string{fromDisk, toDisk} {
 		if only == "" {
@@ -169,20 +181,26 @@ func unionOfDisks(a, b *recoverypoint.Manifest) []string {
 
 // Verify starts a job that reads everything of a point, or of all points.
 func (s pointsService) Verify(ctx context.Context, r *connect.Request[kb.VerifyRequest]) (*connect.Response[kb.Job], error) {
-	h, err := s.Vault.Use(ctx)
+	handles, err := s.Vaults.Each(ctx)
 	if err != nil {
 		return nil, err
 	}
-	points, object := h.Points.List("", true), "all"
+	object := "all"
+	var points []stored
+	for _, h := range handles {
+		for _, p := range h.Points.List("", true) {
+			points = append(points, stored{h, p})
+		}
+	}
 	if r.Msg.Point != "" {
-		_, p, _, err := s.Vault.Find(ctx, r.Msg.Point)
+		h, p, _, err := s.Vaults.Find(ctx, r.Msg.Point)
 		if err != nil {
 			return nil, err
 		}
-		points, object = []*recoverypoint.Point{p}, p.ID.String()
+		handles, points, object = []*vault.Handle{h}, []stored{{h, p}}, p.ID.String()
 	}
 	t, err := s.Jobs.Start("Verify", object, func(ctx context.Context, t *job.Task) error {
-		return s.verify(ctx, t, h, points)
+		return s.verify(ctx, t, handles, points)
 	})
 	if err != nil {
 		return nil, err
@@ -190,13 +208,19 @@ func (s pointsService) Verify(ctx context.Context, r *connect.Request[kb.VerifyR
 	return connect.NewResponse(jobMessage(t.Record())), nil
 }
 
+// stored is a point with its vault.
+type stored struct {
+	in *vault.Handle
+	*recoverypoint.Point
+}
+
 // verify reads points one after the other. Damage fails the job, after all of them.
-func (s pointsService) verify(ctx context.Context, t *job.Task, h *vault.Handle, points []*recoverypoint.Point) error {
+func (s pointsService) verify(ctx context.Context, t *job.Task, handles []*vault.Handle, points []stored) error {
 	var bad, damaged int64
 	var first error
 	t.Detail("counting blocks")
 	for _, p := range points {
-		n, err := verify.Bytes(ctx, h.Store, p.Manifest)
+		n, err := verify.Bytes(ctx, p.in.Store, p.Manifest)
 		if err != nil {
 			return fmt.Errorf("verify recovery point %s: %w", p.ID, err)
 		}
@@ -204,9 +228,9 @@ func (s pointsService) verify(ctx context.Context, t *job.Task, h *vault.Handle,
 	}
 	for i, p := range points {
 		t.Detail(fmt.Sprintf("point %d of %d", i+1, len(points)))
-		unpin := s.Vault.Pin(p.ID, "a verification")
+		unpin := s.Vaults.Pin(p.ID, "a verification")
 		end, last := t.Begin("Verify"), int64(0)
-		rep, err := verify.Point(ctx, h.Store, p.Manifest, func(done int64) { t.AddDone(done - last); last = done })
+		rep, err := verify.Point(ctx, p.in.Store, p.Manifest, func(done int64) { t.AddDone(done - last); last = done })
 		unpin()
 		if err != nil {
 			end(err)
@@ -226,12 +250,14 @@ func (s pointsService) verify(ctx context.Context, t *job.Task, h *vault.Handle,
 			t.Result(fmt.Sprintf("%s damaged %s", p.ID, b))
 		}
 	}
-	for _, pr := range h.Points.Problems() {
-		if len(points) > 1 || len(points) == 1 && points[0].ID == pr.ID {
-			damaged++
-			t.Result(fmt.Sprintf("%s damaged %v", pr.ID, pr.Err))
-			if first == nil {
-				first = pr.Err
+	for _, h := range handles {
+		for _, pr := range h.Points.Problems() {
+			if len(points) > 1 || len(points) == 1 && points[0].ID == pr.ID {
+				damaged++
+				t.Result(fmt.Sprintf("%s damaged %v", pr.ID, pr.Err))
+				if first == nil {
+					first = pr.Err
+				}
 			}
 		}
 	}

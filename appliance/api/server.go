@@ -63,7 +63,7 @@ type Parts struct {
 	Disks    *disks.Registry
 	Machines *machine.Set
 	Cursors  *cursor.Set
-	Vault    *vault.Vault
+	Vaults   *vault.Set
 	Jobs     *job.Manager
 	Backup   *backup.Engine
 	Restore  *restore.Engine
@@ -73,8 +73,8 @@ type Parts struct {
 	Opened <-chan struct{}
 	// Stop begins the end of the daemon.
 	Stop func()
-	// Rebuild makes the vault's index anew and opens it.
-	Rebuild func(ctx context.Context, t *job.Task) error
+	// Rebuild makes a vault's index anew and opens it.
+	Rebuild func(ctx context.Context, t *job.Task, v *vault.Vault) error
 	// Alerts are those of the daemon itself.
 	Alerts func() []Alert
 	Logger *slog.Logger

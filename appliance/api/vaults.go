@@ -1,9 +1,90 @@
 package api
 
-import "github.com/keelblock/keelblock/appliance/api/keelblockv1/keelblockv1connect"
+import (
+	"context"
+	"fmt"
+
+	"connectrpc.com/connect"
+
+	kb "github.com/keelblock/keelblock/appliance/api/keelblockv1"
+	"github.com/keelblock/keelblock/appliance/api/keelblockv1/keelblockv1connect"
+	"github.com/keelblock/keelblock/appliance/job"
+	"github.com/keelblock/keelblock/appliance/vault"
+)
 
 // vaultsService answers what it does not have with the code unimplemented.
 type vaultsService struct {
 	service
 	keelblockv1connect.UnimplementedVaultsHandler
+}
+
+// Create starts a job that makes a vault and opens it. What can be refused at once is.
+func (s vaultsService) Create(ctx context.Context, r *connect.Request[kb.CreateVaultRequest]) (*connect.Response[kb.Job], error) {
+	spec, err := s.Vaults.Plan(vault.Spec{Name: r.Msg.Name, Locations: r.Msg.Locations, BlockSizeBytes: int(r.Msg.BlockSizeBytes),
+		Redundancy: vault.Redundancy(r.Msg.Redundancy)})
+	if err != nil {
+		return nil, err
+	}
+	t, err := s.Jobs.Start("CreateVault", r.Msg.Name, func(ctx context.Context, t *job.Task) error {
+		v, err := s.Vaults.Create(ctx, spec)
+		if err != nil {
+			return err
+		}
+		t.Result(fmt.Sprintf("%s %s", v.Name(), v.Spec().Dir))
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(jobMessage(t.Record())), nil
+}
+
+// Edit changes a vault's settings.
+func (s vaultsService) Edit(ctx context.Context, r *connect.Request[kb.EditVaultRequest]) (*connect.Response[kb.Vault], error) {
+	v, err := s.Vaults.Get(r.Msg.Name)
+	if err != nil {
+		return nil, err
+	}
+	if r.Msg.Redundancy != "" {
+		if err := s.Vaults.SetRedundancy(ctx, v.Name(), vault.Redundancy(r.Msg.Redundancy)); err != nil {
+			return nil, err
+		}
+	}
+	return connect.NewResponse(s.vault(v)), nil
+}
+
+// List returns all vaults, default first.
+func (s vaultsService) List(context.Context, *connect.Request[kb.ListVaultsRequest]) (*connect.Response[kb.ListVaultsResponse], error) {
+	out := &kb.ListVaultsResponse{}
+	for _, v := range s.Vaults.All() {
+		out.Vaults = append(out.Vaults, s.vault(v))
+	}
+	return connect.NewResponse(out), nil
+}
+
+// vault describes a vault. Of one that is closed it says what is known.
+func (s service) vault(v *vault.Vault) *kb.Vault {
+	spec := v.Spec()
+	state, reason := v.State()
+	out := &kb.Vault{Name: spec.Name, State: string(state), Redundancy: string(spec.Redundancy), BlockSizeBytes: int64(spec.BlockSizeBytes),
+		SiteName: s.Info.SiteName, Encryption: "none", KeyKind: "none"}
+	if !spec.CreatedAt.IsZero() {
+		out.CreatedAt = timestamp(spec.CreatedAt)
+	}
+	if reason != nil {
+		out.Reason = reason.Error()
+	}
+	for _, dir := range append([]string{spec.Dir}, spec.Locations...) {
+		l := &kb.Location{Path: dir, State: string(state)}
+		if space, err := vault.SpaceOf(dir); err == nil {
+			l.FreeBytes = space.Free
+		}
+		out.Locations = append(out.Locations, l)
+	}
+	if h := v.Peek(); h != nil {
+		out.BlockSizeBytes = int64(h.Store.BlockSize())
+		out.Points = int64(len(h.Points.List("", false)))
+		out.Locations[0].Packs = h.Store.Stats().Packs
+	}
+	return out
 }

@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,9 @@ type Request struct {
 	Consistency string
 	// Note is any text, kept with the point.
 	Note string
+	// Vault that the points go to; "": that of the machine, or of all machines of the
+	// group.
+	Vault string
 }
 
 func (r Request) object() string {
@@ -53,7 +57,7 @@ func (r Request) op() string {
 type Options struct {
 	Disks    *disks.Registry
 	Machines *machine.Set
-	Vault    *vault.Vault
+	Vaults   *vault.Set
 	Jobs     *job.Manager
 	Clock    *cbt.Clock
 	// Workers bounds the goroutines of one backup; at least 1.
@@ -103,15 +107,18 @@ func (e *Engine) Start(ctx context.Context, r Request) (*job.Task, error) {
 	if len(r.Note) > MaxNote {
 		return nil, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: fmt.Sprintf("a note of %d bytes; at most %d", len(r.Note), MaxNote)}
 	}
-	h, err := e.o.Vault.Use(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", op, err)
-	}
 	parts, release, err := e.hold(r)
 	if err != nil {
 		return nil, err
 	}
 	release()
+	if r.Vault, err = vaultOf(r, parts); err != nil {
+		return nil, err
+	}
+	h, err := e.o.Vaults.Use(ctx, r.Vault)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", op, err)
+	}
 	w := wish{r, diskIDs(parts)}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -131,6 +138,23 @@ func (e *Engine) Start(ctx context.Context, r Request) (*job.Task, error) {
 	}
 	e.waiting[w] = t
 	return t, nil
+}
+
+// vaultOf is the vault that a request means. The points of a cut are published together,
+// so they go to one.
+func vaultOf(r Request, parts []*part) (string, error) {
+	if r.Vault != "" {
+		return r.Vault, nil
+	}
+	name := cmp.Or(parts[0].machine.Vault, vault.DefaultName)
+	for _, p := range parts {
+		if other := cmp.Or(p.machine.Vault, vault.DefaultName); other != name {
+			return "", &appliance.Error{Op: r.op(), Kind: appliance.ErrInvalid,
+				Text: fmt.Sprintf("machine %q is kept in vault %q and machine %q in %q", parts[0].machine.Name, name, p.machine.Name, other),
+				Hint: "give --vault, or bring the machines into one: keelblock machine edit NAME --vault V"}
+		}
+	}
+	return name, nil
 }
 
 // Slot waits until no job works on a disk, and keeps others from beginning, and the disk

@@ -62,7 +62,7 @@ func (a *attemptState) manifest(ctx context.Context, cut *snapshot.Cut, shared s
 		CutID:       shared.cut,
 		CutMachines: shared.machines,
 		Generation:  recoverypoint.Generation{Number: pt.machine.Generation, ID: generation},
-		Sequence:    a.h.Points.NextSequence(machineID, generation),
+		Sequence:    a.e.o.Vaults.NextSequence(machineID, generation),
 		Excluded:    pt.members.excluded,
 
 		FrozenAt:        cut.FrozenAt.UTC().Round(0),

@@ -69,7 +69,7 @@ func checkSpace(h *vault.Handle) error {
 	}
 	if s.Free <= h.ReserveBytes {
 		return &appliance.Error{Kind: appliance.ErrNoSpace,
-			Text: fmt.Sprintf("vault %s has %d bytes free and keeps %d of them in reserve", vault.DefaultName, s.Free, h.ReserveBytes),
+			Text: fmt.Sprintf("vault %s has %d bytes free and keeps %d of them in reserve", h.Vault.Name(), s.Free, h.ReserveBytes),
 			Hint: "free space on its file system, or delete recovery points"}
 	}
 	return nil

@@ -30,37 +30,43 @@ func DiskOf(p *recoverypoint.Point, e disks.Entry) *recoverypoint.Disk {
 
 // FindDisk resolves a selector to a point that holds a live disk. A disk that the
 // selector names must be that disk.
-func FindDisk(ctx context.Context, v *vault.Vault, op, selector string, e disks.Entry) (*vault.Handle, *recoverypoint.Point, *recoverypoint.Disk, error) {
-	h, p, rest, err := v.Find(ctx, selector)
+func FindDisk(ctx context.Context, v *vault.Set, op, selector string, e disks.Entry) (*recoverypoint.Point, *recoverypoint.Disk, error) {
+	_, p, rest, err := v.Find(ctx, selector)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
 	d := DiskOf(p, e)
 	switch {
 	case d == nil:
-		return nil, nil, nil, &appliance.Error{Op: op, Kind: appliance.ErrNotFound,
+		return nil, nil, &appliance.Error{Op: op, Kind: appliance.ErrNotFound,
 			Text: fmt.Sprintf("recovery point %s does not hold disk %q", p.ID, e.Name)}
 	case rest != "" && rest != d.Name && p.Manifest.Disk(rest) == nil:
-		return nil, nil, nil, &appliance.Error{Op: op, Kind: appliance.ErrNotFound,
+		return nil, nil, &appliance.Error{Op: op, Kind: appliance.ErrNotFound,
 			Text: fmt.Sprintf("recovery point %s has no disk %q", p.ID, rest)}
 	case rest != "" && rest != d.Name:
-		return nil, nil, nil, &appliance.Error{Op: op, Kind: appliance.ErrInvalid,
+		return nil, nil, &appliance.Error{Op: op, Kind: appliance.ErrInvalid,
 			Text: fmt.Sprintf("disk %q of recovery point %s is another disk than %q", rest, p.ID, e.Name),
 			Hint: fmt.Sprintf("leave :%s away", rest)}
 	}
-	return h, p, d, nil
+	return p, d, nil
 }
 
 // newest is the newest point, not deleted, that holds a disk, whatever machine it
-// belonged to; nil when there is none.
-func newest(h *vault.Handle, e disks.Entry) *recoverypoint.Point {
+// belonged to and whichever vault it is in; nil when there is none.
+func (s *Set) newest(ctx context.Context, e disks.Entry) (*recoverypoint.Point, error) {
+	handles, err := s.vaults.Each(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var best *recoverypoint.Point
-	for _, p := range h.Points.List("", false) {
-		if DiskOf(p, e) != nil && (best == nil || !p.Manifest.FrozenAt.Before(best.Manifest.FrozenAt)) {
-			best = p
+	for _, h := range handles {
+		for _, p := range h.Points.List("", false) {
+			if DiskOf(p, e) != nil && (best == nil || !p.Manifest.FrozenAt.Before(best.Manifest.FrozenAt)) {
+				best = p
+			}
 		}
 	}
-	return best
+	return best, nil
 }
 
 // tracker is the part of cbt.Tracker that is read.
@@ -107,8 +113,10 @@ func (l *live) read(t tracker) {
 }
 
 // Since lists what differs, or may differ, between a live disk and a point that holds it;
-// with p nil, the base of the disk's map. The size is the disk's at that moment.
-func (s *Set) Since(ctx context.Context, h *vault.Handle, d *disks.Disk, p *recoverypoint.Point) (set *recoverypoint.ChangeSet, sizeBytes int64, err error) {
+// with p nil, the base of the disk's map. The size is the disk's at that moment. When
+// point and base are in different vaults that is everything: digests of two vaults
+// cannot be compared.
+func (s *Set) Since(ctx context.Context, d *disks.Disk, p *recoverypoint.Point) (set *recoverypoint.ChangeSet, sizeBytes int64, err error) {
 	op := fmt.Sprintf("list changes of disk %q", d.Name())
 	t := d.Tracker()
 	if t == nil {
@@ -120,8 +128,11 @@ func (s *Set) Since(ctx context.Context, h *vault.Handle, d *disks.Disk, p *reco
 	if l.tracking == cbt.TrackingNone {
 		return whole, l.sizeBytes, nil
 	}
-	base := baseOf(h, l, d.Entry())
+	h, base := s.baseOf(l, d.Entry())
 	if base == nil { // the map is relative to something that is gone
+		return whole, l.sizeBytes, nil
+	}
+	if p != nil && h.Points.Get(p.ID) == nil {
 		return whole, l.sizeBytes, nil
 	}
 	if p != nil && p.ID != base.ID {
@@ -137,17 +148,17 @@ func (s *Set) Since(ctx context.Context, h *vault.Handle, d *disks.Disk, p *reco
 // baseOf is the point that the list is relative to. After a kill between the publication
 // of a point and its entry as the base, both hold, and the newer is the nearer. What is
 // in doubt after a power cut holds for one of them.
-func baseOf(h *vault.Handle, l live, e disks.Entry) *recoverypoint.Point {
+func (s *Set) baseOf(l live, e disks.Entry) (*vault.Handle, *recoverypoint.Point) {
 	for _, id := range []cbt.PointID{l.candidate, l.base} {
 		if id.IsZero() {
 			continue
 		}
-		if p := h.Points.Get(dedupe.Digest(id)); p != nil && DiskOf(p, e) != nil {
-			return p
+		if h, p := s.vaults.Holder(dedupe.Digest(id)); p != nil && DiskOf(p, e) != nil {
+			return h, p
 		}
 		if l.tracking != cbt.TrackingEnabled {
-			return nil
+			return nil, nil
 		}
 	}
-	return nil
+	return nil, nil
 }

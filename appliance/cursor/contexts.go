@@ -8,7 +8,6 @@ import (
 	"github.com/keelblock/keelblock/appliance"
 	"github.com/keelblock/keelblock/appliance/dirtybitmap"
 	"github.com/keelblock/keelblock/appliance/disks"
-	"github.com/keelblock/keelblock/appliance/vault"
 	"github.com/keelblock/keelblock/blockdev/nbd/server"
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/recoverypoint"
@@ -23,10 +22,9 @@ type offer struct {
 // offers are the dirty bitmaps that a disk has now: one for each cursor, by its name, and
 // one for each of their points and the base of the map, since-ID. It never waits: while
 // vault or catalog are closed there are none.
-func (s *Set) offers(d *disks.Disk) (*vault.Handle, []offer) {
-	h := s.vault.Peek()
-	if h == nil || d.Tracker() == nil {
-		return nil, nil
+func (s *Set) offers(d *disks.Disk) []offer {
+	if d.Tracker() == nil {
+		return nil
 	}
 	s.mu.Lock()
 	var cursors []Cursor
@@ -43,7 +41,7 @@ func (s *Set) offers(d *disks.Disk) (*vault.Handle, []offer) {
 	}
 	var l live
 	l.read(d.Tracker())
-	if base := baseOf(h, l, d.Entry()); base != nil {
+	if _, base := s.baseOf(l, d.Entry()); base != nil {
 		add(base)
 	}
 	for _, c := range cursors {
@@ -51,19 +49,18 @@ func (s *Set) offers(d *disks.Disk) (*vault.Handle, []offer) {
 		if err != nil {
 			continue
 		}
-		if p := h.Points.Get(id); p != nil && DiskOf(p, d.Entry()) != nil {
+		if _, p := s.vaults.Holder(id); p != nil && DiskOf(p, d.Entry()) != nil {
 			named = append(named, offer{dirtybitmap.Named(c.Name), p})
 			add(p)
 		}
 	}
-	return h, append(named, since...)
+	return append(named, since...)
 }
 
 // Bitmaps are the full names of the dirty bitmap contexts that a disk offers now.
 func (s *Set) Bitmaps(d *disks.Disk) []string {
 	var names []string
-	_, offers := s.offers(d)
-	for _, o := range offers {
+	for _, o := range s.offers(d) {
 		names = append(names, o.name)
 	}
 	return names
@@ -95,12 +92,12 @@ func (c source) OpenContext(ctx context.Context, name string) (server.Context, e
 	if err != nil {
 		return nil, err
 	}
-	h, offers := c.s.offers(d)
+	offers := c.s.offers(d)
 	i := slices.IndexFunc(offers, func(o offer) bool { return o.name == name })
 	if i < 0 {
 		return nil, dirtybitmap.NotOffered(name)
 	}
-	set, size, err := c.s.Since(ctx, h, d, offers[i].point)
+	set, size, err := c.s.Since(ctx, d, offers[i].point)
 	if err != nil {
 		return nil, fmt.Errorf("open metadata context %q: %w", name, err)
 	}
@@ -118,18 +115,17 @@ func (s *Set) Changes(ctx context.Context, d *disks.Disk, cursor string) (set *r
 		return nil, 0, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: fmt.Sprintf("it is a cursor of disk %q", c.DiskName),
 			Hint: fmt.Sprintf("keelblock disk map %s --cursor %s", c.DiskName, cursor)}
 	}
-	h, err := s.vault.Use(ctx)
-	if err != nil {
+	if _, err := s.vaults.Each(ctx); err != nil {
 		return nil, 0, fmt.Errorf("%s: %w", op, err)
 	}
 	id, err := dedupe.ParseDigest(c.Point)
 	if err != nil {
 		return nil, 0, fmt.Errorf("%s: %w", op, err)
 	}
-	p := h.Points.Get(id)
+	_, p := s.vaults.Holder(id)
 	if p == nil || DiskOf(p, d.Entry()) == nil {
 		return nil, 0, &appliance.Error{Op: op, Kind: appliance.ErrNotFound, Text: fmt.Sprintf("its recovery point %s is gone", c.Point),
 			Hint: "copy the whole disk, and keelblock cursor advance " + cursor}
 	}
-	return s.Since(ctx, h, d, p)
+	return s.Since(ctx, d, p)
 }

@@ -42,8 +42,8 @@ type store interface {
 // Set is all cursors of an appliance. All methods may be called from any number of
 // goroutines.
 type Set struct {
-	disks *disks.Registry
-	vault *vault.Vault
+	disks  *disks.Registry
+	vaults *vault.Set
 
 	mu     sync.Mutex
 	closed error // why it is not attached
@@ -57,8 +57,8 @@ type entry struct {
 }
 
 // NewSet returns a Set that is not attached.
-func NewSet(d *disks.Registry, v *vault.Vault) *Set {
-	return &Set{disks: d, vault: v, all: map[string]*entry{},
+func NewSet(d *disks.Registry, v *vault.Set) *Set {
+	return &Set{disks: d, vaults: v, all: map[string]*entry{},
 		closed: &appliance.Error{Kind: appliance.ErrUnavailable, Text: "the catalog is being opened", Hint: "try again in a moment"}}
 }
 
@@ -91,7 +91,7 @@ func (s *Set) Close(reason error) {
 func (s *Set) pin(e *entry) {
 	e.unpin = func() {}
 	if id, err := dedupe.ParseDigest(e.Point); err == nil {
-		e.unpin = s.vault.Pin(id, fmt.Sprintf("cursor %q", e.Name))
+		e.unpin = s.vaults.Pin(id, fmt.Sprintf("cursor %q", e.Name))
 	}
 }
 
@@ -109,11 +109,10 @@ func (s *Set) Create(ctx context.Context, name, disk string) (Cursor, error) {
 		return Cursor{}, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: fmt.Sprintf("disk %q is temporary: it is in no recovery point", disk),
 			Hint: fmt.Sprintf("keelblock disk edit %s --role data", disk)}
 	}
-	h, err := s.vault.Use(ctx)
+	p, err := s.newest(ctx, d.Entry())
 	if err != nil {
 		return Cursor{}, fmt.Errorf("%s: %w", op, err)
 	}
-	p := newest(h, d.Entry())
 	if p == nil {
 		e := &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: fmt.Sprintf("disk %q is in no recovery point yet", disk)}
 		if m := s.disks.Owner(disk); m != "" {
@@ -136,7 +135,7 @@ func (s *Set) Create(ctx context.Context, name, disk string) (Cursor, error) {
 	case len(s.all) >= MaxCursors:
 		return Cursor{}, &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: fmt.Sprintf("there are %d cursors already, the limit", MaxCursors)}
 	}
-	return s.put(op, h, c, p, now)
+	return s.put(op, c, p, now)
 }
 
 // Advance moves a cursor to the newest point of its disk, or to the one that selector
@@ -151,7 +150,7 @@ func (s *Set) Advance(ctx context.Context, name, selector string) (Cursor, error
 	if err != nil {
 		return Cursor{}, err
 	}
-	h, p, err := s.target(ctx, op, d, selector)
+	p, err := s.target(ctx, op, d, selector)
 	if err != nil {
 		return Cursor{}, err
 	}
@@ -163,33 +162,32 @@ func (s *Set) Advance(ctx context.Context, name, selector string) (Cursor, error
 	if s.all[name] == nil {
 		return Cursor{}, appliance.NotFound(op, "cursor", name)
 	}
-	return s.put(op, h, c, p, time.Now().UTC().Truncate(time.Millisecond))
+	return s.put(op, c, p, time.Now().UTC().Truncate(time.Millisecond))
 }
 
 // target is the point that a cursor of d moves to.
-func (s *Set) target(ctx context.Context, op string, d *disks.Disk, selector string) (*vault.Handle, *recoverypoint.Point, error) {
+func (s *Set) target(ctx context.Context, op string, d *disks.Disk, selector string) (*recoverypoint.Point, error) {
 	if selector != "" {
-		h, p, _, err := FindDisk(ctx, s.vault, op, selector, d.Entry())
-		return h, p, err
+		p, _, err := FindDisk(ctx, s.vaults, op, selector, d.Entry())
+		return p, err
 	}
-	h, err := s.vault.Use(ctx)
+	p, err := s.newest(ctx, d.Entry())
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", op, err)
+		return nil, fmt.Errorf("%s: %w", op, err)
 	}
-	p := newest(h, d.Entry())
 	if p == nil {
-		return nil, nil, &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: fmt.Sprintf("disk %q is in no recovery point any more", d.Name()),
+		return nil, &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: fmt.Sprintf("disk %q is in no recovery point any more", d.Name()),
 			Hint: "back its machine up"}
 	}
-	return h, p, nil
+	return p, nil
 }
 
 // put places c at p: pinned first, then durable. s.mu is held.
-func (s *Set) put(op string, h *vault.Handle, c Cursor, p *recoverypoint.Point, now time.Time) (Cursor, error) {
+func (s *Set) put(op string, c Cursor, p *recoverypoint.Point, now time.Time) (Cursor, error) {
 	c.Point, c.FrozenAt, c.AdvancedAt = p.ID.String(), p.Manifest.FrozenAt, now
 	e := &entry{Cursor: c}
 	s.pin(e)
-	if h.Points.Get(p.ID) == nil { // purged before it was pinned
+	if _, there := s.vaults.Holder(p.ID); there == nil { // purged before it was pinned
 		e.unpin()
 		return Cursor{}, appliance.NotFound(op, "recovery-point", c.Point)
 	}

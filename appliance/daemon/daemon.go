@@ -51,7 +51,6 @@ type daemon struct {
 
 	diskReserve, vaultReserve int64
 	ballast                   vault.Ballast
-	marker                    *vault.Marker
 
 	nbd      *server.Server
 	clock    *cbt.Clock
@@ -60,7 +59,7 @@ type daemon struct {
 	cursors  *cursor.Set
 	site     *vault.Site
 	siteErr  error
-	vault    *vault.Vault
+	vaults   *vault.Set
 	jobs     *job.Manager
 	readers  *readers.Set
 	points   pointsSocket
@@ -130,7 +129,6 @@ func (d *daemon) openDisks() error {
 	}
 	d.diskReserve, d.vaultReserve = or(c.DiskReserveBytes, space.DiskReserve()), or(c.VaultReserveBytes, space.VaultReserve())
 	d.ballast = vault.Ballast{Path: filepath.Join(c.DataDir, "ballast"), Bytes: or(c.BallastBytes, space.BallastSize())}
-	d.marker = vault.NewMarker(filepath.Join(c.DataDir, "vault.opening"))
 	maps, err := disks.MapDirectory(c.MapDir, c.DataDir)
 	if err != nil {
 		return err
@@ -169,22 +167,22 @@ func (d *daemon) compose() {
 	if d.site, d.siteErr = vault.LoadSite(d.cfg.DataDir, name); d.siteErr != nil {
 		d.site = &vault.Site{Name: name}
 	}
-	d.vault = vault.New(vault.Options{Dir: d.cfg.VaultDir(), Site: d.site, ReserveBytes: d.vaultReserve,
-		CacheBytes: d.cfg.CacheBytes, Logger: d.log})
+	d.vaults = vault.NewSet(vault.SetOptions{DataDir: d.cfg.DataDir, DefaultDir: d.cfg.VaultDir(), Site: d.site,
+		ReserveBytes: d.vaultReserve, CacheBytes: d.cfg.CacheBytes, Logger: d.log})
 	d.machines = machine.NewSet(d.disks, disks.NewID)
-	d.cursors = cursor.NewSet(d.disks, d.vault)
+	d.cursors = cursor.NewSet(d.disks, d.vaults)
 	d.disks.SetContexts(d.cursors.Contexts)
 	d.jobs = job.New(job.Options{Code: api.CodeName, Logger: d.log})
 	d.points = d.newPointsSocket()
-	d.readers = readers.New(readers.Options{Vault: d.vault, Disks: d.disks, Points: d.points, Logger: d.log})
+	d.readers = readers.New(readers.Options{Vaults: d.vaults, Disks: d.disks, Points: d.points, Logger: d.log})
 	handler := api.Handler(api.Parts{
 		Info: api.Info{Version: d.cfg.Version, PID: os.Getpid(), StartedAt: time.Now(), DataDir: d.cfg.DataDir,
 			SiteName: d.site.Name, APIURI: "unix:" + d.cfg.APISocket(), NBDURIs: d.uris(kindNBD), NBDTLS: d.tlsMode(),
 			NBDSocket: d.cfg.NBDSocket(), PointsPath: d.cfg.PointsSocket()},
-		Disks: d.disks, Machines: d.machines, Cursors: d.cursors, Vault: d.vault, Jobs: d.jobs, Readers: d.readers,
-		Backup: backup.New(backup.Options{Disks: d.disks, Machines: d.machines, Vault: d.vault, Jobs: d.jobs,
+		Disks: d.disks, Machines: d.machines, Cursors: d.cursors, Vaults: d.vaults, Jobs: d.jobs, Readers: d.readers,
+		Backup: backup.New(backup.Options{Disks: d.disks, Machines: d.machines, Vaults: d.vaults, Jobs: d.jobs,
 			Clock: d.clock, Workers: workers, Alert: d.alert, Logger: d.log}),
-		Restore: restore.New(restore.Options{Disks: d.disks, Vault: d.vault, Jobs: d.jobs, DiskDir: d.cfg.DisksDir(),
+		Restore: restore.New(restore.Options{Disks: d.disks, Vaults: d.vaults, Jobs: d.jobs, DiskDir: d.cfg.DisksDir(),
 			DiskReserveBytes: d.diskReserve, Workers: workers, Logger: d.log}),
 		Doctor: &doctor.Doctor{DataDir: d.cfg.DataDir, MapDir: d.cfg.MapDir, DiskReserveBytes: d.diskReserve,
 			VaultReserveBytes: d.vaultReserve},
@@ -262,7 +260,7 @@ func (d *daemon) drain(endSweep func(), readersGroup *errgroup.Group) error {
 	})
 	bounded(d.points.server.Shutdown)
 	bounded(d.nbd.Shutdown)
-	errs = append(errs, d.disks.Close(), d.within("vault", d.vault.Close), d.within("catalog", d.closeCatalog), d.closeListeners())
+	errs = append(errs, d.disks.Close(), d.within("vaults", d.vaults.Close), d.within("catalog", d.closeCatalog), d.closeListeners())
 	return errors.Join(errs...)
 }
 

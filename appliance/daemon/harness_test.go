@@ -47,6 +47,7 @@ type clients struct {
 	points   keelblockv1connect.RecoveryPointsClient
 	jobs     keelblockv1connect.JobsClient
 	app      keelblockv1connect.ApplianceClient
+	vaults   keelblockv1connect.VaultsClient
 }
 
 func dial(socket string) clients {
@@ -57,7 +58,7 @@ func dial(socket string) clients {
 	return clients{keelblockv1connect.NewDisksClient(hc, base), keelblockv1connect.NewMachinesClient(hc, base),
 		keelblockv1connect.NewGroupsClient(hc, base), keelblockv1connect.NewCursorsClient(hc, base),
 		keelblockv1connect.NewRecoveryPointsClient(hc, base), keelblockv1connect.NewJobsClient(hc, base),
-		keelblockv1connect.NewApplianceClient(hc, base)}
+		keelblockv1connect.NewApplianceClient(hc, base), keelblockv1connect.NewVaultsClient(hc, base)}
 }
 
 // dataDir is a short path: sockets have at most 107 bytes.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 
 	"github.com/keelblock/keelblock/appliance"
 	"github.com/keelblock/keelblock/appliance/catalog"
@@ -13,45 +15,65 @@ import (
 	"github.com/keelblock/keelblock/appliance/vault"
 )
 
-// openStores opens catalog and vault under the marker. Whatever goes wrong becomes
-// the state of that part; disks are served already and stay so.
+// openStores opens the catalog and all vaults, each under its marker. Whatever goes
+// wrong becomes the state of that part; disks are served already and stay so.
 func (d *daemon) openStores(ctx context.Context) {
 	defer d.openOnce.Do(func() { close(d.opened) })
-	ok, err := d.marker.Enter()
-	if err != nil {
-		// Without a marker a death could repeat for ever: do not try.
-		reason := &appliance.Error{Op: "open the vault", Kind: appliance.ErrUnavailable, Err: err, Hint: "free space in the data directory and start again"}
-		d.refuse(reason)
-		return
+	if d.siteErr != nil { // points are read without the key, and that matters most now
+		d.alert("site", fmt.Sprintf("no backup can be made: %v", d.siteErr))
 	}
-	if !ok {
-		d.refuse(vault.TooManyDeaths())
-		return
-	}
-	d.openCatalog(ctx)
-	d.openVault(ctx)
-	if err := d.marker.Leave(); err != nil {
-		d.log.Error("the marker of the vault's opening stays", "error", err)
+	for _, v := range d.vaults.All() {
+		if state, _ := v.State(); state != vault.Open { // it is open when another's index was rebuilt
+			d.openVault(ctx, v)
+		}
 	}
 	if err := d.ballast.Fill(d.vaultReserve); err != nil {
 		d.log.Warn("there is no ballast", "error", err)
 	}
 }
 
-// refuse leaves catalog and vault closed.
-func (d *daemon) refuse(reason error) {
-	d.log.Error("catalog and vault stay closed; disks are served", "error", reason)
-	d.vault.Refuse(reason)
-	d.machines.Close(reason)
-	d.cursors.Close(reason)
+// markerOf is the marker of a vault's opening; the catalog shares the default vault's.
+func (d *daemon) markerOf(v *vault.Vault) *vault.Marker {
+	if v.Name() == vault.DefaultName {
+		return vault.NewMarker(filepath.Join(d.cfg.DataDir, "vault.opening"))
+	}
+	return vault.NewMarker(filepath.Join(d.cfg.DataDir, "vaults", v.Name()+".opening"))
 }
 
-func (d *daemon) openVault(ctx context.Context) {
-	if d.siteErr != nil { // points are read without the key, and that matters most now
-		d.alert("site", fmt.Sprintf("no backup can be made: %v", d.siteErr))
+// openVault opens a vault, and with the default one the catalog, under the marker.
+func (d *daemon) openVault(ctx context.Context, v *vault.Vault) {
+	marker := d.markerOf(v)
+	ok, err := true, os.MkdirAll(filepath.Dir(marker.Path()), 0o700)
+	if err == nil {
+		ok, err = marker.Enter()
 	}
-	if err := d.vault.Open(ctx); err != nil {
-		d.log.Error("the vault stays closed; disks are served", "error", err)
+	if err != nil {
+		// Without a marker a death could repeat for ever: do not try.
+		d.refuse(v, &appliance.Error{Op: "open vault " + v.Name(), Kind: appliance.ErrUnavailable, Err: err, Hint: "free space in the data directory and start again"})
+		return
+	}
+	if !ok {
+		d.refuse(v, vault.TooManyDeaths(v.Name()))
+		return
+	}
+	if v.Name() == vault.DefaultName {
+		d.openCatalog(ctx)
+	}
+	if err := v.Open(ctx); err != nil {
+		d.log.Error("a vault stays closed; disks are served", "vault", v.Name(), "error", err)
+	}
+	if err := marker.Leave(); err != nil {
+		d.log.Error("the marker of a vault's opening stays", "vault", v.Name(), "error", err)
+	}
+}
+
+// refuse leaves a vault closed, and with the default one the catalog.
+func (d *daemon) refuse(v *vault.Vault, reason error) {
+	d.log.Error("a vault stays closed; disks are served", "vault", v.Name(), "error", reason)
+	v.Refuse(reason)
+	if v.Name() == vault.DefaultName {
+		d.machines.Close(reason)
+		d.cursors.Close(reason)
 	}
 }
 
@@ -96,11 +118,11 @@ func (d *daemon) openCatalog(ctx context.Context) {
 
 // rebuild is the job that makes the index of a closed vault anew and opens it. The
 // marker stays until it has ended, so that a death of it counts as one of an opening.
-func (d *daemon) rebuild(ctx context.Context, t *job.Task) error {
+func (d *daemon) rebuild(ctx context.Context, t *job.Task, v *vault.Vault) error {
 	t.Detail("reading packs")
 	last := int64(0)
 	end := t.Begin("RebuildIndex")
-	err := d.vault.RebuildIndex(ctx, func(done, total int64) {
+	err := v.RebuildIndex(ctx, func(done, total int64) {
 		t.SetTotal(total)
 		t.AddDone(done - last)
 		last = done
@@ -109,11 +131,14 @@ func (d *daemon) rebuild(ctx context.Context, t *job.Task) error {
 	if err != nil {
 		return err
 	}
-	if err := d.marker.Leave(); err != nil {
+	if err := d.markerOf(v).Leave(); err != nil {
 		return err
 	}
-	d.openStores(ctx)
-	state, reason := d.vault.State()
+	d.openVault(ctx, v)
+	if err := d.ballast.Fill(d.vaultReserve); err != nil {
+		d.log.Warn("there is no ballast", "error", err)
+	}
+	state, reason := v.State()
 	if state != vault.Open {
 		return reason
 	}

@@ -33,6 +33,8 @@ type Machine struct {
 	Excluded []string `json:"excluded,omitempty"`
 	// Definition is any text: libvirt XML, QEMU arguments, JSON.
 	Definition string `json:"definition,omitempty"`
+	// Vault is the name of the vault that its points go to; "" is default.
+	Vault string `json:"vault,omitempty"`
 	// Generation and GenerationID fence: they change with a failover.
 	Generation   uint64    `json:"generation"`
 	GenerationID string    `json:"generationId"`
@@ -224,6 +226,7 @@ type Change struct {
 	Add, Remove []string
 	Exclude     []string // added to the excluded disks
 	Definition  *string
+	Vault       *string
 }
 
 // Edit changes a machine, all or nothing.
@@ -255,6 +258,9 @@ func (s *Set) Edit(name string, c Change) (Machine, error) {
 	}
 	if c.Definition != nil {
 		m.Definition = *c.Definition
+	}
+	if c.Vault != nil {
+		m.Vault = *c.Vault
 	}
 	if err := check(op, m); err != nil {
 		return Machine{}, err

@@ -14,7 +14,7 @@ import (
 // not outlive the call.
 func (s *Set) difference(ctx context.Context, r *Reader, since string) (server.ContextSource, error) {
 	op := fmt.Sprintf("export disk %q of recovery point %s", r.Disk.Name, r.Point.ID)
-	h, p, rest, err := s.o.Vault.Find(ctx, since)
+	h, p, rest, err := s.o.Vaults.Find(ctx, since)
 	if err != nil {
 		return nil, err
 	}
@@ -27,6 +27,10 @@ func (s *Set) difference(ctx context.Context, r *Reader, since string) (server.C
 			Text: fmt.Sprintf("disk %q of recovery point %s is another disk", rest, p.ID), Hint: "compare points of one disk"}
 	case d == nil:
 		return nil, &appliance.Error{Op: op, Kind: appliance.ErrNotFound, Text: fmt.Sprintf("recovery point %s does not hold this disk", p.ID)}
+	}
+	if h.Points.Get(r.Point.ID) == nil {
+		return nil, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: fmt.Sprintf("recovery point %s is in vault %q and this one is not", p.ID, h.Vault.Name()),
+			Hint: "compare points of one vault"}
 	}
 	set, err := h.Points.Difference(ctx, p, d, r.Point, &r.Disk)
 	if err != nil {

@@ -47,7 +47,7 @@ type Socket interface {
 
 // Options of a Set. Vault, Disks and Points are required.
 type Options struct {
-	Vault *vault.Vault
+	Vaults *vault.Set
 	// Disks has the names on nbd.sock.
 	Disks  *disks.Registry
 	Points Socket
@@ -107,7 +107,7 @@ func (s *Set) Authorize(uid int, name string) error {
 
 // open opens the disk and pins the point.
 func (s *Set) open(ctx context.Context, selector, disk, who string) (*Reader, error) {
-	h, p, d, err := s.o.Vault.FindDisk(ctx, selector, disk)
+	h, p, d, err := s.o.Vaults.FindDisk(ctx, selector, disk)
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +126,7 @@ func (s *Set) open(ctx context.Context, selector, disk, who string) (*Reader, er
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", op, err)
 	}
-	return &Reader{Point: p, Disk: *d, dev: dev, unpin: s.o.Vault.Pin(p.ID, who)}, nil
+	return &Reader{Point: p, Disk: *d, dev: dev, unpin: s.o.Vaults.Pin(p.ID, who)}, nil
 }
 
 func (r *Reader) release() error {

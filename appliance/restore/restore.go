@@ -34,9 +34,9 @@ type Request struct {
 
 // Options of an Engine. All but Workers and Logger are required.
 type Options struct {
-	Disks *disks.Registry
-	Vault *vault.Vault
-	Jobs  *job.Manager
+	Disks  *disks.Registry
+	Vaults *vault.Set
+	Jobs   *job.Manager
 	// DiskDir is where new disks lie; DiskReserveBytes of its file system stay free.
 	DiskDir          string
 	DiskReserveBytes int64
@@ -63,7 +63,7 @@ func (e *Engine) Start(ctx context.Context, r Request) (*job.Task, error) {
 	if err := appliance.CheckName("disk", r.Name); err != nil {
 		return nil, err
 	}
-	h, p, d, err := e.o.Vault.FindDisk(ctx, r.Point, r.Disk)
+	h, p, d, err := e.o.Vaults.FindDisk(ctx, r.Point, r.Disk)
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +72,7 @@ func (e *Engine) Start(ctx context.Context, r Request) (*job.Task, error) {
 		return nil, fmt.Errorf("%s: %w", op, err)
 	}
 	c := &copier{o: e.o, op: op, src: src}
-	unpin := e.o.Vault.Pin(p.ID, op)
+	unpin := e.o.Vaults.Pin(p.ID, op)
 	end := func(err error) error {
 		unpin()
 		return errors.Join(err, src.Close())

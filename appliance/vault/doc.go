@@ -1,8 +1,13 @@
-// Package vault is the appliance's vault: a block store with its points, opened
+// Package vault is the appliance's vaults: each a block store with its points, opened
 // under a guard so that it can never take the disks down.
 //
-//	backup → Vault.Use → Store, Points     (writes a point)
-//	restore, readers → Vault.Use, Pin      (reads points)
+//	backup → Set.Use → Store, Points       (writes a point into one vault)
+//	restore, readers → Set.Find, Set.Pin   (reads points, in whichever vault)
+//
+// A [Set] has the vault named default, which exists from the first start, and those that
+// were made since; vaults.json lists them. Vaults share nothing: each has its own key
+// domain, so that a block of two vaults is stored in both. A vault belongs to a site, and
+// owner.json in its folder says to which.
 //
 // [Vault] has three states: opening, open, closed with a reason and a next step.
 // [Vault.Use] waits while it is opening and is ErrUnavailable when it is closed.
@@ -11,14 +16,14 @@
 //
 // Badger dies by SIGBUS on a full file system and may panic on a damaged table; a
 // start that always died would take the disks with it. So a [Marker] is written
-// before catalog and vault are opened and removed after. A start that finds the
+// before a vault is opened, the catalog with the default one, and removed after. A start that finds the
 // marker of two dead ones leaves the vault closed and serves disks; rebuilding the
 // index from the packs is the way out. A [Ballast] file beside them is given up
 // first when the file system is full at a start.
 //
 // # Pins
 //
-// [Vault.Pin] keeps a point from being purged while a reader, export, restore or
+// [Set.Pin] keeps a point from being purged while a reader, export, restore or
 // verification uses it. A soft-deleted point stays readable. The base of a disk's
 // map is pinned in another way: when it was purged, the next backup compares
 // hashes with another point, or reads the whole disk.

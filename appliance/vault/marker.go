@@ -26,6 +26,9 @@ type markerDoc struct {
 // NewMarker returns the marker kept at path; it touches nothing.
 func NewMarker(path string) *Marker { return &Marker{path: path} }
 
+// Path is where the marker is kept.
+func (m *Marker) Path() string { return m.path }
+
 // Enter writes the marker. ok is false, and nothing is written, when two starts
 // died with it set.
 func (m *Marker) Enter() (ok bool, err error) {

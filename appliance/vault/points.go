@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/keelblock/keelblock/appliance"
@@ -13,29 +14,54 @@ import (
 	"github.com/keelblock/keelblock/dedupe/recoverypoint"
 )
 
-// Find resolves a selector to a point and what stands behind it, a disk or path.
-func (v *Vault) Find(ctx context.Context, selector string) (*Handle, *recoverypoint.Point, string, error) {
-	h, err := v.Use(ctx)
+// Find resolves a selector to a point, in whichever vault, and what stands behind it, a
+// disk or path. A machine with points in several vaults has as its latest the one that
+// was cut last.
+func (s *Set) Find(ctx context.Context, selector string) (*Handle, *recoverypoint.Point, string, error) {
+	handles, err := s.Each(ctx)
 	if err != nil {
 		return nil, nil, "", err
 	}
-	p, rest, err := h.Points.Resolve(selector)
-	if err != nil {
-		e := &appliance.Error{Op: "find recovery point", Err: err}
+	var in *Handle
+	var found *recoverypoint.Point
+	var rest string
+	var failure error
+	for _, h := range handles {
+		p, behind, err := h.Points.Resolve(selector)
 		switch {
-		case errors.Is(err, recoverypoint.ErrNotFound):
-			e.Kind, e.Hint = appliance.ErrNotFound, "see keelblock recovery-point list"
-		case errors.Is(err, recoverypoint.ErrAmbiguous):
-			e.Kind, e.Hint = appliance.ErrInvalid, "give more of the id, or of the time"
-		case errors.Is(err, recoverypoint.ErrBadSelector):
-			e.Kind, e.Hint = appliance.ErrInvalid, "see keelblock help points"
+		case err != nil:
+			if failure == nil || errors.Is(failure, recoverypoint.ErrNotFound) {
+				failure = err
+			}
+		case found == nil || p.ID == found.ID:
+			in, found, rest = h, p, behind
+		case !strings.Contains(selector, "@"):
+			return nil, nil, "", pointError(fmt.Errorf("%s is in vault %q and %s in vault %q: %w", found.ID, in.Vault.Name(), p.ID, h.Vault.Name(), recoverypoint.ErrAmbiguous))
+		case p.Manifest.FrozenAt.After(found.Manifest.FrozenAt):
+			in, found, rest = h, p, behind
 		}
-		if e.Kind != nil {
-			e.Text, e.Err = explanation(err), nil
-		}
-		return nil, nil, "", e
 	}
-	return h, p, rest, nil
+	if errors.Is(failure, recoverypoint.ErrAmbiguous) || errors.Is(failure, recoverypoint.ErrBadSelector) || found == nil {
+		return nil, nil, "", pointError(failure)
+	}
+	return in, found, rest, nil
+}
+
+// pointError gives an error of a selector its class and next step.
+func pointError(err error) error {
+	e := &appliance.Error{Op: "find recovery point", Err: err}
+	switch {
+	case errors.Is(err, recoverypoint.ErrNotFound):
+		e.Kind, e.Hint = appliance.ErrNotFound, "see keelblock recovery-point list"
+	case errors.Is(err, recoverypoint.ErrAmbiguous):
+		e.Kind, e.Hint = appliance.ErrInvalid, "give more of the id, or of the time"
+	case errors.Is(err, recoverypoint.ErrBadSelector):
+		e.Kind, e.Hint = appliance.ErrInvalid, "see keelblock help points"
+	}
+	if e.Kind != nil {
+		e.Text, e.Err = explanation(err), nil
+	}
+	return e
 }
 
 // explanation is the text of a selector's error without the class at its end, where the
@@ -52,8 +78,8 @@ func explanation(err error) string {
 
 // FindDisk resolves a selector and the disk of the point: the one given, else the
 // one behind the selector, else the only one.
-func (v *Vault) FindDisk(ctx context.Context, selector, disk string) (*Handle, *recoverypoint.Point, *recoverypoint.Disk, error) {
-	h, p, rest, err := v.Find(ctx, selector)
+func (s *Set) FindDisk(ctx context.Context, selector, disk string) (*Handle, *recoverypoint.Point, *recoverypoint.Disk, error) {
+	h, p, rest, err := s.Find(ctx, selector)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -86,48 +112,64 @@ func diskNames(m *recoverypoint.Manifest) string {
 	return strings.Join(names, ", ")
 }
 
+// pins are the points in use, in whichever vault they are.
+type pins struct {
+	mu    sync.Mutex
+	users map[dedupe.Digest]map[string]int // point → who → how often
+}
+
+func newPins() *pins { return &pins{users: map[dedupe.Digest]map[string]int{}} }
+
 // Pin keeps a point from being purged until release is called. who is what the
 // refusal says: "export web-copy".
-func (v *Vault) Pin(id dedupe.Digest, who string) (release func()) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.pins[id] == nil {
-		v.pins[id] = map[string]int{}
+func (s *Set) Pin(id dedupe.Digest, who string) (release func()) { return s.pins.pin(id, who) }
+
+func (p *pins) pin(id dedupe.Digest, who string) (release func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.users[id] == nil {
+		p.users[id] = map[string]int{}
 	}
-	v.pins[id][who]++
-	done := false
-	return func() {
-		v.mu.Lock()
-		defer v.mu.Unlock()
-		if done {
-			return
+	p.users[id][who]++
+	return sync.OnceFunc(func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.users[id][who]--; p.users[id][who] == 0 {
+			delete(p.users[id], who)
 		}
-		done = true
-		if v.pins[id][who]--; v.pins[id][who] == 0 {
-			delete(v.pins[id], who)
+		if len(p.users[id]) == 0 {
+			delete(p.users, id)
 		}
-		if len(v.pins[id]) == 0 {
-			delete(v.pins, id)
-		}
-	}
+	})
 }
 
 // pinnedBy lists who uses a point now.
-func (v *Vault) pinnedBy(id dedupe.Digest) []string {
-	v.mu.Lock()
-	defer v.mu.Unlock()
+func (p *pins) pinnedBy(id dedupe.Digest) []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	var who []string
-	for w := range v.pins[id] {
+	for w := range p.users[id] {
 		who = append(who, w)
 	}
 	slices.Sort(who)
 	return who
 }
 
+// Pinned lists the points in use now, of this vault and of the others of its Set.
+func (v *Vault) Pinned() []dedupe.Digest {
+	v.pins.mu.Lock()
+	defer v.pins.mu.Unlock()
+	list := make([]dedupe.Digest, 0, len(v.pins.users))
+	for id := range v.pins.users {
+		list = append(list, id)
+	}
+	return list
+}
+
 // Delete deletes a point: softly, so that Undelete brings it back within
 // SoftDelete, or for good with purge. A point in use is not purged.
-func (v *Vault) Delete(ctx context.Context, selector string, purge bool, actor string, now time.Time) (*recoverypoint.Point, error) {
-	h, p, rest, err := v.Find(ctx, selector)
+func (s *Set) Delete(ctx context.Context, selector string, purge bool, actor string, now time.Time) (*recoverypoint.Point, error) {
+	h, p, rest, err := s.Find(ctx, selector)
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +180,7 @@ func (v *Vault) Delete(ctx context.Context, selector string, purge bool, actor s
 	e, kind := recoverypoint.Event{At: now.UTC(), Until: now.UTC().Add(SoftDelete), Actor: actor}, recoverypoint.NoteDelete
 	if purge {
 		e.Until, kind = time.Time{}, recoverypoint.NotePurge
-		if who := v.pinnedBy(p.ID); len(who) > 0 {
+		if who := s.pins.pinnedBy(p.ID); len(who) > 0 {
 			return nil, &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: "it is used by " + strings.Join(who, ", "),
 				Hint: "end that first, or delete it without --purge"}
 		}
@@ -147,8 +189,8 @@ func (v *Vault) Delete(ctx context.Context, selector string, purge bool, actor s
 }
 
 // Undelete brings a soft-deleted point back.
-func (v *Vault) Undelete(ctx context.Context, selector, actor string, now time.Time) (*recoverypoint.Point, error) {
-	h, p, _, err := v.Find(ctx, selector)
+func (s *Set) Undelete(ctx context.Context, selector, actor string, now time.Time) (*recoverypoint.Point, error) {
+	h, p, _, err := s.Find(ctx, selector)
 	if err != nil {
 		return nil, err
 	}

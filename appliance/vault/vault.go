@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -36,15 +37,16 @@ const (
 	Closed  State = "closed"
 )
 
-// Options of a Vault. Dir and Site are required.
+// Options of a Vault. Name, Dir, Site and Cache are required.
 type Options struct {
-	Dir string
-	// Site signs the points that are made here.
+	Spec
+	// Site signs the points that are made here, and owns the vault.
 	Site *Site
-	// ReserveBytes of free space below which nothing new is stored.
+	// ReserveBytes of free space below which nothing new is stored. 0: the default of
+	// the vault's file system.
 	ReserveBytes int64
-	// CacheBytes bounds the cache that all readers share.
-	CacheBytes int64
+	// Cache is what all readers share.
+	Cache *recoverypoint.Cache
 	// Logger; nil: silent.
 	Logger *slog.Logger
 }
@@ -52,6 +54,7 @@ type Options struct {
 // Handle is an open vault. It is valid until the Vault is closed, which the daemon
 // does after its jobs and readers have ended.
 type Handle struct {
+	Vault  *Vault
 	Store  *blockstore.Store
 	Points *recoverypoint.Index
 	Cache  *recoverypoint.Cache
@@ -71,7 +74,7 @@ type Vault struct {
 	reason  error
 	settled chan struct{} // closed when the state is not Opening
 	handle  *Handle
-	pins    map[dedupe.Digest]map[string]int // point → who → how often
+	pins    *pins // shared with the other vaults of a Set
 }
 
 // New returns a vault that is opening.
@@ -79,8 +82,21 @@ func New(o Options) *Vault {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Vault{o: o, state: Opening, settled: make(chan struct{}), pins: map[dedupe.Digest]map[string]int{}}
+	return &Vault{o: o, state: Opening, settled: make(chan struct{}), pins: newPins()}
 }
+
+// Name of the vault.
+func (v *Vault) Name() string { return v.o.Name }
+
+// Spec is what the vault was made as.
+func (v *Vault) Spec() Spec {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.o.Spec
+}
+
+// op begins an error's text: "open vault web".
+func (v *Vault) op(verb string) string { return verb + " vault " + v.o.Name }
 
 // Open opens the vault, or makes it at the first start. An error leaves it closed
 // with that reason. Open and Refuse are not called at the same time.
@@ -88,7 +104,7 @@ func (v *Vault) Open(ctx context.Context) error {
 	v.reopening()
 	h, err := v.open(ctx)
 	if err != nil {
-		err = &appliance.Error{Op: "open vault " + DefaultName, Kind: appliance.ErrUnavailable, Err: err, Hint: hintFor(err)}
+		err = &appliance.Error{Op: v.op("open"), Kind: appliance.ErrUnavailable, Err: err, Hint: hintFor(err)}
 	}
 	v.settle(h, err)
 	return err
@@ -98,8 +114,8 @@ func (v *Vault) Open(ctx context.Context) error {
 func (v *Vault) Refuse(reason error) { v.reopening(); v.settle(nil, reason) }
 
 // TooManyDeaths is the reason after starts that died while opening.
-func TooManyDeaths() error {
-	return &appliance.Error{Op: "open vault " + DefaultName, Kind: appliance.ErrUnavailable,
+func TooManyDeaths(name string) error {
+	return &appliance.Error{Op: "open vault " + name, Kind: appliance.ErrUnavailable,
 		Text: fmt.Sprintf("the last %d starts died while opening it, so it stays closed and disks are served without it", maxAttempts),
 		Hint: rebuildHint}
 }
@@ -123,7 +139,10 @@ func (v *Vault) settle(h *Handle, err error) {
 }
 
 func hintFor(err error) string {
+	var e *appliance.Error
 	switch {
+	case errors.As(err, &e) && e.Hint != "":
+		return "" // it says what to do
 	case errors.Is(err, dedupe.ErrLocked):
 		return "end the other process"
 	case errors.Is(err, dedupe.ErrNoSpace):
@@ -149,6 +168,16 @@ func (v *Vault) open(ctx context.Context) (h *Handle, err error) {
 	if err := v.create(); err != nil {
 		return nil, err
 	}
+	if v.o.ReserveBytes == 0 {
+		space, err := SpaceOf(v.o.Dir)
+		if err != nil {
+			return nil, err
+		}
+		v.o.ReserveBytes = space.VaultReserve()
+	}
+	if err := v.claim(); err != nil {
+		return nil, err
+	}
 	s, err := blockstore.Open(v.o.Dir, v.options())
 	if err != nil {
 		return nil, err
@@ -158,10 +187,54 @@ func (v *Vault) open(ctx context.Context) (h *Handle, err error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	for _, p := range points.Problems() {
-		v.o.Logger.Error("a recovery point is not readable", "recovery_point", p.ID, "error", p.Err)
+		v.o.Logger.Error("a recovery point is not readable", "vault", v.o.Name, "recovery_point", p.ID, "error", p.Err)
 	}
-	return &Handle{Store: s, Points: points, Cache: recoverypoint.NewCache(v.o.CacheBytes), Site: v.o.Site,
+	return &Handle{Vault: v, Store: s, Points: points, Cache: v.o.Cache, Site: v.o.Site,
 		Dir: v.o.Dir, ReserveBytes: v.o.ReserveBytes}, nil
+}
+
+// ownerName is a file in the vault's folder that says whose it is.
+const (
+	ownerName = "owner.json"
+	ownerKind = "vault-owner"
+)
+
+type ownerDoc struct {
+	Site string `json:"siteId"`
+	Name string `json:"name"`
+}
+
+// claim refuses the vault of another site: its points are that site's, and two sites
+// that write one vault would each take the other's packs for damage. A vault without an
+// owner, from before there were such files, is taken.
+func (v *Vault) claim() error {
+	if v.o.Site.ID == "" {
+		return nil // the alert says that the identity cannot be read
+	}
+	path := filepath.Join(v.o.Dir, ownerName)
+	var doc ownerDoc
+	l, err := statefile.Load(path, ownerKind, &doc)
+	if err != nil {
+		v.o.Logger.Warn("the vault's owner is not readable, written again", "vault", v.o.Name, "error", err)
+	}
+	if err == nil && l.Serial > 0 {
+		if doc.Site != v.o.Site.ID {
+			return &appliance.Error{Kind: appliance.ErrRefused, Text: fmt.Sprintf("it belongs to site %s, and this is site %s", doc.Site, v.o.Site.ID),
+				Hint: "a vault and what it protects are at one site; read it there, or make a vault here: keelblock vault create NAME"}
+		}
+		if doc.Name == v.o.Name {
+			return nil
+		}
+	}
+	return statefile.Save(path, ownerKind, l.Serial+1, ownerDoc{Site: v.o.Site.ID, Name: v.o.Name})
+}
+
+// make is open for a vault that is being created.
+func (v *Vault) make(ctx context.Context) error {
+	if err := os.MkdirAll(parent(v.o.Dir), 0o700); err != nil {
+		return err
+	}
+	return v.Open(ctx)
 }
 
 // create makes the vault of a first start beside its place and renames it: a kill
@@ -178,7 +251,7 @@ func (v *Vault) create() error {
 	var domain dedupe.DomainID
 	rand.Read(domain[:]) // never fails, see crypto/rand
 	o := v.options()
-	o.Domain = domain
+	o.Domain, o.BlockSize = domain, v.o.BlockSizeBytes
 	if err := blockstore.Create(unborn, o); err != nil {
 		return fmt.Errorf("create vault: %w", err)
 	}
@@ -215,7 +288,7 @@ func (v *Vault) Wait(ctx context.Context) error {
 // ErrUnavailable with the reason when it is closed.
 func (v *Vault) Use(ctx context.Context) (*Handle, error) {
 	if err := v.Wait(ctx); err != nil {
-		return nil, &appliance.Error{Op: "use vault " + DefaultName, Kind: appliance.ErrUnavailable, Text: "it is still being opened", Hint: "try again in a moment"}
+		return nil, &appliance.Error{Op: v.op("use"), Kind: appliance.ErrUnavailable, Text: "it is still being opened", Hint: "try again in a moment"}
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -242,21 +315,21 @@ func (v *Vault) Close() error {
 	}
 	v.handle, v.state = nil, Closed
 	if h != nil || v.reason == nil {
-		v.reason = &appliance.Error{Op: "use vault " + DefaultName, Kind: appliance.ErrUnavailable, Text: "the daemon is stopping"}
+		v.reason = &appliance.Error{Op: v.op("use"), Kind: appliance.ErrUnavailable, Text: "the daemon is stopping"}
 	}
 	v.mu.Unlock()
 	if h == nil {
 		return nil
 	}
 	if err := h.Store.Close(); err != nil {
-		return fmt.Errorf("close vault %s: %w", DefaultName, err)
+		return fmt.Errorf("close vault %s: %w", v.o.Name, err)
 	}
 	return nil
 }
 
 // RebuildIndex makes the index anew from the packs. The vault must be closed.
 func (v *Vault) RebuildIndex(ctx context.Context, progress func(done, total int64)) (err error) {
-	op := "rebuild the index of vault " + DefaultName
+	op := v.op("rebuild the index of")
 	if s, _ := v.State(); s != Closed {
 		return &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: "the vault is " + string(s) + " and needs no rebuild"}
 	}

@@ -227,6 +227,7 @@ type Machine struct {
 	Definition    string                 `protobuf:"bytes,7,opt,name=definition,proto3" json:"definition,omitempty"`
 	ExcludedDisks []string               `protobuf:"bytes,8,rep,name=excluded_disks,json=excludedDisks,proto3" json:"excluded_disks,omitempty"`
 	GroupName     string                 `protobuf:"bytes,9,opt,name=group_name,json=groupName,proto3" json:"group_name,omitempty"` // the group that it is in, or ""
+	Vault         string                 `protobuf:"bytes,10,opt,name=vault,proto3" json:"vault,omitempty"`                         // that its points go to
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -320,6 +321,13 @@ func (x *Machine) GetExcludedDisks() []string {
 func (x *Machine) GetGroupName() string {
 	if x != nil {
 		return x.GroupName
+	}
+	return ""
+}
+
+func (x *Machine) GetVault() string {
+	if x != nil {
+		return x.Vault
 	}
 	return ""
 }
@@ -1683,6 +1691,7 @@ type EditMachineRequest struct {
 	RemoveDisks   []string               `protobuf:"bytes,3,rep,name=remove_disks,json=removeDisks,proto3" json:"remove_disks,omitempty"`
 	ExcludeDisks  []string               `protobuf:"bytes,4,rep,name=exclude_disks,json=excludeDisks,proto3" json:"exclude_disks,omitempty"`
 	Definition    *string                `protobuf:"bytes,5,opt,name=definition,proto3,oneof" json:"definition,omitempty"`
+	Vault         *string                `protobuf:"bytes,6,opt,name=vault,proto3,oneof" json:"vault,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1748,6 +1757,13 @@ func (x *EditMachineRequest) GetExcludeDisks() []string {
 func (x *EditMachineRequest) GetDefinition() string {
 	if x != nil && x.Definition != nil {
 		return *x.Definition
+	}
+	return ""
+}
+
+func (x *EditMachineRequest) GetVault() string {
+	if x != nil && x.Vault != nil {
+		return *x.Vault
 	}
 	return ""
 }
@@ -1838,7 +1854,7 @@ type BackupRequest struct {
 	Consistency   string                 `protobuf:"bytes,2,opt,name=consistency,proto3" json:"consistency,omitempty"`
 	Note          string                 `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
 	RetainSeconds int64                  `protobuf:"varint,4,opt,name=retain_seconds,json=retainSeconds,proto3" json:"retain_seconds,omitempty"` // 0: as long as the rules of the machine keep it
-	Vault         string                 `protobuf:"bytes,5,opt,name=vault,proto3" json:"vault,omitempty"`                                       // "": the vault that protects the machine, or default
+	Vault         string                 `protobuf:"bytes,5,opt,name=vault,proto3" json:"vault,omitempty"`                                       // "": that of the machine
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2222,6 +2238,8 @@ type GroupBackupRequest struct {
 	Group         string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
 	Consistency   string                 `protobuf:"bytes,2,opt,name=consistency,proto3" json:"consistency,omitempty"`
 	Note          string                 `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
+	RetainSeconds int64                  `protobuf:"varint,4,opt,name=retain_seconds,json=retainSeconds,proto3" json:"retain_seconds,omitempty"`
+	Vault         string                 `protobuf:"bytes,5,opt,name=vault,proto3" json:"vault,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2273,6 +2291,20 @@ func (x *GroupBackupRequest) GetConsistency() string {
 func (x *GroupBackupRequest) GetNote() string {
 	if x != nil {
 		return x.Note
+	}
+	return ""
+}
+
+func (x *GroupBackupRequest) GetRetainSeconds() int64 {
+	if x != nil {
+		return x.RetainSeconds
+	}
+	return 0
+}
+
+func (x *GroupBackupRequest) GetVault() string {
+	if x != nil {
+		return x.Vault
 	}
 	return ""
 }
@@ -6417,7 +6449,7 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x06reason\x18\x0f \x01(\tR\x06reason\x12\x14\n" +
 	"\x05allow\x18\x10 \x03(\tR\x05allow\x12\x1c\n" +
 	"\texclusive\x18\x11 \x01(\bR\texclusive\x12\x16\n" +
-	"\x06device\x18\x12 \x01(\tR\x06device\"\xa2\x02\n" +
+	"\x06device\x18\x12 \x01(\tR\x06device\"\xb8\x02\n" +
 	"\aMachine\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12(\n" +
 	"\x05disks\x18\x02 \x03(\v2\x12.keelblock.v1.DiskR\x05disks\x12\x1b\n" +
@@ -6432,7 +6464,9 @@ const file_keelblock_proto_rawDesc = "" +
 	"definition\x12%\n" +
 	"\x0eexcluded_disks\x18\b \x03(\tR\rexcludedDisks\x12\x1d\n" +
 	"\n" +
-	"group_name\x18\t \x01(\tR\tgroupName\"_\n" +
+	"group_name\x18\t \x01(\tR\tgroupName\x12\x14\n" +
+	"\x05vault\x18\n" +
+	" \x01(\tR\x05vault\"_\n" +
 	"\tPointDisk\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -6550,7 +6584,7 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x14ListMachinesResponse\x121\n" +
 	"\bmachines\x18\x01 \x03(\v2\x15.keelblock.v1.MachineR\bmachines\"'\n" +
 	"\x11GetMachineRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xc1\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xe6\x01\n" +
 	"\x12EditMachineRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1b\n" +
 	"\tadd_disks\x18\x02 \x03(\tR\baddDisks\x12!\n" +
@@ -6558,8 +6592,10 @@ const file_keelblock_proto_rawDesc = "" +
 	"\rexclude_disks\x18\x04 \x03(\tR\fexcludeDisks\x12#\n" +
 	"\n" +
 	"definition\x18\x05 \x01(\tH\x00R\n" +
-	"definition\x88\x01\x01B\r\n" +
-	"\v_definition\"*\n" +
+	"definition\x88\x01\x01\x12\x19\n" +
+	"\x05vault\x18\x06 \x01(\tH\x01R\x05vault\x88\x01\x01B\r\n" +
+	"\v_definitionB\b\n" +
+	"\x06_vault\"*\n" +
 	"\x14DeleteMachineRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x17\n" +
 	"\x15DeleteMachineResponse\"\x9c\x01\n" +
@@ -6582,11 +6618,13 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"(\n" +
 	"\x12DeleteGroupRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
-	"\x13DeleteGroupResponse\"`\n" +
+	"\x13DeleteGroupResponse\"\x9d\x01\n" +
 	"\x12GroupBackupRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12 \n" +
 	"\vconsistency\x18\x02 \x01(\tR\vconsistency\x12\x12\n" +
-	"\x04note\x18\x03 \x01(\tR\x04note\"\x85\x02\n" +
+	"\x04note\x18\x03 \x01(\tR\x04note\x12%\n" +
+	"\x0eretain_seconds\x18\x04 \x01(\x03R\rretainSeconds\x12\x14\n" +
+	"\x05vault\x18\x05 \x01(\tR\x05vault\"\x85\x02\n" +
 	"\x06Cursor\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1b\n" +
 	"\tdisk_name\x18\x02 \x01(\tR\bdiskName\x12\x19\n" +

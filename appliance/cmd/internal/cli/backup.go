@@ -16,10 +16,10 @@ import (
 var ranks = map[string]int{"crash": 1, "filesystem": 2, "application": 3}
 
 func (a *app) backupCommand() *cobra.Command {
-	var consistency, note string
+	var consistency, note, into string
 	var noWait bool
 	cmd := &cobra.Command{
-		Use:   "backup (MACHINE | GROUP) [--consistency C] [--note TEXT] [--no-wait]",
+		Use:   "backup (MACHINE | GROUP) [--consistency C] [--note TEXT] [--vault V] [--no-wait]",
 		Short: "cut a recovery point of a machine, or of each machine of a group; prints ids",
 		Long: `Cuts all disks of a machine at one instant, while it runs, and keeps what changed since
 its last point as a new recovery point. Prints the point's id on one line.
@@ -40,7 +40,7 @@ and could not be had is exit status 3, and the points are there all the same.`,
 				return err
 			}
 			ctx := cmd.Context()
-			j, group, err := a.startBackup(ctx, c, args[0], consistency, note)
+			j, group, err := a.startBackup(ctx, c, &kb.BackupRequest{Machine: args[0], Consistency: consistency, Note: note, Vault: into})
 			if err != nil {
 				return err
 			}
@@ -62,6 +62,8 @@ and could not be had is exit status 3, and the points are there all the same.`,
 	}
 	cmd.Flags().StringVar(&consistency, "consistency", "", "ask for application, filesystem or crash")
 	cmd.Flags().StringVar(&note, "note", "", "a text kept with the points")
+	cmd.Flags().StringVar(&into, "vault", "", "the vault that the points go to (default: that of the machine)")
+	_ = cmd.RegisterFlagCompletionFunc("vault", a.completing(true, completeVaults))
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "print the job's id and return at once")
 	_ = cmd.RegisterFlagCompletionFunc("consistency", cobra.FixedCompletions([]string{"application", "filesystem", "crash"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
@@ -69,15 +71,17 @@ and could not be had is exit status 3, and the points are there all the same.`,
 
 // startBackup starts the backup of a machine, or of a group when no machine has the name:
 // the two share one space of names.
-func (a *app) startBackup(ctx context.Context, c *client, name, consistency, note string) (j *kb.Job, group bool, err error) {
-	m, err := c.machines.Backup(ctx, connect.NewRequest(&kb.BackupRequest{Machine: name, Consistency: consistency, Note: note}))
+func (a *app) startBackup(ctx context.Context, c *client, r *kb.BackupRequest) (j *kb.Job, group bool, err error) {
+	name := r.GetMachine()
+	m, err := c.machines.Backup(ctx, connect.NewRequest(r))
 	if err == nil {
 		return m.Msg, false, nil
 	}
-	if connect.CodeOf(err) != connect.CodeNotFound {
+	if connect.CodeOf(err) != connect.CodeNotFound || !strings.Contains(err.Error(), fmt.Sprintf("machine %q does not exist", name)) {
 		return nil, false, err
 	}
-	g, groupErr := c.groups.Backup(ctx, connect.NewRequest(&kb.GroupBackupRequest{Group: name, Consistency: consistency, Note: note}))
+	g, groupErr := c.groups.Backup(ctx, connect.NewRequest(&kb.GroupBackupRequest{Group: name, Consistency: r.GetConsistency(),
+		Note: r.GetNote(), RetainSeconds: r.GetRetainSeconds(), Vault: r.GetVault()}))
 	if groupErr == nil {
 		return g.Msg, true, nil
 	}

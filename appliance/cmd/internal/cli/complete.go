@@ -5,7 +5,10 @@ import (
 	"strings"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
+
+	kb "github.com/keelblock/keelblock/appliance/api/keelblockv1"
 )
 
 type completion = func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective)
@@ -46,3 +49,11 @@ func completeMachines(ctx context.Context, c *client) []string { return c.machin
 func completePoints(ctx context.Context, c *client) []string   { return c.selectors(ctx, false) }
 func completeDeleted(ctx context.Context, c *client) []string  { return c.selectors(ctx, true) }
 func completeNothing(context.Context, *client) []string        { return nil }
+
+func completeVaults(ctx context.Context, c *client) []string {
+	r, err := c.vaults.List(ctx, connect.NewRequest(&kb.ListVaultsRequest{}))
+	if err != nil {
+		return nil
+	}
+	return mapped(r.Msg.GetVaults(), (*kb.Vault).GetName)
+}

@@ -145,7 +145,7 @@ func (a *app) machineShow() *cobra.Command {
 
 func (a *app) describeMachine(w io.Writer, m *kb.Machine) {
 	describe(w, pair{"name", m.GetName()}, pair{"role", m.GetRole()}, pair{"site", m.GetSiteName()},
-		pair{"generation", fmt.Sprint(m.GetGeneration())}, pair{"group", m.GetGroupName()}, pair{"last point", m.GetLastPointId()},
+		pair{"generation", fmt.Sprint(m.GetGeneration())}, pair{"group", m.GetGroupName()}, pair{"vault", m.GetVault()}, pair{"last point", m.GetLastPointId()},
 		pair{"left out of points", strings.Join(m.GetExcludedDisks(), ", ")})
 	for _, d := range m.GetDisks() {
 		fmt.Fprintf(w, "disk %s: %s, %s, next backup %s, %s\n", d.GetName(), human(d.GetSizeBytes()), d.GetRole(), nextBackup(d), d.GetUri())
@@ -157,9 +157,9 @@ func (a *app) describeMachine(w io.Writer, m *kb.Machine) {
 
 func (a *app) machineEdit() *cobra.Command {
 	var add, remove, exclude []string
-	var definition string
+	var definition, into string
 	cmd := &cobra.Command{
-		Use:   "edit NAME (--add-disk|--remove-disk|--exclude D)... [--definition FILE]",
+		Use:   "edit NAME (--add-disk|--remove-disk|--exclude D)... [--definition FILE] [--vault V]",
 		Short: "add or remove disks, or leave one out of recovery points",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -171,8 +171,11 @@ func (a *app) machineEdit() *cobra.Command {
 				}
 				r.Definition = &text
 			}
-			if len(add)+len(remove)+len(exclude) == 0 && r.Definition == nil {
-				return usageError{errors.New("machine edit needs --add-disk, --remove-disk, --exclude or --definition")}
+			if cmd.Flags().Changed("vault") {
+				r.Vault = &into
+			}
+			if len(add)+len(remove)+len(exclude) == 0 && r.Definition == nil && r.Vault == nil {
+				return usageError{errors.New("machine edit needs --add-disk, --remove-disk, --exclude, --definition or --vault")}
 			}
 			c, err := a.client()
 			if err != nil {
@@ -192,6 +195,8 @@ func (a *app) machineEdit() *cobra.Command {
 	f.StringArrayVar(&remove, "remove-disk", nil, "take this disk out of the machine; may be repeated")
 	f.StringArrayVar(&exclude, "exclude", nil, "leave this disk out of recovery points; may be repeated")
 	f.StringVar(&definition, "definition", "", "file with the machine's new definition")
+	f.StringVar(&into, "vault", "", "the vault that its points go to from now on")
+	_ = cmd.RegisterFlagCompletionFunc("vault", a.completing(true, completeVaults))
 	for _, name := range []string{"add-disk", "remove-disk", "exclude"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, a.completing(true, completeDisks))
 	}

@@ -195,6 +195,40 @@ func toVault(v *kb.VaultStatusResponse) vaultShape {
 		CorruptBlocks: v.GetCorruptBlocks()}
 }
 
+type locationShape struct {
+	Path         string `json:"path"`
+	State        string `json:"state"`
+	Reason       string `json:"reason"`
+	Packs        int64  `json:"packs"`
+	MissingPacks int64  `json:"missingPacks"`
+	FreeBytes    int64  `json:"freeBytes"`
+}
+
+type vaultDetailsShape struct {
+	Name              string          `json:"name"`
+	State             string          `json:"state"`
+	Reason            string          `json:"reason"`
+	CreatedAt         *string         `json:"createdAt"`
+	BlockSizeBytes    int64           `json:"blockSizeBytes"`
+	Redundancy        string          `json:"redundancy"`
+	Locations         []locationShape `json:"locations"`
+	Encryption        string          `json:"encryption"`
+	KeyKind           string          `json:"keyKind"`
+	SoftDeleteSeconds int64           `json:"softDeleteSeconds"`
+	Immutability      string          `json:"immutability"`
+	Points            int64           `json:"points"`
+	SiteName          string          `json:"siteName"`
+}
+
+func toVaultDetails(v *kb.Vault) vaultDetailsShape {
+	return vaultDetailsShape{Name: v.GetName(), State: v.GetState(), Reason: v.GetReason(), CreatedAt: stamp(v.GetCreatedAt()),
+		BlockSizeBytes: v.GetBlockSizeBytes(), Redundancy: v.GetRedundancy(), Encryption: v.GetEncryption(), KeyKind: v.GetKeyKind(),
+		SoftDeleteSeconds: v.GetSoftDeleteSeconds(), Immutability: v.GetImmutability(), Points: v.GetPoints(), SiteName: v.GetSiteName(),
+		Locations: mapped(v.GetLocations(), func(l *kb.Location) locationShape {
+			return locationShape{Path: l.GetPath(), State: l.GetState(), Reason: l.GetReason(), Packs: l.GetPacks(), MissingPacks: l.GetMissingPacks(), FreeBytes: l.GetFreeBytes()}
+		})}
+}
+
 type statusShape struct {
 	Version     string         `json:"version"`
 	PID         int64          `json:"pid"`

@@ -1,8 +1,11 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"path/filepath"
+	"strings"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -11,15 +14,115 @@ import (
 )
 
 func (a *app) vaultCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "vault", Short: "the vault, where recovery points live: status, verify, rebuild-index"}
-	cmd.AddCommand(&cobra.Command{
-		Use: "status", Short: "show what the vault holds and how much room is left", Args: cobra.NoArgs,
+	cmd := &cobra.Command{Use: "vault", Short: "vaults, where recovery points live: create, list, status, verify, rebuild-index"}
+	cmd.AddCommand(a.vaultCreate(), a.vaultList(), a.vaultStatus(), a.vaultVerify(), a.vaultRebuild())
+	return cmd
+}
+
+func (a *app) vaultCreate() *cobra.Command {
+	r := &kb.CreateVaultRequest{}
+	var blockSize sizeValue
+	var noWait bool
+	cmd := &cobra.Command{
+		Use:   "create NAME [--location DIR]... [--redundancy LRS|GRS|RA-GRS] [--block-size S]",
+		Short: "make a vault",
+		Long: `Makes a vault beside the one named default, and prints its name. Its packs and index lie in
+the first --location, else in a folder of the appliance's own; what machines it keeps is
+said by keelblock machine edit NAME --vault V, or for one backup by keelblock backup --vault.
+
+Nothing is shared between vaults: a block that two vaults hold is stored in both. The
+redundancy can be changed until the vault holds its first point.`,
+		Example: "  keelblock vault create archive --location /mnt/big/keelblock --redundancy LRS",
+		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client()
 			if err != nil {
 				return err
 			}
-			r, err := c.appliance.VaultStatus(cmd.Context(), connect.NewRequest(&kb.VaultStatusRequest{}))
+			r.Name, r.BlockSizeBytes = args[0], int64(blockSize)
+			for i, dir := range r.Locations { // the daemon may be in another folder
+				if r.Locations[i], err = filepath.Abs(dir); err != nil {
+					return err
+				}
+			}
+			j, err := c.vaults.Create(cmd.Context(), connect.NewRequest(r))
+			if err != nil {
+				return err
+			}
+			if noWait {
+				return a.printJobID(j.Msg)
+			}
+			done, err := a.follow(cmd.Context(), c, j.Msg)
+			if err == nil {
+				err = jobError(done)
+			}
+			if err != nil {
+				return err
+			}
+			v, err := a.findVault(cmd.Context(), c, args[0])
+			if err != nil {
+				return err
+			}
+			return a.print(toVaultDetails(v), func(w io.Writer) { fmt.Fprintln(w, v.GetName()) })
+		},
+		ValidArgsFunction: a.completing(false, completeNothing),
+	}
+	f := cmd.Flags()
+	f.StringArrayVar(&r.Locations, "location", nil, "folder for packs; the first has the index too; may be repeated")
+	f.StringVar(&r.Redundancy, "redundancy", "", "LRS, GRS (the default) or RA-GRS")
+	f.Var(&blockSize, "block-size", "size of a block, a power of two from 16KiB to 1MiB (default 64KiB)")
+	f.BoolVar(&noWait, "no-wait", false, "print the job's id and return at once")
+	_ = cmd.RegisterFlagCompletionFunc("redundancy", cobra.FixedCompletions([]string{"LRS", "GRS", "RA-GRS"}, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+// findVault is one vault of the list.
+func (a *app) findVault(ctx context.Context, c *client, name string) (*kb.Vault, error) {
+	r, err := c.vaults.List(ctx, connect.NewRequest(&kb.ListVaultsRequest{}))
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range r.Msg.GetVaults() {
+		if v.GetName() == name {
+			return v, nil
+		}
+	}
+	return nil, notFoundError{fmt.Errorf("vault %q does not exist; see keelblock vault list", name)}
+}
+
+func (a *app) vaultList() *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "list vaults", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			r, err := c.vaults.List(cmd.Context(), connect.NewRequest(&kb.ListVaultsRequest{}))
+			if err != nil {
+				return err
+			}
+			return a.print(mapped(r.Msg.GetVaults(), toVaultDetails), func(w io.Writer) {
+				var rows [][]string
+				for _, v := range r.Msg.GetVaults() {
+					rows = append(rows, []string{v.GetName(), v.GetState(), fmt.Sprint(v.GetPoints()), v.GetRedundancy(), v.GetEncryption(),
+						v.GetLocations()[0].GetPath()})
+				}
+				a.table(w, "NAME\tSTATE\tPOINTS\tREDUNDANCY\tENCRYPTION\tFOLDER", rows)
+			})
+		},
+	}
+}
+
+func (a *app) vaultStatus() *cobra.Command {
+	return &cobra.Command{
+		Use: "status [NAME]", Short: "show what a vault holds and how much room is left", Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			r, err := c.appliance.VaultStatus(cmd.Context(), connect.NewRequest(&kb.VaultStatusRequest{Name: strings.Join(args, "")}))
 			if err != nil {
 				return err
 			}
@@ -33,9 +136,8 @@ func (a *app) vaultCommand() *cobra.Command {
 					pair{"corrupt blocks", fmt.Sprint(v.GetCorruptBlocks())}, pair{"free", human(v.GetFreeBytes())})
 			})
 		},
-	})
-	cmd.AddCommand(a.vaultVerify(), a.vaultRebuild())
-	return cmd
+		ValidArgsFunction: a.completing(false, completeVaults),
+	}
 }
 
 func (a *app) vaultVerify() *cobra.Command {
@@ -56,6 +158,7 @@ func (a *app) vaultVerify() *cobra.Command {
 
 func (a *app) vaultRebuild() *cobra.Command {
 	var noWait bool
+	r := &kb.RebuildIndexRequest{}
 	cmd := &cobra.Command{
 		Use: "rebuild-index", Short: "make the index of a closed vault anew from its packs, and open it", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -63,11 +166,11 @@ func (a *app) vaultRebuild() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			r, err := c.appliance.RebuildIndex(cmd.Context(), connect.NewRequest(&kb.RebuildIndexRequest{}))
+			j, err := c.appliance.RebuildIndex(cmd.Context(), connect.NewRequest(r))
 			if err != nil {
 				return err
 			}
-			return a.finish(cmd.Context(), c, r.Msg, noWait, func(j *kb.Job) error {
+			return a.finish(cmd.Context(), c, j.Msg, noWait, func(j *kb.Job) error {
 				return a.print(toJob(j), func(w io.Writer) {
 					for _, line := range j.GetResult() {
 						fmt.Fprintln(w, line)
@@ -76,6 +179,8 @@ func (a *app) vaultRebuild() *cobra.Command {
 			})
 		},
 	}
+	cmd.Flags().StringVar(&r.Vault, "vault", "", "the vault (default: default)")
+	_ = cmd.RegisterFlagCompletionFunc("vault", a.completing(true, completeVaults))
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "print the job's id and return at once")
 	return cmd
 }
