@@ -350,11 +350,15 @@ func (s *Store) sealRecovered(f pack.File, row *packRow, c *content) error {
 // holds any more was damaged: it is reported, and the others are published.
 func (s *Store) republish(pub *pack.Publication, places map[dedupe.Digest]recoveredEntry) error {
 	published := make([]publishedRecord, 0, len(pub.Manifests)+len(pub.Notes))
+	var lost []lostNote
 	list := func(kind dedupe.Kind, d dedupe.Digest, sequence uint64) {
 		e, ok := places[d]
 		if !ok || e.kind != kind {
 			s.log.Error("what a commit published is not in any pack", "vault", s.dir, "serial", pub.Serial,
 				"kind", kindName(kind), "digest", d.String())
+			if kind == dedupe.KindNote {
+				lost = append(lost, lostNote{sequence: sequence, digest: d})
+			}
 			return
 		}
 		published = append(published, publishedRecord{kind: kind, digest: d, place: e.place, sequence: sequence})
@@ -365,5 +369,24 @@ func (s *Store) republish(pub *pack.Publication, places map[dedupe.Digest]recove
 	for i, d := range pub.Notes {
 		list(dedupe.KindNote, d, pub.FirstNote+uint64(i))
 	}
-	return s.index.update(func(c *change) error { return c.publish(pub, published) })
+	return s.index.update(func(c *change) error {
+		for _, n := range lost {
+			if err := c.setLost(n); err != nil {
+				return err
+			}
+		}
+		return c.publish(pub, published)
+	})
+}
+
+// lostNote was published, and is in no pack. It has an entry without a place, so that
+// Notes goes on to say that a note cannot be read: it may have been a hold, or a lock,
+// and a rebuild of the index must not end it.
+type lostNote struct {
+	sequence uint64
+	digest   dedupe.Digest
+}
+
+func (c *change) setLost(n lostNote) error {
+	return c.set(noteKey(n.sequence), append(make([]byte, placeSize), n.digest[:]...))
 }
