@@ -178,6 +178,7 @@ func (s *Store) recover() error {
 	}
 	var found []foundPublication
 	var metaEntries []recoveredEntry
+	var patches patchedPacks
 	for _, id := range ids {
 		row, known, err := s.index.packByID(id)
 		if err != nil {
@@ -189,12 +190,17 @@ func (s *Store) recover() error {
 		if !known {
 			row = packRow{id: id}
 		}
-		pubs, entries, err := s.recoverPack(row, known)
+		pubs, entries, err := s.recoverPack(row, known, &patches)
 		if err != nil {
 			return fmt.Errorf("pack %v: %w", id, err)
 		}
 		found = append(found, pubs...)
 		metaEntries = append(metaEntries, entries...)
+	}
+	if err := patches.enter(func(p *patchedPack, depth uint8) error {
+		return s.index.addFound(p.row, p.entries, depth)
+	}); err != nil {
+		return err
 	}
 	places := make(map[dedupe.Digest]recoveredEntry, len(metaEntries))
 	for _, e := range metaEntries {
@@ -262,8 +268,45 @@ type recoveredEntry struct {
 	place  place
 }
 
-// recoverPack reads one pack that was open, seals it and enters its records.
-func (s *Store) recoverPack(row packRow, known bool) ([]foundPublication, []recoveredEntry, error) {
+// patchedPack is a pack with patches, which are entered after all whole blocks.
+type patchedPack struct {
+	row     packRow
+	depths  uint32       // as patchDepths
+	entries []pack.Entry // its bundles, unless they are read again
+}
+
+type patchedPacks []patchedPack
+
+// add notes a pack that has patches; entries are kept unless it is read again.
+func (l *patchedPacks) add(row packRow, entries []pack.Entry, again bool) {
+	p := patchedPack{row: row, depths: patchDepths(entries)}
+	if p.depths == 0 {
+		return
+	}
+	if !again {
+		p.entries = entries
+	}
+	*l = append(*l, p)
+}
+
+// enter calls fn for each depth from 1 and each pack that has patches of it.
+func (l patchedPacks) enter(fn func(p *patchedPack, depth uint8) error) error {
+	for depth := uint8(1); depth <= pack.MaxPatchDepth; depth++ {
+		for i := range l {
+			if l[i].depths&(1<<depth) == 0 {
+				continue
+			}
+			if err := fn(&l[i], depth); err != nil {
+				return fmt.Errorf("pack %v: %w", l[i].row.id, err)
+			}
+		}
+	}
+	return nil
+}
+
+// recoverPack reads one pack that was open, seals it and enters its records. Of its
+// patches it only takes note.
+func (s *Store) recoverPack(row packRow, known bool, patches *patchedPacks) ([]foundPublication, []recoveredEntry, error) {
 	w, err := s.packs.OpenWrite(row.id)
 	if err != nil {
 		return nil, nil, err
@@ -292,9 +335,10 @@ func (s *Store) recoverPack(row packRow, known bool) ([]foundPublication, []reco
 		return nil, nil, err
 	}
 	// Epoch 0: nothing is believed before it was read back.
-	if err := s.index.addEntries(row, 0, c.entries, true); err != nil {
+	if err := s.index.addFound(row, c.entries, 0); err != nil {
 		return nil, nil, err
 	}
+	patches.add(row, slices.DeleteFunc(slices.Clone(c.entries), func(e pack.Entry) bool { return e.Kind != pack.KindBundle }), false)
 	pubs, err := s.publications(f, c.entries)
 	if err != nil {
 		return nil, nil, err
