@@ -52,10 +52,17 @@ type Store interface {
 	// Domain is the key domain that new blocks are made in.
 	Domain() DomainID
 
+	// BlockDigest is the digest that a block of BlockSize bytes has in Domain.
+	BlockDigest(p []byte) Digest
+	// Encrypted reports whether Domain is encrypted: blocks and notes are sealed and
+	// their digests keyed, manifests and nodes stand in clear.
+	Encrypted() bool
+
 	// Get returns the plain content stored under d, verified against d. It uses
 	// buf's storage when its capacity suffices. The content of KindBlock is
 	// BlockSize bytes, of KindNode FanOut*DigestSize bytes. ErrNotFound when
-	// nothing, or something of another kind, is stored under d.
+	// nothing, or something of another kind, is stored under d; ErrNoKey when it is
+	// sealed by a key that the Store does not have.
 	Get(ctx context.Context, kind Kind, d Digest, buf []byte) ([]byte, error)
 
 	// Begin opens a batch. Any number may be open at once.
@@ -65,8 +72,8 @@ type Store interface {
 	// particular order, until it returns false.
 	Manifests(ctx context.Context, yield func(Digest) bool) error
 	// Notes calls yield with every published note in ascending order of sequence,
-	// until it returns false. Notes that are damaged are left out; the error is then
-	// ErrCorrupt, after all others were yielded.
+	// until it returns false. Notes that are damaged, or whose key is not at hand, are
+	// left out; the error is then ErrCorrupt or ErrNoKey, after all others were yielded.
 	Notes(ctx context.Context, yield func(Note) bool) error
 
 	// Close waits for calls under way, aborts open batches and releases the

@@ -56,6 +56,8 @@ type auditor struct {
 	dev   audited
 	nodes hashtree.Nodes
 	base  hashtree.Root
+	// digest makes the ids of the base's blocks.
+	digest func([]byte) dedupe.Digest
 	// skip are ascending ranges that are compared anyhow.
 	skip []blockdev.Extent
 	// draws and reads bound the sample, in blocks.
@@ -139,7 +141,7 @@ func (a *auditor) block(ctx context.Context, i int64) (differs bool, err error) 
 	if want.IsZero() {
 		differs = slices.ContainsFunc(a.buf, func(b byte) bool { return b != 0 })
 	} else {
-		differs = dedupe.Sum(a.buf) != want
+		differs = a.digest(a.buf) != want
 	}
 	// After the read; see above.
 	return differs && !a.dev.Listed(e.Offset, e.Length), nil
@@ -182,7 +184,7 @@ func (a *attemptState) audit(ctx context.Context) error {
 func (a *attemptState) auditDisk(ctx context.Context, i int) error {
 	p := a.plans[i]
 	t := p.disk.Tracker()
-	au := &auditor{dev: t, nodes: hashtree.Cached(a.h.Store, 64), base: p.base, seed: rand.Uint64()}
+	au := &auditor{dev: t, nodes: hashtree.Cached(a.h.Store, 64), base: p.base, digest: a.h.Store.BlockDigest, seed: rand.Uint64()}
 	times := int64(1)
 	if t.Unwitnessed() {
 		times = auditUnwitnessed

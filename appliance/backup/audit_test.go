@@ -75,7 +75,7 @@ func newAuditedDisk(t *testing.T, size int64) *auditedDisk {
 }
 
 func (a *auditedDisk) auditor(reads int64) *auditor {
-	au := &auditor{dev: a.t, nodes: hashtree.Cached(a.store, 64), base: a.base, seed: rand.Uint64()}
+	au := &auditor{dev: a.t, nodes: hashtree.Cached(a.store, 64), base: a.base, digest: a.store.BlockDigest, seed: rand.Uint64()}
 	au.sizes(1)
 	if reads > 0 {
 		au.reads, au.draws = reads, reads

@@ -120,7 +120,10 @@ func (b *Batch) PutBlock(ctx context.Context, p []byte) (dedupe.Put, error) {
 		return dedupe.Put{}, fmt.Errorf("put block: %w", err)
 	}
 	defer b.s.leave()
-	d := dedupe.Sum(p)
+	if err := b.s.missingKey(); err != nil {
+		return dedupe.Put{}, fmt.Errorf("put block: %w", err)
+	}
+	d := b.s.BlockDigest(p)
 	put, err := b.putContent(ctx, dedupe.KindBlock, 0, d, p)
 	if err != nil {
 		return put, fmt.Errorf("put block %v: %w", d, err)
@@ -257,13 +260,17 @@ func (b *Batch) writeTouched() error {
 	})
 }
 
-// appendRecord compresses content and appends it to the batch's pack of its kind. It
+// appendRecord compresses content, seals it where that is due, and appends it to the batch's pack of its kind. It
 // returns the record's entry and the pack's number.
 func (b *Batch) appendRecord(ctx context.Context, kind dedupe.Kind, level uint8, d dedupe.Digest, content []byte) (pack.Entry, uint32, error) {
 	buf := b.s.codec.buffer(len(content))
 	defer b.s.codec.put(buf)
 	rec := pack.Record{Kind: kind, Level: level, Domain: b.s.Domain(), Digest: d, LogicalLength: uint32(len(content))}
 	*buf, rec.Codec = b.s.codec.appendPayload(*buf, content)
+	var err error
+	if *buf, err = b.s.seal(&rec, *buf); err != nil {
+		return pack.Entry{}, 0, err
+	}
 	st := &b.data
 	if pack.ClassOf(kind) == pack.ClassMetadata {
 		st = &b.meta

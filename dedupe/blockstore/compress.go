@@ -100,10 +100,10 @@ func compressible(content []byte) bool {
 }
 
 // decode returns a record's content, in dst's storage when it has the capacity.
-// payload is not retained.
+// payload, opened if it was sealed, is not retained unless it stands in dst already.
 func (c *codec) decode(r *pack.Record, payload, dst []byte) ([]byte, error) {
-	if r.Cipher != pack.CipherNone || r.Encoding != pack.EncodingWhole {
-		return nil, fmt.Errorf("record with cipher %d and encoding %d: %w", r.Cipher, r.Encoding, dedupe.ErrUnknownFormat)
+	if r.Encoding != pack.EncodingWhole {
+		return nil, fmt.Errorf("record with encoding %d: %w", r.Encoding, dedupe.ErrUnknownFormat)
 	}
 	n := int(r.LogicalLength)
 	if cap(dst) < n {
@@ -115,6 +115,9 @@ func (c *codec) decode(r *pack.Record, payload, dst []byte) ([]byte, error) {
 	case pack.CodecRaw:
 		if len(payload) != n {
 			return nil, fmt.Errorf("raw record of %d bytes, want %d: %w", len(payload), n, dedupe.ErrCorrupt)
+		}
+		if n > 0 && &payload[0] == &dst[:1][0] { // it was decrypted to there
+			return payload, nil
 		}
 		return append(dst, payload...), nil
 	case pack.CodecZstd:

@@ -29,7 +29,8 @@ import (
 const (
 	envWriter = "KEELBLOCK_TEST_WRITER" // the vault's folder
 	envSeed   = "KEELBLOCK_TEST_SEED"
-	envCut    = "KEELBLOCK_TEST_CUT" // cut the power at this system call, 0: never
+	envCut    = "KEELBLOCK_TEST_CUT"  // cut the power at this system call, 0: never
+	envKeys   = "KEELBLOCK_TEST_KEYS" // 1: the vault is encrypted
 )
 
 var crashOptions = blockstore.Options{BlockSize: dedupe.MinBlockSize, PackBytes: blockstore.MinPackBytes}
@@ -62,7 +63,11 @@ func runWriter(dir string) error {
 			select {} // what fails without power is not an end: the kill is under way
 		}
 	}()
-	o := crashOptions.WithHook(func(string, string) error {
+	o := crashOptions
+	if os.Getenv(envKeys) == "1" {
+		o = encrypted(o)
+	}
+	o = o.WithHook(func(string, string) error {
 		if cut > 0 && calls.Add(1) == cut {
 			dead.Store(true)
 			if err := cutPower(dir); err != nil {
@@ -202,10 +207,13 @@ type writerRun struct {
 
 // runCrashWriter runs the writer until it dies. stop, when not nil, is told when the
 // store is open and kills it at its own time.
-func runCrashWriter(t testing.TB, dir string, seed uint64, cut int64, stop func(kill func())) writerRun {
+func runCrashWriter(t testing.TB, dir string, keys bool, seed uint64, cut int64, stop func(kill func())) writerRun {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), envWriter+"="+dir, fmt.Sprintf("%s=%d", envSeed, seed), fmt.Sprintf("%s=%d", envCut, cut))
+	if keys {
+		cmd.Env = append(cmd.Env, envKeys+"=1")
+	}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
@@ -285,8 +293,8 @@ func crashLoop(t *testing.T, rounds int64, round func(r *rand.Rand, n int64) (po
 }
 
 // reopen opens a vault after a crash, checks all of it and closes it.
-func reopen(dir string, want []dedupe.Digest) error {
-	s, err := blockstore.Open(dir, crashOptions)
+func reopen(dir string, o blockstore.Options, want []dedupe.Digest) error {
+	s, err := blockstore.Open(dir, o)
 	if err != nil {
 		return err
 	}
@@ -297,9 +305,9 @@ func reopen(dir string, want []dedupe.Digest) error {
 }
 
 // checkRebuilt checks that an index made from the packs says what the old one says.
-func checkRebuilt(dir string) error {
+func checkRebuilt(dir string, o blockstore.Options) error {
 	dump := func() (map[string]blockstore.IndexEntry, error) {
-		s, err := blockstore.Open(dir, crashOptions)
+		s, err := blockstore.Open(dir, o)
 		if err != nil {
 			return nil, err
 		}
@@ -310,7 +318,7 @@ func checkRebuilt(dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := blockstore.RebuildIndex(context.Background(), dir, crashOptions, nil); err != nil {
+	if err := blockstore.RebuildIndex(context.Background(), dir, o, nil); err != nil {
 		return err
 	}
 	rebuilt, err := dump()
@@ -331,7 +339,9 @@ func checkRebuilt(dir string) error {
 }
 
 // Every committed point, and all below it, survives a power cut at any system call.
-func TestPowerCut(t *testing.T) {
+func TestPowerCut(t *testing.T) { eachDomain(t, testPowerCut) }
+
+func testPowerCut(t *testing.T, crashOptions blockstore.Options) {
 	t.Parallel()
 	l := newLoopFS(t, 400<<20)
 	dir := filepath.Join(l.dir, "vault")
@@ -349,25 +359,27 @@ func TestPowerCut(t *testing.T) {
 			l.format(t)
 			fresh()
 		}
-		run := runCrashWriter(t, dir, r.Uint64N(1<<32), 1+r.Int64N(1500), nil)
+		run := runCrashWriter(t, dir, crashOptions.Keys != nil, r.Uint64N(1<<32), 1+r.Int64N(1500), nil)
 		committed = append(committed, run.committed...)
 		l.umount(t)
 		l.mount(t)
-		if err := reopen(dir, committed); err != nil {
+		if err := reopen(dir, crashOptions, committed); err != nil {
 			return 0, err
 		}
 		if n%5 == 4 {
-			if err := checkRebuilt(dir); err != nil {
+			if err := checkRebuilt(dir, crashOptions); err != nil {
 				return 0, fmt.Errorf("rebuild index: %w", err)
 			}
-			return len(run.committed), reopen(dir, committed)
+			return len(run.committed), reopen(dir, crashOptions, committed)
 		}
 		return len(run.committed), nil
 	})
 }
 
 // Every committed point survives a kill at any moment.
-func TestKill(t *testing.T) {
+func TestKill(t *testing.T) { eachDomain(t, testKill) }
+
+func testKill(t *testing.T, crashOptions blockstore.Options) {
 	t.Parallel()
 	dir := newVault(t, crashOptions)
 	var committed []dedupe.Digest
@@ -376,7 +388,7 @@ func TestKill(t *testing.T) {
 			dir, committed = newVault(t, crashOptions), nil
 		}
 		wait := time.Duration(r.Int64N(int64(500 * time.Millisecond)))
-		run := runCrashWriter(t, dir, r.Uint64N(1<<32), 0, func(kill func()) {
+		run := runCrashWriter(t, dir, crashOptions.Keys != nil, r.Uint64N(1<<32), 0, func(kill func()) {
 			time.Sleep(wait)
 			kill()
 		})
@@ -392,6 +404,6 @@ func TestKill(t *testing.T) {
 				return 0, fmt.Errorf("read-only after a kill: %w", err)
 			}
 		}
-		return len(run.committed), reopen(dir, committed)
+		return len(run.committed), reopen(dir, crashOptions, committed)
 	})
 }

@@ -27,8 +27,11 @@ func Create(dir string, o Options) error {
 }
 
 func create(dir string, o Options) error {
-	sb := &pack.Superblock{BlockSize: o.BlockSize, Created: o.Now().UTC(),
-		Domains: []pack.Domain{{ID: o.Domain, Scheme: pack.SchemeSHA256}}}
+	domains, err := newDomains(o)
+	if err != nil {
+		return err
+	}
+	sb := &pack.Superblock{BlockSize: o.BlockSize, Created: o.Now().UTC(), Domains: domains}
 	if sb.BlockSize == 0 {
 		sb.BlockSize = dedupe.DefaultBlockSize
 	}

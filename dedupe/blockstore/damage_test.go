@@ -36,10 +36,10 @@ func flip(t testing.TB, path string, off int64) {
 }
 
 // writtenVault is a vault with three points, closed cleanly.
-func writtenVault(t testing.TB) (dir string, points []dedupe.Digest) {
+func writtenVault(t testing.TB, o blockstore.Options) (dir string, points []dedupe.Digest) {
 	t.Helper()
-	dir = newVault(t, crashOptions)
-	s, err := blockstore.Open(dir, crashOptions)
+	dir = newVault(t, o)
+	s, err := blockstore.Open(dir, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,9 +70,11 @@ func glob(t testing.TB, dir, pattern string) []string {
 
 // A block whose record is damaged is ErrCorrupt, naming digest and pack, and never
 // other bytes; all other blocks read; put again, it is healed.
-func TestDamagedBlock(t *testing.T) {
+func TestDamagedBlock(t *testing.T) { eachDomain(t, testDamagedBlock) }
+
+func testDamagedBlock(t *testing.T, crashOptions blockstore.Options) {
 	t.Parallel()
-	dir, points := writtenVault(t)
+	dir, points := writtenVault(t, crashOptions)
 	ctx := context.Background()
 	s := openVault(t, dir, crashOptions)
 	seed := uint64(0)
@@ -80,7 +82,7 @@ func TestDamagedBlock(t *testing.T) {
 	var d dedupe.Digest
 	for ; ; seed++ { // one that is in the vault
 		block = dedupetest.Block(s, seed)
-		d = dedupe.Sum(block)
+		d = s.BlockDigest(block)
 		if _, err := s.Get(ctx, dedupe.KindBlock, d, nil); err == nil {
 			break
 		}
@@ -131,13 +133,15 @@ func TestDamagedBlock(t *testing.T) {
 }
 
 func located(s *blockstore.Store, block []byte) bool {
-	_, _, _, err := s.Locate(dedupe.Sum(block))
+	_, _, _, err := s.Locate(s.BlockDigest(block))
 	return err == nil
 }
 
 // A pack that is gone, or shorter than the index believes, holds nothing: its blocks
 // are ErrNotFound, and are stored again when put.
-func TestMissingPack(t *testing.T) {
+func TestMissingPack(t *testing.T) { eachDomain(t, testMissingPack) }
+
+func testMissingPack(t *testing.T, crashOptions blockstore.Options) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name   string
@@ -148,20 +152,20 @@ func TestMissingPack(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			dir, points := writtenVault(t)
+			dir, points := writtenVault(t, crashOptions)
 			s := openVault(t, dir, crashOptions)
 			var block []byte
 			for seed := uint64(0); block == nil || !located(s, block); seed++ {
 				block = dedupetest.Block(s, seed)
 			}
-			path, off, _, err := s.Locate(dedupe.Sum(block))
+			path, off, _, err := s.Locate(s.BlockDigest(block))
 			if err != nil {
 				t.Fatal(err)
 			}
 			if err := tt.damage(path, off); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := s.Get(context.Background(), dedupe.KindBlock, dedupe.Sum(block), nil); !errors.Is(err, dedupe.ErrNotFound) {
+			if _, err := s.Get(context.Background(), dedupe.KindBlock, s.BlockDigest(block), nil); !errors.Is(err, dedupe.ErrNotFound) {
 				t.Errorf("get from a pack that is %s: %v", tt.name, err)
 			}
 			b := dedupetest.Begin(t, s)
@@ -169,7 +173,7 @@ func TestMissingPack(t *testing.T) {
 				t.Error("a block that the pack does not hold counts as held")
 			}
 			dedupetest.Commit(t, b, "again")
-			if _, err := s.Get(context.Background(), dedupe.KindBlock, dedupe.Sum(block), nil); err != nil {
+			if _, err := s.Get(context.Background(), dedupe.KindBlock, s.BlockDigest(block), nil); err != nil {
 				t.Errorf("get after it was put again: %v", err)
 			}
 			if err := checkPoint(s, points[0]); err == nil {
@@ -181,7 +185,9 @@ func TestMissingPack(t *testing.T) {
 
 // A flipped bit or a cut in any file of a vault is an error that names it, or does no
 // harm: never other bytes, never a panic. A rebuilt index brings back what verifies.
-func TestDamagedFiles(t *testing.T) {
+func TestDamagedFiles(t *testing.T) { eachDomain(t, testDamagedFiles) }
+
+func testDamagedFiles(t *testing.T, crashOptions blockstore.Options) {
 	t.Parallel()
 	type damage struct {
 		name string
@@ -220,7 +226,7 @@ func TestDamagedFiles(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			dir, points := writtenVault(t)
+			dir, points := writtenVault(t, crashOptions)
 			c.do(t, c.pick(dir))
 			lost := 0 // points that do not read back before the rebuild
 			s, err := blockstore.Open(dir, crashOptions)
@@ -279,7 +285,7 @@ func countLost(t *testing.T, s dedupe.Store, points []dedupe.Digest) (lost int) 
 // One damaged or missing superblock is written again from the other.
 func TestSuperblockHasACopy(t *testing.T) {
 	t.Parallel()
-	dir, points := writtenVault(t)
+	dir, points := writtenVault(t, crashOptions)
 	main, spare := filepath.Join(dir, "superblock"), filepath.Join(dir, "superblock.copy")
 	want, err := os.ReadFile(main)
 	if err != nil {
@@ -313,7 +319,7 @@ func TestSuperblockHasACopy(t *testing.T) {
 // A superblock that is damaged or of another version is refused when its copy is, too.
 func TestDamagedSuperblock(t *testing.T) {
 	t.Parallel()
-	dir, _ := writtenVault(t)
+	dir, _ := writtenVault(t, crashOptions)
 	flip(t, filepath.Join(dir, "superblock"), 30)
 	flip(t, filepath.Join(dir, "superblock.copy"), 30)
 	for _, o := range []blockstore.Options{crashOptions, {ReadOnly: true}} {
@@ -327,9 +333,11 @@ func TestDamagedSuperblock(t *testing.T) {
 }
 
 // A rebuilt index says exactly what the old one said.
-func TestRebuildEqualsOld(t *testing.T) {
+func TestRebuildEqualsOld(t *testing.T) { eachDomain(t, testRebuildEqualsOld) }
+
+func testRebuildEqualsOld(t *testing.T, crashOptions blockstore.Options) {
 	t.Parallel()
-	dir, points := writtenVault(t)
+	dir, points := writtenVault(t, crashOptions)
 	dump := func() map[string]blockstore.IndexEntry {
 		s := openVault(t, dir, crashOptions)
 		d, err := s.DumpIndex()
@@ -381,6 +389,10 @@ func TestRebuildEqualsOld(t *testing.T) {
 // A record that once failed to read back is not "held" any more, also in the run that
 // wrote it: put again it is stored again, and what referred to it reads well.
 func TestRecordThatDidNotVerifyIsStoredAgain(t *testing.T) {
+	eachDomain(t, testRecordThatDidNotVerifyIsStoredAgain)
+}
+
+func testRecordThatDidNotVerifyIsStoredAgain(t *testing.T, crashOptions blockstore.Options) {
 	t.Parallel()
 	ctx := context.Background()
 	dir := filepath.Join(t.TempDir(), "vault")
@@ -389,7 +401,7 @@ func TestRecordThatDidNotVerifyIsStoredAgain(t *testing.T) {
 	}
 	s := openVault(t, dir, crashOptions)
 	block := dedupetest.Block(s, 1)
-	d := dedupe.Sum(block)
+	d := s.BlockDigest(block)
 	b := dedupetest.Begin(t, s)
 	dedupetest.PutBlock(t, b, block)
 	dedupetest.Commit(t, b, `{"Name":"first"}`)
@@ -508,7 +520,7 @@ func TestRebuildRemembersALostNote(t *testing.T) {
 func TestKillWhileTheIndexOpens(t *testing.T) {
 	for _, name := range []string{"00009.mem", "000009.vlog"} {
 		t.Run(name, func(t *testing.T) {
-			dir, points := writtenVault(t)
+			dir, points := writtenVault(t, crashOptions)
 			index := filepath.Dir(glob(t, dir, "*/MANIFEST")[0])
 			if err := os.WriteFile(filepath.Join(index, name), nil, 0o600); err != nil {
 				t.Fatal(err)

@@ -3,8 +3,8 @@
 //
 // # Place in the data path
 //
-//	ingest → Batch.PutBlock → digest → held? → compress → pack (append)
-//	recovery point, verify → Store.Get → index → pack (read) → checked bytes
+//	ingest → Batch.PutBlock → digest → held? → compress → seal → pack (append)
+//	recovery point, verify → Store.Get → index → pack (read) → open → checked bytes
 //
 // Badger holds only digests and places: an LSM tree is the wrong home for payload,
 // and Badger's value log loses it (tools/decisions has the tests). The index is a
@@ -19,6 +19,16 @@
 // indexes what verifies, and applies publications that the index does not know. A
 // commit that returns an error after its publication was written cancels it by
 // another one.
+//
+// # Encryption
+//
+// A vault that is made with [Options.Keys] is encrypted: ids of blocks and notes are
+// keyed, their payloads sealed (package keyring). Nodes, manifests and publications stand
+// in clear. The key is needed to put, and to read a block or a note; to recover, to
+// rebuild the index, to walk trees and to compare a record with the hash of its
+// ciphertext it is not. A record says by which key of which domain it was sealed, so the
+// blocks of several domains can lie in one vault; as their ids differ, nothing is shared
+// between domains.
 //
 // # What held means
 //

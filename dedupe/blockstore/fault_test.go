@@ -78,10 +78,10 @@ func TestFaults(t *testing.T) {
 			if err := s.Close(); err != nil {
 				t.Errorf("close: %v", err)
 			}
-			if err := reopen(dir, points); err != nil {
+			if err := reopen(dir, crashOptions, points); err != nil {
 				t.Error(err)
 			}
-			if err := checkRebuilt(dir); err != nil {
+			if err := checkRebuilt(dir, crashOptions); err != nil {
 				t.Error(err)
 			}
 		})
@@ -299,7 +299,7 @@ func TestTwoProcesses(t *testing.T) {
 	dir := newVault(t, crashOptions)
 	ready := make(chan func(), 1)
 	done := make(chan writerRun, 1)
-	go func() { done <- runCrashWriter(t, dir, 7, 0, func(kill func()) { ready <- kill }) }()
+	go func() { done <- runCrashWriter(t, dir, false, 7, 0, func(kill func()) { ready <- kill }) }()
 	kill := <-ready
 	if _, err := blockstore.Open(dir, crashOptions); !errors.Is(err, dedupe.ErrLocked) {
 		t.Errorf("open beside a writer: %v, want ErrLocked", err)
@@ -331,7 +331,7 @@ func TestTwoProcesses(t *testing.T) {
 	}
 	kill()
 	run := <-done
-	if err := reopen(dir, run.committed); err != nil {
+	if err := reopen(dir, crashOptions, run.committed); err != nil {
 		t.Error(err)
 	}
 }

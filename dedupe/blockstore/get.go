@@ -83,7 +83,7 @@ func (s *Store) find(kind dedupe.Kind, d dedupe.Digest) (place, bool, error) {
 func (s *Store) read(p place, kind dedupe.Kind, d dedupe.Digest, buf []byte) ([]byte, error) {
 	r, err := s.fetch(p, kind, d, buf)
 	if err == nil {
-		err = checkSum(kind, r.level, r.content, d)
+		err = checkSum(r.ids, kind, r.level, r.content, d)
 	}
 	if err = s.counted(p, kind, d, r.pack, err); err != nil {
 		return nil, err
@@ -110,6 +110,7 @@ func (s *Store) counted(p place, kind dedupe.Kind, d dedupe.Digest, id pack.ID, 
 type fetched struct {
 	content []byte
 	level   uint8
+	ids     *dedupe.IDKey // which its digest was made by
 	pack    pack.ID
 }
 
@@ -125,7 +126,7 @@ func (s *Store) fetch(p place, kind dedupe.Kind, d dedupe.Digest, buf []byte) (r
 	}
 	scratch := s.codec.buffer(int(p.stored))
 	defer s.codec.put(scratch)
-	rec, payload, grown, err := pack.ReadRecord(f.f, int64(p.offset), p.stored, *scratch)
+	rec, _, grown, err := pack.ReadRecord(f.f, int64(p.offset), p.stored, *scratch)
 	*scratch = grown
 	if err != nil {
 		return r, err
@@ -134,13 +135,20 @@ func (s *Store) fetch(p place, kind dedupe.Kind, d dedupe.Digest, buf []byte) (r
 		return r, err
 	}
 	r.level = rec.Level
+	if r.ids, err = s.ids(&rec); err != nil {
+		return r, err
+	}
+	payload, err := s.payload(&rec, grown, buf)
+	if err != nil {
+		return r, err
+	}
 	r.content, err = s.codec.decode(&rec, payload, buf)
 	return r, err
 }
 
 // checkSum compares content with its digest.
-func checkSum(kind dedupe.Kind, level uint8, content []byte, d dedupe.Digest) error {
-	sum, err := pack.Sum(kind, level, content)
+func checkSum(ids *dedupe.IDKey, kind dedupe.Kind, level uint8, content []byte, d dedupe.Digest) error {
+	sum, err := pack.Sum(ids, kind, level, content)
 	if err != nil {
 		return err
 	}
@@ -170,7 +178,11 @@ func (s *Store) fetchRaw(r *fetched, f *os.File, p place, kind dedupe.Kind, d de
 		return false, nil
 	}
 	r.content, r.level = buf[:want], rec.Level
-	return true, s.checkRecord(&rec, p, kind, d)
+	if err := s.checkRecord(&rec, p, kind, d); err != nil {
+		return true, err
+	}
+	r.ids, err = s.ids(&rec)
+	return true, err
 }
 
 // checkRecord compares a record's header with what the index says of it.
@@ -290,7 +302,7 @@ func (s *Store) Notes(ctx context.Context, yield func(dedupe.Note) bool) error {
 			return err
 		}
 		n, err := s.readNote(key, val)
-		if errors.Is(err, dedupe.ErrCorrupt) {
+		if errors.Is(err, dedupe.ErrCorrupt) || errors.Is(err, dedupe.ErrNoKey) {
 			damage = cmp.Or(damage, err)
 			return nil
 		}

@@ -59,7 +59,7 @@ func (s *Store) getBlocks(digests []dedupe.Digest, bufs [][]byte, errs []error) 
 		index[n], places[n], records[n], contents[n] = i, p, r, r.content
 		n++
 	}
-	dedupe.SumAll(sums[:], contents[:n])
+	sumAll(sums[:], records[:n], contents[:n])
 	for k := range n {
 		i, p := index[k], places[k]
 		err := compareSum(sums[k], digests[i])
@@ -68,6 +68,22 @@ func (s *Store) getBlocks(digests []dedupe.Digest, bufs [][]byte, errs []error) 
 			continue
 		}
 		errs[i] = intoBuffer(bufs[i], contents[k])
+	}
+}
+
+// sumAll computes the digests of what was fetched: together, as nearly always all is of
+// one key domain.
+func sumAll(sums []dedupe.Digest, records []fetched, contents [][]byte) {
+	for i := range records {
+		if records[i].ids != records[0].ids {
+			for i := range records {
+				sums[i] = records[i].ids.Sum(contents[i])
+			}
+			return
+		}
+	}
+	if len(records) > 0 {
+		records[0].ids.SumAll(sums, contents)
 	}
 }
 

@@ -28,7 +28,7 @@ func TestGetBlocksDamaged(t *testing.T) {
 			for i := range n {
 				want[i] = bytes.Repeat(dedupetest.Block(s, uint64(i))[:s.BlockSize()/64], 64) // compresses
 				dedupetest.PutBlock(t, b, want[i])
-				digests[i], bufs[i] = dedupe.Sum(want[i]), make([]byte, s.BlockSize())
+				digests[i], bufs[i] = s.BlockDigest(want[i]), make([]byte, s.BlockSize())
 			}
 			dedupetest.Commit(t, b, "blocks")
 			counted := s.Stats().CorruptBlocks

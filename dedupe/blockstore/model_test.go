@@ -22,7 +22,9 @@ type model struct {
 }
 
 // Random batches, commits, aborts, crashes, reopenings and rebuilds, against a map.
-func TestModel(t *testing.T) {
+func TestModel(t *testing.T) { eachDomain(t, testModel) }
+
+func testModel(t *testing.T, crashOptions blockstore.Options) {
 	t.Parallel()
 	seed := uint64(envInt(t, "SEED", time.Now().UnixNano()&0xffffff))
 	steps := envInt(t, "STEPS", 60)
@@ -115,7 +117,7 @@ func TestModel(t *testing.T) {
 func wantSame(t testing.TB, s dedupe.Store, seed uint64) {
 	t.Helper()
 	want := dedupetest.Block(s, seed)
-	got, err := s.Get(context.Background(), dedupe.KindBlock, dedupe.Sum(want), nil)
+	got, err := s.Get(context.Background(), dedupe.KindBlock, s.BlockDigest(want), nil)
 	if err != nil || string(got) != string(want) {
 		t.Fatalf("block %d of an open batch: %v", seed, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/keelblock/keelblock/dedupe"
+	"github.com/keelblock/keelblock/dedupe/keyring"
 	"github.com/keelblock/keelblock/dedupe/pack"
 	"github.com/keelblock/keelblock/dedupe/packdir"
 )
@@ -38,9 +39,18 @@ type Options struct {
 	// BlockSize of a new vault; zero is dedupe.DefaultBlockSize. When a vault is
 	// opened it must be zero or the vault's.
 	BlockSize int
-	// Domain that new blocks are made in. Zero makes a random one in Create, and
-	// takes the vault's in Open; another one than the vault's is refused.
+	// Domain that new blocks are made in. Zero makes a random one in Create, or takes
+	// that of the first Keys, and takes the vault's in Open; another one than the
+	// vault's is refused.
 	Domain dedupe.DomainID
+	// Keys of encrypted domains. Create makes an encrypted vault of them, which writes
+	// in Domain, or in the first one's domain when that is zero. Open needs those of
+	// the domain that is written in, and reads records of all that are given;
+	// dedupe.ErrNoKey and dedupe.ErrWrongKey without them. RebuildIndex needs none.
+	Keys []*keyring.Keys
+	// Keyless opens an encrypted vault without its keys: nodes and manifests are read,
+	// blocks and notes are dedupe.ErrNoKey, and so is putting them.
+	Keyless bool
 	// ReadOnly opens without changing a byte of the vault, also while another
 	// process has it open or after an unclean stop. What is published at this
 	// moment is seen, what comes later is not.

@@ -134,6 +134,9 @@ func (s *Store) entryContent(f *os.File, e *pack.Entry) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if rec.Cipher != pack.CipherNone {
+		return nil, fmt.Errorf("%s with cipher %d: %w", kindName(rec.Kind), rec.Cipher, dedupe.ErrUnknownFormat)
+	}
 	b, err := s.codec.decode(&rec, payload, nil)
 	if err != nil {
 		return nil, err

@@ -18,7 +18,9 @@ import (
 
 // A half-written pack: whatever is behind its last good record is absent, and what
 // was committed in it stays.
-func TestHalfWrittenPack(t *testing.T) {
+func TestHalfWrittenPack(t *testing.T) { eachDomain(t, testHalfWrittenPack) }
+
+func testHalfWrittenPack(t *testing.T, crashOptions blockstore.Options) {
 	t.Parallel()
 	dir := newVault(t, crashOptions)
 	s, err := blockstore.Open(dir, crashOptions)
@@ -63,7 +65,7 @@ func TestHalfWrittenPack(t *testing.T) {
 	if err := checkPoint(s, first); err != nil {
 		t.Errorf("committed before: %v", err)
 	}
-	if _, err := s.Get(context.Background(), dedupe.KindBlock, dedupe.Sum(dedupetest.Block(s, 8)), nil); !errors.Is(err, dedupe.ErrNotFound) && !errors.Is(err, dedupe.ErrCorrupt) {
+	if _, err := s.Get(context.Background(), dedupe.KindBlock, s.BlockDigest(dedupetest.Block(s, 8)), nil); !errors.Is(err, dedupe.ErrNotFound) && !errors.Is(err, dedupe.ErrCorrupt) {
 		t.Errorf("get past the valid end: %v", err)
 	}
 	third := writePoint(t, s, "third", []uint64{4, 5, 6, 7, 8})
@@ -80,7 +82,9 @@ func copyTree(t testing.TB, from, to string) {
 }
 
 // Each recovery is harmless when it is interrupted and run again.
-func TestRecoverTwice(t *testing.T) {
+func TestRecoverTwice(t *testing.T) { eachDomain(t, testRecoverTwice) }
+
+func testRecoverTwice(t *testing.T, crashOptions blockstore.Options) {
 	t.Parallel()
 	dir := newVault(t, crashOptions)
 	s, err := blockstore.Open(dir, crashOptions)
@@ -122,7 +126,7 @@ func TestRecoverTwice(t *testing.T) {
 		if !errors.Is(err, failed) {
 			t.Fatalf("call %d failed: %v", n, err)
 		}
-		if err := reopen(again, points); err != nil {
+		if err := reopen(again, crashOptions, points); err != nil {
 			t.Errorf("after recovery stopped at call %d: %v", n, err)
 		}
 		if err := os.RemoveAll(again); err != nil {
@@ -133,9 +137,11 @@ func TestRecoverTwice(t *testing.T) {
 
 // Two vaults do not mix: packs of another vault, or under another's name, are left
 // alone, and so are files that are no packs.
-func TestForeignPack(t *testing.T) {
+func TestForeignPack(t *testing.T) { eachDomain(t, testForeignPack) }
+
+func testForeignPack(t *testing.T, crashOptions blockstore.Options) {
 	t.Parallel()
-	dir, points := writtenVault(t)
+	dir, points := writtenVault(t, crashOptions)
 	other := newVault(t, crashOptions)
 	s, err := blockstore.Open(other, crashOptions)
 	if err != nil {
@@ -177,7 +183,9 @@ func TestForeignPack(t *testing.T) {
 
 // An open pack that is damaged below its committed end is never cut there after an
 // unclean stop: what was committed behind the damage stays readable.
-func TestDamagedOpenPack(t *testing.T) {
+func TestDamagedOpenPack(t *testing.T) { eachDomain(t, testDamagedOpenPack) }
+
+func testDamagedOpenPack(t *testing.T, crashOptions blockstore.Options) {
 	t.Parallel()
 	dir := newVault(t, crashOptions)
 	s, err := blockstore.Open(dir, crashOptions)
@@ -186,7 +194,7 @@ func TestDamagedOpenPack(t *testing.T) {
 	}
 	first := writePoint(t, s, "first", []uint64{1, 2, 3})
 	second := writePoint(t, s, "second", []uint64{4, 5, 6})
-	path, off, length, err := s.Locate(dedupe.Sum(dedupetest.Block(s, 2)))
+	path, off, length, err := s.Locate(s.BlockDigest(dedupetest.Block(s, 2)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -42,6 +42,7 @@ type Store struct {
 	lock    *os.File
 	index   *index
 	codec   *codec
+	keys    keys
 	packs   *packdir.Set
 	files   *fileCache
 	log     *slog.Logger
@@ -75,7 +76,8 @@ var (
 
 // Open opens the vault in the folder dir. dedupe.ErrLocked when another process has
 // it open for writing; fs.ErrNotExist when there is none; dedupe.ErrCorrupt when
-// the index is damaged or missing, and then RebuildIndex helps.
+// the index is damaged or missing, and then RebuildIndex helps; dedupe.ErrNoKey and
+// dedupe.ErrWrongKey when it is encrypted and its keys are not among Options.Keys.
 func Open(dir string, o Options) (*Store, error) {
 	if err := o.Validate(); err != nil {
 		return nil, fmt.Errorf("open vault %q: %w", dir, err)
@@ -85,6 +87,16 @@ func Open(dir string, o Options) (*Store, error) {
 		return nil, fmt.Errorf("open vault %q: %w", dir, err)
 	}
 	return s, nil
+}
+
+// ReadSuperblock reads what never changes about the vault in the folder dir: whether
+// it is encrypted, and in which key domains.
+func ReadSuperblock(dir string) (*pack.Superblock, error) {
+	sb, err := readSuperblock(dir, Options{})
+	if err != nil {
+		return nil, fmt.Errorf("vault %q: %w", dir, err)
+	}
+	return sb, nil
 }
 
 // readSuperblock reads a vault's superblock and compares it with the options.
@@ -140,6 +152,10 @@ func newStore(dir string, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	k, err := newKeys(sb, o.Keys)
+	if err != nil {
+		return nil, err
+	}
 	c, err := newCodec(o.Compression)
 	if err != nil {
 		return nil, err
@@ -148,8 +164,10 @@ func newStore(dir string, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Store{dir: dir, o: o, sb: sb, codec: c, packs: packs, files: newFileCache(), log: o.Logger,
-		batches: make(map[*Batch]struct{}), pool: make(map[pack.Class][]*openPack)}, nil
+	s := &Store{dir: dir, o: o, sb: sb, codec: c, keys: k, packs: packs, files: newFileCache(), log: o.Logger,
+		batches: make(map[*Batch]struct{}), pool: make(map[pack.Class][]*openPack)}
+	s.keys.own = k.domains[s.Domain()]
+	return s, nil
 }
 
 func open(dir string, o Options) (_ *Store, err error) {
@@ -162,6 +180,9 @@ func open(dir string, o Options) (_ *Store, err error) {
 			s.releaseAll()
 		}
 	}()
+	if err := s.missingKey(); err != nil && !o.Keyless {
+		return nil, err
+	}
 	if o.ReadOnly {
 		return s, s.openReadOnly()
 	}

@@ -45,6 +45,12 @@ func (m *Memory) BlockSize() int { return m.blockSize }
 // Domain implements dedupe.Store.
 func (m *Memory) Domain() dedupe.DomainID { return m.domain }
 
+// BlockDigest implements dedupe.Store.
+func (m *Memory) BlockDigest(p []byte) dedupe.Digest { return dedupe.Sum(p) }
+
+// Encrypted implements dedupe.Store.
+func (m *Memory) Encrypted() bool { return false }
+
 // Stats are the Store's counters.
 func (m *Memory) Stats() dedupe.Stats {
 	m.mu.Lock()

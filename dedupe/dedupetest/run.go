@@ -70,7 +70,12 @@ func testEmpty(t *testing.T, s dedupe.Store) {
 func testRoundTrip(t *testing.T, s dedupe.Store) {
 	b := Begin(t, s)
 	for seed := range uint64(50) {
-		if put := PutBlock(t, b, Block(s, seed)); !put.New {
+		block := Block(s, seed)
+		put := PutBlock(t, b, block)
+		if put.Digest != s.BlockDigest(block) || (put.Digest == dedupe.Sum(block)) == s.Encrypted() {
+			t.Errorf("block %d of a store with encryption %v: put as %v, digest %v", seed, s.Encrypted(), put.Digest, s.BlockDigest(block))
+		}
+		if !put.New {
 			t.Fatalf("block %d is held by an empty store", seed)
 		}
 	}
@@ -90,12 +95,12 @@ func testRoundTrip(t *testing.T, s dedupe.Store) {
 	// A buffer with the capacity is used, a small one is not written past its end.
 	want := Block(s, 7)
 	buf := make([]byte, 1, 2*s.BlockSize())
-	got, err := s.Get(context.Background(), dedupe.KindBlock, dedupe.Sum(want), buf)
+	got, err := s.Get(context.Background(), dedupe.KindBlock, s.BlockDigest(want), buf)
 	if err != nil || &got[0] != &buf[0] || string(got) != string(want) {
 		t.Errorf("get with a large buffer did not use it: %v", err)
 	}
 	small := make([]byte, 16)
-	got, err = s.Get(context.Background(), dedupe.KindBlock, dedupe.Sum(want), small[:0:8])
+	got, err = s.Get(context.Background(), dedupe.KindBlock, s.BlockDigest(want), small[:0:8])
 	if err != nil || string(got) != string(want) || string(small) != string(make([]byte, 16)) {
 		t.Errorf("get with a small buffer: %v", err)
 	}
@@ -114,7 +119,7 @@ func testBlocksGetter(t *testing.T, s dedupe.Store) {
 	for n := range 21 { // also while the batch is open
 		digests, bufs, errs := make([]dedupe.Digest, n), make([][]byte, n), make([]error, n)
 		for i := range n {
-			digests[i], bufs[i] = dedupe.Sum(Block(s, uint64(i))), make([]byte, s.BlockSize())
+			digests[i], bufs[i] = s.BlockDigest(Block(s, uint64(i))), make([]byte, s.BlockSize())
 			errs[i] = dedupe.ErrClosed // to be overwritten
 		}
 		absent := n / 2
@@ -136,7 +141,7 @@ func testBlocksGetter(t *testing.T, s dedupe.Store) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	errs := make([]error, 1)
-	many.GetBlocks(ctx, []dedupe.Digest{dedupe.Sum(Block(s, 1))}, [][]byte{make([]byte, s.BlockSize())}, errs)
+	many.GetBlocks(ctx, []dedupe.Digest{s.BlockDigest(Block(s, 1))}, [][]byte{make([]byte, s.BlockSize())}, errs)
 	wantErr(t, "get blocks after the end", errs[0], context.Canceled)
 }
 
@@ -145,13 +150,13 @@ func testKinds(t *testing.T, s dedupe.Store) {
 	block := Block(s, 1)
 	PutBlock(t, b, block)
 	var children [dedupe.FanOut]dedupe.Digest
-	children[3] = dedupe.Sum(block)
+	children[3] = s.BlockDigest(block)
 	node, err := b.PutNode(context.Background(), 0, &children)
 	if err != nil {
 		t.Fatalf("put node: %v", err)
 	}
 	ids := Commit(t, b, "manifest")
-	have := map[dedupe.Kind]dedupe.Digest{dedupe.KindBlock: dedupe.Sum(block), dedupe.KindNode: node.Digest, dedupe.KindManifest: ids[0]}
+	have := map[dedupe.Kind]dedupe.Digest{dedupe.KindBlock: s.BlockDigest(block), dedupe.KindNode: node.Digest, dedupe.KindManifest: ids[0]}
 	for stored, d := range have {
 		for kind := dedupe.KindBlock; kind <= dedupe.KindManifest; kind++ {
 			_, err := s.Get(context.Background(), kind, d, nil)
@@ -247,7 +252,7 @@ func testPending(t *testing.T, s dedupe.Store) {
 	PutBlock(t, b, Block(s, 1))
 	wantBlock(t, s, 1)
 	var children [dedupe.FanOut]dedupe.Digest
-	children[0] = dedupe.Sum(Block(s, 1))
+	children[0] = s.BlockDigest(Block(s, 1))
 	put, err := b.PutNode(context.Background(), 0, &children)
 	if err != nil {
 		t.Fatalf("put node: %v", err)

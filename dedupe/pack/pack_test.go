@@ -53,7 +53,7 @@ func testHeader(class pack.Class) pack.Header {
 // record appends one raw record.
 func record(t testing.TB, w *pack.Writer, kind dedupe.Kind, level uint8, content []byte) pack.Entry {
 	t.Helper()
-	d, err := pack.Sum(kind, level, content)
+	d, err := pack.Sum(nil, kind, level, content)
 	if err != nil {
 		t.Fatalf("sum: %v", err)
 	}

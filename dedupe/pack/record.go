@@ -257,9 +257,14 @@ func (r *Record) CheckPayload(payload []byte) error {
 	return nil
 }
 
-// Sum is the digest of plain content of a kind in an unencrypted domain.
-func Sum(kind dedupe.Kind, level uint8, plain []byte) (dedupe.Digest, error) {
-	if kind != dedupe.KindNode {
+// Sum is the digest of plain content of a kind, in the domain of an id key, nil for an
+// unencrypted one.
+func Sum(ids *dedupe.IDKey, kind dedupe.Kind, level uint8, plain []byte) (dedupe.Digest, error) {
+	switch kind {
+	case dedupe.KindNode:
+	case dedupe.KindBlock, dedupe.KindNote:
+		return ids.Sum(plain), nil
+	default:
 		return dedupe.Sum(plain), nil
 	}
 	children, err := DecodeNode(plain)
