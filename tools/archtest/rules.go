@@ -85,7 +85,7 @@ var constructors = map[string]struct {
 }
 
 // forTests are packages that no product code imports.
-var forTests = []string{"blockdev/faultdev", "blockdev/blockdevtest", "blockdev/looptest", "blockdev/filesystem/fstest", "dedupe/dedupetest"}
+var forTests = []string{"blockdev/faultdev", "blockdev/blockdevtest", "blockdev/looptest", "blockdev/filesystem/fstest", "dedupe/dedupetest", "appliance/transit/transittest"}
 
 // Wiring is the rule of the composition root. Tests may open what they test.
 func Wiring(t *Tree) []Violation {
