@@ -6159,6 +6159,7 @@ func (x *KeyDomain) GetReason() string {
 type ShowKeysResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Domains       []*KeyDomain           `protobuf:"bytes,1,rep,name=domains,proto3" json:"domains,omitempty"`
+	Warnings      []string               `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"` // what an operator should know of what was done
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6200,11 +6201,18 @@ func (x *ShowKeysResponse) GetDomains() []*KeyDomain {
 	return nil
 }
 
+func (x *ShowKeysResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
 type RotateKeyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Vault         string                 `protobuf:"bytes,1,opt,name=vault,proto3" json:"vault,omitempty"`
-	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
-	Passphrase    string                 `protobuf:"bytes,3,opt,name=passphrase,proto3" json:"passphrase,omitempty"`
+	Vault         string                 `protobuf:"bytes,1,opt,name=vault,proto3" json:"vault,omitempty"`           // "": default
+	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`               // "": of the kind and source that it is | "platform" | KEYFILE | "passphrase" | "kms:URL"
+	Passphrase    string                 `protobuf:"bytes,3,opt,name=passphrase,proto3" json:"passphrase,omitempty"` // with key "passphrase"
 	NewDataKey    bool                   `protobuf:"varint,4,opt,name=new_data_key,json=newDataKey,proto3" json:"new_data_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -6314,9 +6322,11 @@ func (x *BackupKeysRequest) GetSecret() string {
 
 type BackupKeysResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Escrow        []byte                 `protobuf:"bytes,1,opt,name=escrow,proto3" json:"escrow,omitempty"`
+	Escrow        []byte                 `protobuf:"bytes,1,opt,name=escrow,proto3" json:"escrow,omitempty"` // the file
 	Secret        string                 `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
 	Domains       int64                  `protobuf:"varint,3,opt,name=domains,proto3" json:"domains,omitempty"`
+	BackupId      string                 `protobuf:"bytes,4,opt,name=backup_id,json=backupId,proto3" json:"backup_id,omitempty"`                // for ConfirmBackup
+	MissingVaults []string               `protobuf:"bytes,5,rep,name=missing_vaults,json=missingVaults,proto3" json:"missing_vaults,omitempty"` // whose keys are not available, and not in it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6372,6 +6382,116 @@ func (x *BackupKeysResponse) GetDomains() int64 {
 	return 0
 }
 
+func (x *BackupKeysResponse) GetBackupId() string {
+	if x != nil {
+		return x.BackupId
+	}
+	return ""
+}
+
+func (x *BackupKeysResponse) GetMissingVaults() []string {
+	if x != nil {
+		return x.MissingVaults
+	}
+	return nil
+}
+
+type ConfirmBackupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	BackupId      string                 `protobuf:"bytes,1,opt,name=backup_id,json=backupId,proto3" json:"backup_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmBackupRequest) Reset() {
+	*x = ConfirmBackupRequest{}
+	mi := &file_keelblock_proto_msgTypes[104]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmBackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmBackupRequest) ProtoMessage() {}
+
+func (x *ConfirmBackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[104]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmBackupRequest.ProtoReflect.Descriptor instead.
+func (*ConfirmBackupRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{104}
+}
+
+func (x *ConfirmBackupRequest) GetBackupId() string {
+	if x != nil {
+		return x.BackupId
+	}
+	return ""
+}
+
+type UnlockKeysRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vault         string                 `protobuf:"bytes,1,opt,name=vault,proto3" json:"vault,omitempty"`
+	Passphrase    string                 `protobuf:"bytes,2,opt,name=passphrase,proto3" json:"passphrase,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnlockKeysRequest) Reset() {
+	*x = UnlockKeysRequest{}
+	mi := &file_keelblock_proto_msgTypes[105]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnlockKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnlockKeysRequest) ProtoMessage() {}
+
+func (x *UnlockKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[105]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnlockKeysRequest.ProtoReflect.Descriptor instead.
+func (*UnlockKeysRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{105}
+}
+
+func (x *UnlockKeysRequest) GetVault() string {
+	if x != nil {
+		return x.Vault
+	}
+	return ""
+}
+
+func (x *UnlockKeysRequest) GetPassphrase() string {
+	if x != nil {
+		return x.Passphrase
+	}
+	return ""
+}
+
 type RestoreKeysRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Escrow        []byte                 `protobuf:"bytes,1,opt,name=escrow,proto3" json:"escrow,omitempty"`
@@ -6382,7 +6502,7 @@ type RestoreKeysRequest struct {
 
 func (x *RestoreKeysRequest) Reset() {
 	*x = RestoreKeysRequest{}
-	mi := &file_keelblock_proto_msgTypes[104]
+	mi := &file_keelblock_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6394,7 +6514,7 @@ func (x *RestoreKeysRequest) String() string {
 func (*RestoreKeysRequest) ProtoMessage() {}
 
 func (x *RestoreKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[104]
+	mi := &file_keelblock_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6407,7 +6527,7 @@ func (x *RestoreKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreKeysRequest.ProtoReflect.Descriptor instead.
 func (*RestoreKeysRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{104}
+	return file_keelblock_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *RestoreKeysRequest) GetEscrow() []byte {
@@ -6917,9 +7037,10 @@ const file_keelblock_proto_rawDesc = "" +
 	"backedUpAt\x12\x1c\n" +
 	"\tavailable\x18\t \x01(\bR\tavailable\x12\x16\n" +
 	"\x06reason\x18\n" +
-	" \x01(\tR\x06reason\"E\n" +
+	" \x01(\tR\x06reason\"a\n" +
 	"\x10ShowKeysResponse\x121\n" +
-	"\adomains\x18\x01 \x03(\v2\x17.keelblock.v1.KeyDomainR\adomains\"|\n" +
+	"\adomains\x18\x01 \x03(\v2\x17.keelblock.v1.KeyDomainR\adomains\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"|\n" +
 	"\x10RotateKeyRequest\x12\x14\n" +
 	"\x05vault\x18\x01 \x01(\tR\x05vault\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x1e\n" +
@@ -6929,11 +7050,20 @@ const file_keelblock_proto_rawDesc = "" +
 	"\fnew_data_key\x18\x04 \x01(\bR\n" +
 	"newDataKey\"+\n" +
 	"\x11BackupKeysRequest\x12\x16\n" +
-	"\x06secret\x18\x01 \x01(\tR\x06secret\"^\n" +
+	"\x06secret\x18\x01 \x01(\tR\x06secret\"\xa2\x01\n" +
 	"\x12BackupKeysResponse\x12\x16\n" +
 	"\x06escrow\x18\x01 \x01(\fR\x06escrow\x12\x16\n" +
 	"\x06secret\x18\x02 \x01(\tR\x06secret\x12\x18\n" +
-	"\adomains\x18\x03 \x01(\x03R\adomains\"D\n" +
+	"\adomains\x18\x03 \x01(\x03R\adomains\x12\x1b\n" +
+	"\tbackup_id\x18\x04 \x01(\tR\bbackupId\x12%\n" +
+	"\x0emissing_vaults\x18\x05 \x03(\tR\rmissingVaults\"3\n" +
+	"\x14ConfirmBackupRequest\x12\x1b\n" +
+	"\tbackup_id\x18\x01 \x01(\tR\bbackupId\"I\n" +
+	"\x11UnlockKeysRequest\x12\x14\n" +
+	"\x05vault\x18\x01 \x01(\tR\x05vault\x12\x1e\n" +
+	"\n" +
+	"passphrase\x18\x02 \x01(\tR\n" +
+	"passphrase\"D\n" +
 	"\x12RestoreKeysRequest\x12\x16\n" +
 	"\x06escrow\x18\x01 \x01(\fR\x06escrow\x12\x16\n" +
 	"\x06secret\x18\x02 \x01(\tR\x06secret2\xd1\x04\n" +
@@ -6999,12 +7129,14 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x04Edit\x12\x1e.keelblock.v1.EditVaultRequest\x1a\x13.keelblock.v1.Vault\x12:\n" +
 	"\aCollect\x12\x1c.keelblock.v1.CollectRequest\x1a\x11.keelblock.v1.Job\x12J\n" +
 	"\x0fRepairLocations\x12$.keelblock.v1.RepairLocationsRequest\x1a\x11.keelblock.v1.Job\x12@\n" +
-	"\x05Usage\x12\x1a.keelblock.v1.UsageRequest\x1a\x1b.keelblock.v1.UsageResponse2\xaa\x02\n" +
+	"\x05Usage\x12\x1a.keelblock.v1.UsageRequest\x1a\x1b.keelblock.v1.UsageResponse2\xca\x03\n" +
 	"\x04Keys\x12E\n" +
 	"\x04Show\x12\x1d.keelblock.v1.ShowKeysRequest\x1a\x1e.keelblock.v1.ShowKeysResponse\x12A\n" +
 	"\x06Rotate\x12\x1e.keelblock.v1.RotateKeyRequest\x1a\x17.keelblock.v1.KeyDomain\x12K\n" +
-	"\x06Backup\x12\x1f.keelblock.v1.BackupKeysRequest\x1a .keelblock.v1.BackupKeysResponse\x12K\n" +
-	"\aRestore\x12 .keelblock.v1.RestoreKeysRequest\x1a\x1e.keelblock.v1.ShowKeysResponseBFZDgithub.com/keelblock/keelblock/appliance/api/keelblockv1;keelblockv1b\x06proto3"
+	"\x06Backup\x12\x1f.keelblock.v1.BackupKeysRequest\x1a .keelblock.v1.BackupKeysResponse\x12S\n" +
+	"\rConfirmBackup\x12\".keelblock.v1.ConfirmBackupRequest\x1a\x1e.keelblock.v1.ShowKeysResponse\x12K\n" +
+	"\aRestore\x12 .keelblock.v1.RestoreKeysRequest\x1a\x1e.keelblock.v1.ShowKeysResponse\x12I\n" +
+	"\x06Unlock\x12\x1f.keelblock.v1.UnlockKeysRequest\x1a\x1e.keelblock.v1.ShowKeysResponseBFZDgithub.com/keelblock/keelblock/appliance/api/keelblockv1;keelblockv1b\x06proto3"
 
 var (
 	file_keelblock_proto_rawDescOnce sync.Once
@@ -7018,7 +7150,7 @@ func file_keelblock_proto_rawDescGZIP() []byte {
 	return file_keelblock_proto_rawDescData
 }
 
-var file_keelblock_proto_msgTypes = make([]protoimpl.MessageInfo, 105)
+var file_keelblock_proto_msgTypes = make([]protoimpl.MessageInfo, 107)
 var file_keelblock_proto_goTypes = []any{
 	(*Disk)(nil),                   // 0: keelblock.v1.Disk
 	(*Machine)(nil),                // 1: keelblock.v1.Machine
@@ -7124,28 +7256,30 @@ var file_keelblock_proto_goTypes = []any{
 	(*RotateKeyRequest)(nil),       // 101: keelblock.v1.RotateKeyRequest
 	(*BackupKeysRequest)(nil),      // 102: keelblock.v1.BackupKeysRequest
 	(*BackupKeysResponse)(nil),     // 103: keelblock.v1.BackupKeysResponse
-	(*RestoreKeysRequest)(nil),     // 104: keelblock.v1.RestoreKeysRequest
-	(*timestamppb.Timestamp)(nil),  // 105: google.protobuf.Timestamp
+	(*ConfirmBackupRequest)(nil),   // 104: keelblock.v1.ConfirmBackupRequest
+	(*UnlockKeysRequest)(nil),      // 105: keelblock.v1.UnlockKeysRequest
+	(*RestoreKeysRequest)(nil),     // 106: keelblock.v1.RestoreKeysRequest
+	(*timestamppb.Timestamp)(nil),  // 107: google.protobuf.Timestamp
 }
 var file_keelblock_proto_depIdxs = []int32{
 	0,   // 0: keelblock.v1.Machine.disks:type_name -> keelblock.v1.Disk
-	105, // 1: keelblock.v1.RecoveryPoint.frozen_at:type_name -> google.protobuf.Timestamp
+	107, // 1: keelblock.v1.RecoveryPoint.frozen_at:type_name -> google.protobuf.Timestamp
 	2,   // 2: keelblock.v1.RecoveryPoint.disks:type_name -> keelblock.v1.PointDisk
-	105, // 3: keelblock.v1.RecoveryPoint.deleted_at:type_name -> google.protobuf.Timestamp
-	105, // 4: keelblock.v1.RecoveryPoint.deleted_until:type_name -> google.protobuf.Timestamp
-	105, // 5: keelblock.v1.Job.started_at:type_name -> google.protobuf.Timestamp
-	105, // 6: keelblock.v1.Job.ended_at:type_name -> google.protobuf.Timestamp
+	107, // 3: keelblock.v1.RecoveryPoint.deleted_at:type_name -> google.protobuf.Timestamp
+	107, // 4: keelblock.v1.RecoveryPoint.deleted_until:type_name -> google.protobuf.Timestamp
+	107, // 5: keelblock.v1.Job.started_at:type_name -> google.protobuf.Timestamp
+	107, // 6: keelblock.v1.Job.ended_at:type_name -> google.protobuf.Timestamp
 	5,   // 7: keelblock.v1.Job.sub_tasks:type_name -> keelblock.v1.SubTask
-	105, // 8: keelblock.v1.SubTask.started_at:type_name -> google.protobuf.Timestamp
-	105, // 9: keelblock.v1.SubTask.ended_at:type_name -> google.protobuf.Timestamp
+	107, // 8: keelblock.v1.SubTask.started_at:type_name -> google.protobuf.Timestamp
+	107, // 9: keelblock.v1.SubTask.ended_at:type_name -> google.protobuf.Timestamp
 	0,   // 10: keelblock.v1.ListDisksResponse.disks:type_name -> keelblock.v1.Disk
 	17,  // 11: keelblock.v1.MapDiskResponse.extents:type_name -> keelblock.v1.Extent
 	1,   // 12: keelblock.v1.ListMachinesResponse.machines:type_name -> keelblock.v1.Machine
 	1,   // 13: keelblock.v1.Group.machines:type_name -> keelblock.v1.Machine
 	27,  // 14: keelblock.v1.ListGroupsResponse.groups:type_name -> keelblock.v1.Group
-	105, // 15: keelblock.v1.Cursor.created_at:type_name -> google.protobuf.Timestamp
-	105, // 16: keelblock.v1.Cursor.advanced_at:type_name -> google.protobuf.Timestamp
-	105, // 17: keelblock.v1.Cursor.frozen_at:type_name -> google.protobuf.Timestamp
+	107, // 15: keelblock.v1.Cursor.created_at:type_name -> google.protobuf.Timestamp
+	107, // 16: keelblock.v1.Cursor.advanced_at:type_name -> google.protobuf.Timestamp
+	107, // 17: keelblock.v1.Cursor.frozen_at:type_name -> google.protobuf.Timestamp
 	35,  // 18: keelblock.v1.ListCursorsResponse.cursors:type_name -> keelblock.v1.Cursor
 	3,   // 19: keelblock.v1.ListPointsResponse.points:type_name -> keelblock.v1.RecoveryPoint
 	3,   // 20: keelblock.v1.GetPointResponse.point:type_name -> keelblock.v1.RecoveryPoint
@@ -7155,8 +7289,8 @@ var file_keelblock_proto_depIdxs = []int32{
 	55,  // 24: keelblock.v1.DiffPointsResponse.disks:type_name -> keelblock.v1.DiskDiff
 	64,  // 25: keelblock.v1.ListExportsResponse.exports:type_name -> keelblock.v1.ExportResponse
 	4,   // 26: keelblock.v1.ListJobsResponse.jobs:type_name -> keelblock.v1.Job
-	105, // 27: keelblock.v1.Alert.since:type_name -> google.protobuf.Timestamp
-	105, // 28: keelblock.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	107, // 27: keelblock.v1.Alert.since:type_name -> google.protobuf.Timestamp
+	107, // 28: keelblock.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
 	0,   // 29: keelblock.v1.StatusResponse.disks:type_name -> keelblock.v1.Disk
 	1,   // 30: keelblock.v1.StatusResponse.machines:type_name -> keelblock.v1.Machine
 	3,   // 31: keelblock.v1.StatusResponse.last_points:type_name -> keelblock.v1.RecoveryPoint
@@ -7165,13 +7299,13 @@ var file_keelblock_proto_depIdxs = []int32{
 	4,   // 34: keelblock.v1.StatusResponse.running_jobs:type_name -> keelblock.v1.Job
 	83,  // 35: keelblock.v1.DoctorResponse.findings:type_name -> keelblock.v1.Finding
 	90,  // 36: keelblock.v1.ListVaultsResponse.vaults:type_name -> keelblock.v1.Vault
-	105, // 37: keelblock.v1.Vault.created_at:type_name -> google.protobuf.Timestamp
+	107, // 37: keelblock.v1.Vault.created_at:type_name -> google.protobuf.Timestamp
 	89,  // 38: keelblock.v1.Vault.locations:type_name -> keelblock.v1.Location
 	94,  // 39: keelblock.v1.MachineUsage.points:type_name -> keelblock.v1.PointUsage
 	95,  // 40: keelblock.v1.UsageResponse.machines:type_name -> keelblock.v1.MachineUsage
 	96,  // 41: keelblock.v1.UsageResponse.vaults:type_name -> keelblock.v1.VaultUsage
-	105, // 42: keelblock.v1.KeyDomain.wrapped_at:type_name -> google.protobuf.Timestamp
-	105, // 43: keelblock.v1.KeyDomain.backed_up_at:type_name -> google.protobuf.Timestamp
+	107, // 42: keelblock.v1.KeyDomain.wrapped_at:type_name -> google.protobuf.Timestamp
+	107, // 43: keelblock.v1.KeyDomain.backed_up_at:type_name -> google.protobuf.Timestamp
 	99,  // 44: keelblock.v1.ShowKeysResponse.domains:type_name -> keelblock.v1.KeyDomain
 	6,   // 45: keelblock.v1.Disks.Create:input_type -> keelblock.v1.CreateDiskRequest
 	7,   // 46: keelblock.v1.Disks.List:input_type -> keelblock.v1.ListDisksRequest
@@ -7230,67 +7364,71 @@ var file_keelblock_proto_depIdxs = []int32{
 	98,  // 99: keelblock.v1.Keys.Show:input_type -> keelblock.v1.ShowKeysRequest
 	101, // 100: keelblock.v1.Keys.Rotate:input_type -> keelblock.v1.RotateKeyRequest
 	102, // 101: keelblock.v1.Keys.Backup:input_type -> keelblock.v1.BackupKeysRequest
-	104, // 102: keelblock.v1.Keys.Restore:input_type -> keelblock.v1.RestoreKeysRequest
-	0,   // 103: keelblock.v1.Disks.Create:output_type -> keelblock.v1.Disk
-	8,   // 104: keelblock.v1.Disks.List:output_type -> keelblock.v1.ListDisksResponse
-	0,   // 105: keelblock.v1.Disks.Get:output_type -> keelblock.v1.Disk
-	11,  // 106: keelblock.v1.Disks.Delete:output_type -> keelblock.v1.DeleteDiskResponse
-	18,  // 107: keelblock.v1.Disks.Map:output_type -> keelblock.v1.MapDiskResponse
-	0,   // 108: keelblock.v1.Disks.Resize:output_type -> keelblock.v1.Disk
-	0,   // 109: keelblock.v1.Disks.Edit:output_type -> keelblock.v1.Disk
-	0,   // 110: keelblock.v1.Disks.Attach:output_type -> keelblock.v1.Disk
-	0,   // 111: keelblock.v1.Disks.Detach:output_type -> keelblock.v1.Disk
-	1,   // 112: keelblock.v1.Machines.Create:output_type -> keelblock.v1.Machine
-	21,  // 113: keelblock.v1.Machines.List:output_type -> keelblock.v1.ListMachinesResponse
-	1,   // 114: keelblock.v1.Machines.Get:output_type -> keelblock.v1.Machine
-	1,   // 115: keelblock.v1.Machines.Edit:output_type -> keelblock.v1.Machine
-	25,  // 116: keelblock.v1.Machines.Delete:output_type -> keelblock.v1.DeleteMachineResponse
-	4,   // 117: keelblock.v1.Machines.Backup:output_type -> keelblock.v1.Job
-	27,  // 118: keelblock.v1.Groups.Create:output_type -> keelblock.v1.Group
-	30,  // 119: keelblock.v1.Groups.List:output_type -> keelblock.v1.ListGroupsResponse
-	27,  // 120: keelblock.v1.Groups.Get:output_type -> keelblock.v1.Group
-	33,  // 121: keelblock.v1.Groups.Delete:output_type -> keelblock.v1.DeleteGroupResponse
-	4,   // 122: keelblock.v1.Groups.Backup:output_type -> keelblock.v1.Job
-	35,  // 123: keelblock.v1.Cursors.Create:output_type -> keelblock.v1.Cursor
-	38,  // 124: keelblock.v1.Cursors.List:output_type -> keelblock.v1.ListCursorsResponse
-	35,  // 125: keelblock.v1.Cursors.Advance:output_type -> keelblock.v1.Cursor
-	41,  // 126: keelblock.v1.Cursors.Delete:output_type -> keelblock.v1.DeleteCursorResponse
-	43,  // 127: keelblock.v1.RecoveryPoints.List:output_type -> keelblock.v1.ListPointsResponse
-	45,  // 128: keelblock.v1.RecoveryPoints.Get:output_type -> keelblock.v1.GetPointResponse
-	3,   // 129: keelblock.v1.RecoveryPoints.Delete:output_type -> keelblock.v1.RecoveryPoint
-	3,   // 130: keelblock.v1.RecoveryPoints.Undelete:output_type -> keelblock.v1.RecoveryPoint
-	3,   // 131: keelblock.v1.RecoveryPoints.Hold:output_type -> keelblock.v1.RecoveryPoint
-	3,   // 132: keelblock.v1.RecoveryPoints.Release:output_type -> keelblock.v1.RecoveryPoint
-	53,  // 133: keelblock.v1.RecoveryPoints.Prune:output_type -> keelblock.v1.PruneResponse
-	56,  // 134: keelblock.v1.RecoveryPoints.Diff:output_type -> keelblock.v1.DiffPointsResponse
-	4,   // 135: keelblock.v1.RecoveryPoints.Verify:output_type -> keelblock.v1.Job
-	4,   // 136: keelblock.v1.RecoveryPoints.RestoreDisk:output_type -> keelblock.v1.Job
-	60,  // 137: keelblock.v1.RecoveryPoints.OpenReader:output_type -> keelblock.v1.OpenReaderResponse
-	62,  // 138: keelblock.v1.RecoveryPoints.CloseReader:output_type -> keelblock.v1.CloseReaderResponse
-	64,  // 139: keelblock.v1.RecoveryPoints.Export:output_type -> keelblock.v1.ExportResponse
-	66,  // 140: keelblock.v1.RecoveryPoints.Unexport:output_type -> keelblock.v1.UnexportResponse
-	68,  // 141: keelblock.v1.RecoveryPoints.ListExports:output_type -> keelblock.v1.ListExportsResponse
-	70,  // 142: keelblock.v1.Jobs.List:output_type -> keelblock.v1.ListJobsResponse
-	4,   // 143: keelblock.v1.Jobs.Get:output_type -> keelblock.v1.Job
-	4,   // 144: keelblock.v1.Jobs.Cancel:output_type -> keelblock.v1.Job
-	4,   // 145: keelblock.v1.Jobs.Watch:output_type -> keelblock.v1.Job
-	77,  // 146: keelblock.v1.Appliance.Status:output_type -> keelblock.v1.StatusResponse
-	79,  // 147: keelblock.v1.Appliance.Stop:output_type -> keelblock.v1.StopResponse
-	81,  // 148: keelblock.v1.Appliance.VaultStatus:output_type -> keelblock.v1.VaultStatusResponse
-	84,  // 149: keelblock.v1.Appliance.Doctor:output_type -> keelblock.v1.DoctorResponse
-	4,   // 150: keelblock.v1.Appliance.RebuildIndex:output_type -> keelblock.v1.Job
-	4,   // 151: keelblock.v1.Vaults.Create:output_type -> keelblock.v1.Job
-	87,  // 152: keelblock.v1.Vaults.List:output_type -> keelblock.v1.ListVaultsResponse
-	90,  // 153: keelblock.v1.Vaults.Edit:output_type -> keelblock.v1.Vault
-	4,   // 154: keelblock.v1.Vaults.Collect:output_type -> keelblock.v1.Job
-	4,   // 155: keelblock.v1.Vaults.RepairLocations:output_type -> keelblock.v1.Job
-	97,  // 156: keelblock.v1.Vaults.Usage:output_type -> keelblock.v1.UsageResponse
-	100, // 157: keelblock.v1.Keys.Show:output_type -> keelblock.v1.ShowKeysResponse
-	99,  // 158: keelblock.v1.Keys.Rotate:output_type -> keelblock.v1.KeyDomain
-	103, // 159: keelblock.v1.Keys.Backup:output_type -> keelblock.v1.BackupKeysResponse
-	100, // 160: keelblock.v1.Keys.Restore:output_type -> keelblock.v1.ShowKeysResponse
-	103, // [103:161] is the sub-list for method output_type
-	45,  // [45:103] is the sub-list for method input_type
+	104, // 102: keelblock.v1.Keys.ConfirmBackup:input_type -> keelblock.v1.ConfirmBackupRequest
+	106, // 103: keelblock.v1.Keys.Restore:input_type -> keelblock.v1.RestoreKeysRequest
+	105, // 104: keelblock.v1.Keys.Unlock:input_type -> keelblock.v1.UnlockKeysRequest
+	0,   // 105: keelblock.v1.Disks.Create:output_type -> keelblock.v1.Disk
+	8,   // 106: keelblock.v1.Disks.List:output_type -> keelblock.v1.ListDisksResponse
+	0,   // 107: keelblock.v1.Disks.Get:output_type -> keelblock.v1.Disk
+	11,  // 108: keelblock.v1.Disks.Delete:output_type -> keelblock.v1.DeleteDiskResponse
+	18,  // 109: keelblock.v1.Disks.Map:output_type -> keelblock.v1.MapDiskResponse
+	0,   // 110: keelblock.v1.Disks.Resize:output_type -> keelblock.v1.Disk
+	0,   // 111: keelblock.v1.Disks.Edit:output_type -> keelblock.v1.Disk
+	0,   // 112: keelblock.v1.Disks.Attach:output_type -> keelblock.v1.Disk
+	0,   // 113: keelblock.v1.Disks.Detach:output_type -> keelblock.v1.Disk
+	1,   // 114: keelblock.v1.Machines.Create:output_type -> keelblock.v1.Machine
+	21,  // 115: keelblock.v1.Machines.List:output_type -> keelblock.v1.ListMachinesResponse
+	1,   // 116: keelblock.v1.Machines.Get:output_type -> keelblock.v1.Machine
+	1,   // 117: keelblock.v1.Machines.Edit:output_type -> keelblock.v1.Machine
+	25,  // 118: keelblock.v1.Machines.Delete:output_type -> keelblock.v1.DeleteMachineResponse
+	4,   // 119: keelblock.v1.Machines.Backup:output_type -> keelblock.v1.Job
+	27,  // 120: keelblock.v1.Groups.Create:output_type -> keelblock.v1.Group
+	30,  // 121: keelblock.v1.Groups.List:output_type -> keelblock.v1.ListGroupsResponse
+	27,  // 122: keelblock.v1.Groups.Get:output_type -> keelblock.v1.Group
+	33,  // 123: keelblock.v1.Groups.Delete:output_type -> keelblock.v1.DeleteGroupResponse
+	4,   // 124: keelblock.v1.Groups.Backup:output_type -> keelblock.v1.Job
+	35,  // 125: keelblock.v1.Cursors.Create:output_type -> keelblock.v1.Cursor
+	38,  // 126: keelblock.v1.Cursors.List:output_type -> keelblock.v1.ListCursorsResponse
+	35,  // 127: keelblock.v1.Cursors.Advance:output_type -> keelblock.v1.Cursor
+	41,  // 128: keelblock.v1.Cursors.Delete:output_type -> keelblock.v1.DeleteCursorResponse
+	43,  // 129: keelblock.v1.RecoveryPoints.List:output_type -> keelblock.v1.ListPointsResponse
+	45,  // 130: keelblock.v1.RecoveryPoints.Get:output_type -> keelblock.v1.GetPointResponse
+	3,   // 131: keelblock.v1.RecoveryPoints.Delete:output_type -> keelblock.v1.RecoveryPoint
+	3,   // 132: keelblock.v1.RecoveryPoints.Undelete:output_type -> keelblock.v1.RecoveryPoint
+	3,   // 133: keelblock.v1.RecoveryPoints.Hold:output_type -> keelblock.v1.RecoveryPoint
+	3,   // 134: keelblock.v1.RecoveryPoints.Release:output_type -> keelblock.v1.RecoveryPoint
+	53,  // 135: keelblock.v1.RecoveryPoints.Prune:output_type -> keelblock.v1.PruneResponse
+	56,  // 136: keelblock.v1.RecoveryPoints.Diff:output_type -> keelblock.v1.DiffPointsResponse
+	4,   // 137: keelblock.v1.RecoveryPoints.Verify:output_type -> keelblock.v1.Job
+	4,   // 138: keelblock.v1.RecoveryPoints.RestoreDisk:output_type -> keelblock.v1.Job
+	60,  // 139: keelblock.v1.RecoveryPoints.OpenReader:output_type -> keelblock.v1.OpenReaderResponse
+	62,  // 140: keelblock.v1.RecoveryPoints.CloseReader:output_type -> keelblock.v1.CloseReaderResponse
+	64,  // 141: keelblock.v1.RecoveryPoints.Export:output_type -> keelblock.v1.ExportResponse
+	66,  // 142: keelblock.v1.RecoveryPoints.Unexport:output_type -> keelblock.v1.UnexportResponse
+	68,  // 143: keelblock.v1.RecoveryPoints.ListExports:output_type -> keelblock.v1.ListExportsResponse
+	70,  // 144: keelblock.v1.Jobs.List:output_type -> keelblock.v1.ListJobsResponse
+	4,   // 145: keelblock.v1.Jobs.Get:output_type -> keelblock.v1.Job
+	4,   // 146: keelblock.v1.Jobs.Cancel:output_type -> keelblock.v1.Job
+	4,   // 147: keelblock.v1.Jobs.Watch:output_type -> keelblock.v1.Job
+	77,  // 148: keelblock.v1.Appliance.Status:output_type -> keelblock.v1.StatusResponse
+	79,  // 149: keelblock.v1.Appliance.Stop:output_type -> keelblock.v1.StopResponse
+	81,  // 150: keelblock.v1.Appliance.VaultStatus:output_type -> keelblock.v1.VaultStatusResponse
+	84,  // 151: keelblock.v1.Appliance.Doctor:output_type -> keelblock.v1.DoctorResponse
+	4,   // 152: keelblock.v1.Appliance.RebuildIndex:output_type -> keelblock.v1.Job
+	4,   // 153: keelblock.v1.Vaults.Create:output_type -> keelblock.v1.Job
+	87,  // 154: keelblock.v1.Vaults.List:output_type -> keelblock.v1.ListVaultsResponse
+	90,  // 155: keelblock.v1.Vaults.Edit:output_type -> keelblock.v1.Vault
+	4,   // 156: keelblock.v1.Vaults.Collect:output_type -> keelblock.v1.Job
+	4,   // 157: keelblock.v1.Vaults.RepairLocations:output_type -> keelblock.v1.Job
+	97,  // 158: keelblock.v1.Vaults.Usage:output_type -> keelblock.v1.UsageResponse
+	100, // 159: keelblock.v1.Keys.Show:output_type -> keelblock.v1.ShowKeysResponse
+	99,  // 160: keelblock.v1.Keys.Rotate:output_type -> keelblock.v1.KeyDomain
+	103, // 161: keelblock.v1.Keys.Backup:output_type -> keelblock.v1.BackupKeysResponse
+	100, // 162: keelblock.v1.Keys.ConfirmBackup:output_type -> keelblock.v1.ShowKeysResponse
+	100, // 163: keelblock.v1.Keys.Restore:output_type -> keelblock.v1.ShowKeysResponse
+	100, // 164: keelblock.v1.Keys.Unlock:output_type -> keelblock.v1.ShowKeysResponse
+	105, // [105:165] is the sub-list for method output_type
+	45,  // [45:105] is the sub-list for method input_type
 	45,  // [45:45] is the sub-list for extension type_name
 	45,  // [45:45] is the sub-list for extension extendee
 	0,   // [0:45] is the sub-list for field type_name
@@ -7310,7 +7448,7 @@ func file_keelblock_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keelblock_proto_rawDesc), len(file_keelblock_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   105,
+			NumMessages:   107,
 			NumExtensions: 0,
 			NumServices:   9,
 		},

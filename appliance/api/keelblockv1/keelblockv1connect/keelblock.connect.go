@@ -178,8 +178,12 @@ const (
 	KeysRotateProcedure = "/keelblock.v1.Keys/Rotate"
 	// KeysBackupProcedure is the fully-qualified name of the Keys's Backup RPC.
 	KeysBackupProcedure = "/keelblock.v1.Keys/Backup"
+	// KeysConfirmBackupProcedure is the fully-qualified name of the Keys's ConfirmBackup RPC.
+	KeysConfirmBackupProcedure = "/keelblock.v1.Keys/ConfirmBackup"
 	// KeysRestoreProcedure is the fully-qualified name of the Keys's Restore RPC.
 	KeysRestoreProcedure = "/keelblock.v1.Keys/Restore"
+	// KeysUnlockProcedure is the fully-qualified name of the Keys's Unlock RPC.
+	KeysUnlockProcedure = "/keelblock.v1.Keys/Unlock"
 )
 
 // DisksClient is a client for the keelblock.v1.Disks service.
@@ -2013,7 +2017,12 @@ type KeysClient interface {
 	Rotate(context.Context, *connect.Request[keelblockv1.RotateKeyRequest]) (*connect.Response[keelblockv1.KeyDomain], error)
 	// The keys sealed under a recovery secret, for a file outside the appliance.
 	Backup(context.Context, *connect.Request[keelblockv1.BackupKeysRequest]) (*connect.Response[keelblockv1.BackupKeysResponse], error)
+	// Says that the escrow file of a backup is on disk: its keys count as saved from now on.
+	ConfirmBackup(context.Context, *connect.Request[keelblockv1.ConfirmBackupRequest]) (*connect.Response[keelblockv1.ShowKeysResponse], error)
+	// Brings keys back and opens the vaults that were closed for want of them.
 	Restore(context.Context, *connect.Request[keelblockv1.RestoreKeysRequest]) (*connect.Response[keelblockv1.ShowKeysResponse], error)
+	// Opens a vault whose passphrase was not given at the start.
+	Unlock(context.Context, *connect.Request[keelblockv1.UnlockKeysRequest]) (*connect.Response[keelblockv1.ShowKeysResponse], error)
 }
 
 // NewKeysClient constructs a client for the keelblock.v1.Keys service. By default, it uses the
@@ -2045,10 +2054,22 @@ func NewKeysClient(httpClient connect.HTTPClient, baseURL string, opts ...connec
 			connect.WithSchema(keysMethods.ByName("Backup")),
 			connect.WithClientOptions(opts...),
 		),
+		confirmBackup: connect.NewClient[keelblockv1.ConfirmBackupRequest, keelblockv1.ShowKeysResponse](
+			httpClient,
+			baseURL+KeysConfirmBackupProcedure,
+			connect.WithSchema(keysMethods.ByName("ConfirmBackup")),
+			connect.WithClientOptions(opts...),
+		),
 		restore: connect.NewClient[keelblockv1.RestoreKeysRequest, keelblockv1.ShowKeysResponse](
 			httpClient,
 			baseURL+KeysRestoreProcedure,
 			connect.WithSchema(keysMethods.ByName("Restore")),
+			connect.WithClientOptions(opts...),
+		),
+		unlock: connect.NewClient[keelblockv1.UnlockKeysRequest, keelblockv1.ShowKeysResponse](
+			httpClient,
+			baseURL+KeysUnlockProcedure,
+			connect.WithSchema(keysMethods.ByName("Unlock")),
 			connect.WithClientOptions(opts...),
 		),
 	}
@@ -2056,10 +2077,12 @@ func NewKeysClient(httpClient connect.HTTPClient, baseURL string, opts ...connec
 
 // keysClient implements KeysClient.
 type keysClient struct {
-	show    *connect.Client[keelblockv1.ShowKeysRequest, keelblockv1.ShowKeysResponse]
-	rotate  *connect.Client[keelblockv1.RotateKeyRequest, keelblockv1.KeyDomain]
-	backup  *connect.Client[keelblockv1.BackupKeysRequest, keelblockv1.BackupKeysResponse]
-	restore *connect.Client[keelblockv1.RestoreKeysRequest, keelblockv1.ShowKeysResponse]
+	show          *connect.Client[keelblockv1.ShowKeysRequest, keelblockv1.ShowKeysResponse]
+	rotate        *connect.Client[keelblockv1.RotateKeyRequest, keelblockv1.KeyDomain]
+	backup        *connect.Client[keelblockv1.BackupKeysRequest, keelblockv1.BackupKeysResponse]
+	confirmBackup *connect.Client[keelblockv1.ConfirmBackupRequest, keelblockv1.ShowKeysResponse]
+	restore       *connect.Client[keelblockv1.RestoreKeysRequest, keelblockv1.ShowKeysResponse]
+	unlock        *connect.Client[keelblockv1.UnlockKeysRequest, keelblockv1.ShowKeysResponse]
 }
 
 // Show calls keelblock.v1.Keys.Show.
@@ -2077,9 +2100,19 @@ func (c *keysClient) Backup(ctx context.Context, req *connect.Request[keelblockv
 	return c.backup.CallUnary(ctx, req)
 }
 
+// ConfirmBackup calls keelblock.v1.Keys.ConfirmBackup.
+func (c *keysClient) ConfirmBackup(ctx context.Context, req *connect.Request[keelblockv1.ConfirmBackupRequest]) (*connect.Response[keelblockv1.ShowKeysResponse], error) {
+	return c.confirmBackup.CallUnary(ctx, req)
+}
+
 // Restore calls keelblock.v1.Keys.Restore.
 func (c *keysClient) Restore(ctx context.Context, req *connect.Request[keelblockv1.RestoreKeysRequest]) (*connect.Response[keelblockv1.ShowKeysResponse], error) {
 	return c.restore.CallUnary(ctx, req)
+}
+
+// Unlock calls keelblock.v1.Keys.Unlock.
+func (c *keysClient) Unlock(ctx context.Context, req *connect.Request[keelblockv1.UnlockKeysRequest]) (*connect.Response[keelblockv1.ShowKeysResponse], error) {
+	return c.unlock.CallUnary(ctx, req)
 }
 
 // KeysHandler is an implementation of the keelblock.v1.Keys service.
@@ -2089,7 +2122,12 @@ type KeysHandler interface {
 	Rotate(context.Context, *connect.Request[keelblockv1.RotateKeyRequest]) (*connect.Response[keelblockv1.KeyDomain], error)
 	// The keys sealed under a recovery secret, for a file outside the appliance.
 	Backup(context.Context, *connect.Request[keelblockv1.BackupKeysRequest]) (*connect.Response[keelblockv1.BackupKeysResponse], error)
+	// Says that the escrow file of a backup is on disk: its keys count as saved from now on.
+	ConfirmBackup(context.Context, *connect.Request[keelblockv1.ConfirmBackupRequest]) (*connect.Response[keelblockv1.ShowKeysResponse], error)
+	// Brings keys back and opens the vaults that were closed for want of them.
 	Restore(context.Context, *connect.Request[keelblockv1.RestoreKeysRequest]) (*connect.Response[keelblockv1.ShowKeysResponse], error)
+	// Opens a vault whose passphrase was not given at the start.
+	Unlock(context.Context, *connect.Request[keelblockv1.UnlockKeysRequest]) (*connect.Response[keelblockv1.ShowKeysResponse], error)
 }
 
 // NewKeysHandler builds an HTTP handler from the service implementation. It returns the path on
@@ -2117,10 +2155,22 @@ func NewKeysHandler(svc KeysHandler, opts ...connect.HandlerOption) (string, htt
 		connect.WithSchema(keysMethods.ByName("Backup")),
 		connect.WithHandlerOptions(opts...),
 	)
+	keysConfirmBackupHandler := connect.NewUnaryHandler(
+		KeysConfirmBackupProcedure,
+		svc.ConfirmBackup,
+		connect.WithSchema(keysMethods.ByName("ConfirmBackup")),
+		connect.WithHandlerOptions(opts...),
+	)
 	keysRestoreHandler := connect.NewUnaryHandler(
 		KeysRestoreProcedure,
 		svc.Restore,
 		connect.WithSchema(keysMethods.ByName("Restore")),
+		connect.WithHandlerOptions(opts...),
+	)
+	keysUnlockHandler := connect.NewUnaryHandler(
+		KeysUnlockProcedure,
+		svc.Unlock,
+		connect.WithSchema(keysMethods.ByName("Unlock")),
 		connect.WithHandlerOptions(opts...),
 	)
 	return "/keelblock.v1.Keys/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -2131,8 +2181,12 @@ func NewKeysHandler(svc KeysHandler, opts ...connect.HandlerOption) (string, htt
 			keysRotateHandler.ServeHTTP(w, r)
 		case KeysBackupProcedure:
 			keysBackupHandler.ServeHTTP(w, r)
+		case KeysConfirmBackupProcedure:
+			keysConfirmBackupHandler.ServeHTTP(w, r)
 		case KeysRestoreProcedure:
 			keysRestoreHandler.ServeHTTP(w, r)
+		case KeysUnlockProcedure:
+			keysUnlockHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -2154,6 +2208,14 @@ func (UnimplementedKeysHandler) Backup(context.Context, *connect.Request[keelblo
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Keys.Backup is not implemented"))
 }
 
+func (UnimplementedKeysHandler) ConfirmBackup(context.Context, *connect.Request[keelblockv1.ConfirmBackupRequest]) (*connect.Response[keelblockv1.ShowKeysResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Keys.ConfirmBackup is not implemented"))
+}
+
 func (UnimplementedKeysHandler) Restore(context.Context, *connect.Request[keelblockv1.RestoreKeysRequest]) (*connect.Response[keelblockv1.ShowKeysResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Keys.Restore is not implemented"))
+}
+
+func (UnimplementedKeysHandler) Unlock(context.Context, *connect.Request[keelblockv1.UnlockKeysRequest]) (*connect.Response[keelblockv1.ShowKeysResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Keys.Unlock is not implemented"))
 }
