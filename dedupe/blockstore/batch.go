@@ -295,26 +295,36 @@ func (b *Batch) appendRecord(ctx context.Context, kind dedupe.Kind, level uint8,
 
 // placed remembers a record until the index has it.
 func (b *Batch) placed(number uint32, e *pack.Entry) {
-	if e.Kind != dedupe.KindBlock && e.Kind != dedupe.KindNode {
-		return
+	if e.Kind == dedupe.KindBlock || e.Kind == dedupe.KindNode {
+		b.setPending(entry{e.Kind, e.Digest}, placeOf(number, b.s.Epoch(), e))
 	}
-	sh := b.shard(e.Digest)
+}
+
+// setPending sets the place of what is not in the index yet.
+func (b *Batch) setPending(e entry, p place) {
+	sh := b.shard(e.digest)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if sh.places == nil {
 		sh.places = make(map[entry]place)
 	}
-	sh.places[entry{e.Kind, e.Digest}] = placeOf(number, b.s.Epoch(), e)
+	sh.places[e] = p
 }
 
 // forget drops places that the index has now.
 func (b *Batch) forget(entries []pack.Entry) {
+	drop := func(e entry) {
+		sh := b.shard(e.digest)
+		sh.mu.Lock()
+		delete(sh.places, e)
+		sh.mu.Unlock()
+	}
 	for i := range entries {
 		e := &entries[i]
-		sh := b.shard(e.Digest)
-		sh.mu.Lock()
-		delete(sh.places, entry{e.Kind, e.Digest})
-		sh.mu.Unlock()
+		drop(entry{e.Kind, e.Digest})
+		for j := range e.Patches {
+			drop(entry{dedupe.KindBlock, e.Patches[j].Digest})
+		}
 	}
 }
 

@@ -472,6 +472,49 @@ func TestDamagedNoteHidesNoOther(t *testing.T) {
 	}
 }
 
+// A note whose pack is gone was published all the same. A rebuild of the index goes on to
+// tell that it cannot be read: it may have been a hold.
+func TestRebuildRemembersALostNote(t *testing.T) {
+	dir := newVault(t, crashOptions)
+	s, err := blockstore.Open(dir, crashOptions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rand.NewChaCha8([32]byte{8})
+	notes := make([]dedupe.Note, 24)
+	for i := range notes {
+		notes[i] = dedupe.Note{Type: 1, Body: make([]byte, dedupe.MaxMetadataSize/4)} // several packs
+		r.Read(notes[i].Body)
+	}
+	b := dedupetest.Begin(t, s)
+	if _, err := b.Commit(t.Context(), dedupe.Publication{Notes: notes}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range glob(t, dir, "packs/*.pack") {
+		content, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(content, notes[0].Body[:64]) {
+			if err := os.Remove(name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := blockstore.RebuildIndex(t.Context(), dir, crashOptions, nil); err != nil {
+		t.Fatal(err)
+	}
+	s = openVault(t, dir, crashOptions)
+	n := 0
+	err = s.Notes(t.Context(), func(dedupe.Note) bool { n++; return true })
+	if n == 0 || n >= len(notes) || !errors.Is(err, dedupe.ErrCorrupt) {
+		t.Errorf("%d of %d notes, error %v, want fewer and ErrCorrupt", n, len(notes), err)
+	}
+}
+
 // A kill while Badger opens leaves a log of no length, which it would not open: the vault
 // opens all the same, with all its points.
 func TestKillWhileTheIndexOpens(t *testing.T) {

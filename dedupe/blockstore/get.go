@@ -237,7 +237,9 @@ func (s *Store) packRow(number uint32) (packRow, bool, error) {
 func (s *Store) packPath(id pack.ID) string { return s.packs.Path(id) }
 
 // Locate says where a block, node or published manifest is stored: the path of its
-// pack, the offset of its record there, and the record's length with its header.
+// pack, the offset of its record there, and the record's length with its header. Of a
+// patch the record is the bundle, and the length its share of it: the sum over all that
+// is stored is what the records take.
 func (s *Store) Locate(d dedupe.Digest) (path string, off, length int64, err error) {
 	if err := s.enter(); err != nil {
 		return "", 0, 0, err
@@ -255,7 +257,7 @@ func (s *Store) Locate(d dedupe.Digest) (path string, off, length int64, err err
 		if err != nil || !ok {
 			return "", 0, 0, fmt.Errorf("locate %v: pack number %d: %w", d, p.pack, errors.Join(err, dedupe.ErrNotFound))
 		}
-		return s.packPath(row.id), int64(p.offset), p.size(), nil
+		return s.packPath(row.id), int64(p.offset), p.account(), nil
 	}
 	return "", 0, 0, fmt.Errorf("locate %v: %w", d, dedupe.ErrNotFound)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 
 	"github.com/dgraph-io/badger/v4"
@@ -198,23 +199,34 @@ func (c *change) set(key, val []byte) error {
 	return nil
 }
 
-// has reports whether a key exists.
-func (c *change) has(key []byte) (bool, error) {
-	_, err := c.txn.Get(key)
+// lookup is the place of a block, node or manifest, as the transaction has it.
+func (c *change) lookup(kind dedupe.Kind, d dedupe.Digest) (p place, ok bool, err error) {
+	item, err := c.txn.Get(contentKey(kind, d))
 	if errors.Is(err, badger.ErrKeyNotFound) {
-		return false, nil
+		return p, false, nil
+	}
+	if err == nil {
+		err = item.Value(func(val []byte) (err error) {
+			p, err = decodePlace(val)
+			return err
+		})
+	}
+	if errors.Is(err, dedupe.ErrCorrupt) {
+		return p, true, nil // whatever it says, it is replaced like another place
 	}
 	if err != nil {
-		return false, fmt.Errorf("read index: %w", err)
+		return p, false, fmt.Errorf("read index: %w", err)
 	}
-	return true, nil
+	return p, true, nil
 }
 
-// setPlace enters a block, node or manifest, replacing an entry unless keep is set.
+// setPlace enters a block, node or manifest, replacing an entry unless keep is set. A
+// patch never replaces another place: what is in the index may be the base of others,
+// and then only gets closer to a whole block.
 func (c *change) setPlace(kind dedupe.Kind, d dedupe.Digest, p place, keep bool) error {
 	key := contentKey(kind, d)
-	had, err := c.has(key)
-	if err != nil || (had && keep) {
+	old, had, err := c.lookup(kind, d)
+	if err != nil || (had && (keep || (p.isPatch() && !p.same(old)))) {
 		return err
 	}
 	if !had {
@@ -225,7 +237,7 @@ func (c *change) setPlace(kind dedupe.Kind, d dedupe.Digest, p place, keep bool)
 			c.m.nodes++
 		}
 	}
-	return c.set(key, p.append(make([]byte, 0, placeSize)))
+	return c.set(key, p.append(make([]byte, 0, patchSize)))
 }
 
 // setPack enters a pack's row and counts its bytes.
@@ -259,18 +271,21 @@ func (c *change) setPack(r packRow) error {
 // the pack's row goes into each of them. Kinds that are published otherwise are
 // left out.
 func (x *index) addEntries(row packRow, epoch uint32, entries []pack.Entry, keep bool) error {
-	for first := true; first || len(entries) > 0; first = false {
-		n := min(len(entries), txnEntries)
+	return x.addRows(row, rowsOf(row.number, epoch, entries), func(c *change, r *indexRow) error {
+		return c.setPlace(r.kind, r.digest, r.place, keep)
+	})
+}
+
+// addRows calls set for each row, in transactions that enter the pack's row too.
+func (x *index) addRows(row packRow, rows []indexRow, set func(c *change, r *indexRow) error) error {
+	for first := true; first || len(rows) > 0; first = false {
+		n := min(len(rows), txnEntries)
 		err := x.update(func(c *change) error {
 			if err := c.setPack(row); err != nil {
 				return err
 			}
-			for i := range entries[:n] {
-				e := &entries[i]
-				if e.Kind != dedupe.KindBlock && e.Kind != dedupe.KindNode {
-					continue
-				}
-				if err := c.setPlace(e.Kind, e.Digest, placeOf(row.number, epoch, e), keep); err != nil {
+			for i := range rows[:n] {
+				if err := set(c, &rows[i]); err != nil {
 					return err
 				}
 			}
@@ -279,9 +294,39 @@ func (x *index) addEntries(row packRow, epoch uint32, entries []pack.Entry, keep
 		if err != nil {
 			return err
 		}
-		entries = entries[n:]
+		rows = rows[n:]
 	}
 	return nil
+}
+
+// addFound enters what was found in a pack, without being believed, and keeps what
+// the index has: whole blocks and nodes when depth is 0, else the patches of that
+// depth. Called for all packs with one depth after the other it takes a whole record
+// of a block before its patches, and a patch only when the index has its base at a
+// smaller depth, so that following bases always ends. What has no base is left out:
+// it could not be read.
+func (x *index) addFound(row packRow, entries []pack.Entry, depth uint8) error {
+	rows := rowsOf(row.number, 0, entries)
+	return x.addRows(row, slices.DeleteFunc(rows, func(r indexRow) bool { return r.place.depth != depth }),
+		func(c *change, r *indexRow) error {
+			if depth > 0 {
+				base, ok, err := c.lookup(dedupe.KindBlock, r.place.base)
+				if err != nil || !ok || base.depth >= depth {
+					return err
+				}
+			}
+			return c.setPlace(r.kind, r.digest, r.place, true)
+		})
+}
+
+// patchDepths is a set of depths of patches: bit i is depth i.
+func patchDepths(entries []pack.Entry) (set uint32) {
+	for i := range entries {
+		for j := range entries[i].Patches {
+			set |= 1 << entries[i].Patches[j].Depth
+		}
+	}
+	return set
 }
 
 // scan calls yield with each key and value under a prefix, in order of keys, until

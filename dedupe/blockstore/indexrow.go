@@ -22,6 +22,10 @@ const (
 const (
 	placeVersion = 1
 	placeSize    = 20
+	// A patch has a longer row, of its own version: all of a place, and what the
+	// bundle does not say before it is read.
+	patchVersion = 2
+	patchSize    = placeSize + 8 + dedupe.DigestSize
 	metaSize     = 72
 	packRowSize  = 28
 	// txnEntries bounds one transaction of the index.
@@ -40,32 +44,107 @@ type place struct {
 	level    uint8  // of a node
 	encoding pack.Encoding
 	flags    uint8
+
+	// Of a patch, whose encoding is not whole; its record is the bundle's. The base is
+	// an edge: whoever keeps the patch keeps it too.
+	base  dedupe.Digest
+	depth uint8  // patches down to a whole block, from 1
+	total uint8  // grains that they lay over it
+	slot  uint8  // in the bundle
+	share uint32 // of the bundle's size, for accounts
 }
 
+// size is what the record takes in its pack.
 func (p place) size() int64 { return pack.RecordHeaderSize + int64(p.stored) }
+
+// account is what is counted as stored for the content: a patch has a part of its
+// bundle's record, and the parts of all its patches are the record's size.
+func (p place) account() int64 {
+	if p.isPatch() {
+		return int64(p.share)
+	}
+	return p.size()
+}
+
+func (p place) isPatch() bool { return p.encoding != pack.EncodingWhole }
+
+// same reports whether both are of the same bytes of a pack.
+func (p place) same(q place) bool {
+	return p.pack == q.pack && p.offset == q.offset && p.encoding == q.encoding && p.slot == q.slot
+}
 
 func (p place) append(b []byte) []byte {
 	le := binary.LittleEndian
-	b = append(b, placeVersion, p.flags, byte(p.encoding), p.level)
+	version := byte(placeVersion)
+	if p.isPatch() {
+		version = patchVersion
+	}
+	b = append(b, version, p.flags, byte(p.encoding), p.level)
 	b = le.AppendUint32(b, p.pack)
 	b = le.AppendUint32(b, p.offset)
 	b = le.AppendUint32(b, p.stored)
-	return le.AppendUint32(b, p.epoch)
+	b = le.AppendUint32(b, p.epoch)
+	if version == placeVersion {
+		return b
+	}
+	b = append(b, p.slot, p.depth, p.total, 0)
+	b = le.AppendUint32(b, p.share)
+	return append(b, p.base[:]...)
 }
 
 func decodePlace(b []byte) (place, error) {
-	if len(b) < placeSize || b[0] != placeVersion {
+	if len(b) < placeSize || (b[0] != placeVersion && (b[0] != patchVersion || len(b) < patchSize)) {
 		return place{}, fmt.Errorf("index entry %x: %w", b, dedupe.ErrCorrupt)
 	}
 	le := binary.LittleEndian
-	return place{flags: b[1], encoding: pack.Encoding(b[2]), level: b[3],
-		pack: le.Uint32(b[4:]), offset: le.Uint32(b[8:]), stored: le.Uint32(b[12:]), epoch: le.Uint32(b[16:])}, nil
+	p := place{flags: b[1], encoding: pack.Encoding(b[2]), level: b[3],
+		pack: le.Uint32(b[4:]), offset: le.Uint32(b[8:]), stored: le.Uint32(b[12:]), epoch: le.Uint32(b[16:])}
+	if p.isPatch() != (b[0] == patchVersion) {
+		return place{}, fmt.Errorf("index entry %x of encoding %d: %w", b, b[2], dedupe.ErrCorrupt)
+	}
+	if p.isPatch() {
+		p.slot, p.depth, p.total, p.share = b[20], b[21], b[22], le.Uint32(b[24:])
+		p.base = dedupe.Digest(b[28:patchSize])
+	}
+	return p, nil
 }
 
 // placeOf is the place of a pack's entry.
 func placeOf(number, epoch uint32, e *pack.Entry) place {
 	return place{pack: number, offset: uint32(e.Offset), stored: e.StoredLength, epoch: epoch,
 		level: e.Level, encoding: e.Encoding, flags: e.Flags}
+}
+
+// patchPlace is the place of patch i of a bundle.
+func patchPlace(number, epoch uint32, e *pack.Entry, i int) place {
+	p, m := placeOf(number, epoch, e), &e.Patches[i]
+	p.base, p.depth, p.total, p.slot, p.share = m.Base, m.Depth, m.Total, uint8(i), m.Share
+	return p
+}
+
+// indexRow is the index entry of a block or node.
+type indexRow struct {
+	kind   dedupe.Kind
+	digest dedupe.Digest
+	place  place
+}
+
+// rowsOf are the index entries of a pack's blocks, patches and nodes. Kinds that are
+// published otherwise have none.
+func rowsOf(number, epoch uint32, entries []pack.Entry) []indexRow {
+	rows := make([]indexRow, 0, len(entries))
+	for i := range entries {
+		e := &entries[i]
+		switch e.Kind {
+		case dedupe.KindBlock, dedupe.KindNode:
+			rows = append(rows, indexRow{e.Kind, e.Digest, placeOf(number, epoch, e)})
+		case pack.KindBundle:
+			for j := range e.Patches {
+				rows = append(rows, indexRow{dedupe.KindBlock, e.Patches[j].Digest, patchPlace(number, epoch, e, j)})
+			}
+		}
+	}
+	return rows
 }
 
 // contentKey is the key of a block, node or manifest.

@@ -128,6 +128,7 @@ func (s *Store) buildIndex(ctx context.Context, o badger.Options, epoch uint32, 
 		return err
 	}
 	total, done := s.packSizes(ids), int64(0)
+	var patches patchedPacks
 	places := make(map[dedupe.Digest]recoveredEntry)
 	wanted := make(map[dedupe.Digest]bool)
 	for _, pub := range published {
@@ -142,7 +143,7 @@ func (s *Store) buildIndex(ctx context.Context, o badger.Options, epoch uint32, 
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		size, err := s.addPack(id, wanted, places)
+		size, err := s.addPack(id, wanted, places, &patches)
 		if err != nil {
 			return fmt.Errorf("pack %v: %w", id, err)
 		}
@@ -151,12 +152,31 @@ func (s *Store) buildIndex(ctx context.Context, o badger.Options, epoch uint32, 
 			progress(done, max(total, done))
 		}
 	}
+	if err := patches.enter(func(p *patchedPack, depth uint8) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		return s.addPatches(p, depth)
+	}); err != nil {
+		return err
+	}
 	for _, pub := range published {
 		if err := s.republish(pub, places); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// addPatches enters the patches of one depth of a pack whose whole blocks are in the
+// index. The pack is read again: only what has patches is, and memory is bounded.
+func (s *Store) addPatches(p *patchedPack, depth uint8) error {
+	f, c, err := s.openContent(p.row.id, false)
+	if err != nil || c == nil {
+		return err
+	}
+	defer f.Close()
+	return s.index.addFound(p.row, c.entries, depth)
 }
 
 func (s *Store) packSizes(ids []pack.ID) (total int64) {
@@ -228,7 +248,7 @@ func (s *Store) openContent(id pack.ID, metadataOnly bool) (*os.File, *content, 
 
 // addPack enters a pack's records into a new index and notes where wanted manifests
 // and notes are. It returns the pack's size.
-func (s *Store) addPack(id pack.ID, wanted map[dedupe.Digest]bool, places map[dedupe.Digest]recoveredEntry) (int64, error) {
+func (s *Store) addPack(id pack.ID, wanted map[dedupe.Digest]bool, places map[dedupe.Digest]recoveredEntry, patches *patchedPacks) (int64, error) {
 	f, c, err := s.openContent(id, false)
 	if err != nil || c == nil {
 		return 0, err
@@ -245,9 +265,10 @@ func (s *Store) addPack(id pack.ID, wanted map[dedupe.Digest]bool, places map[de
 	if c.sealed {
 		row.state = packSealed
 	}
-	if err := s.index.addEntries(row, 0, c.entries, true); err != nil {
+	if err := s.index.addFound(row, c.entries, 0); err != nil {
 		return 0, err
 	}
+	patches.add(row, c.entries, true)
 	for _, e := range publishedEntries(number, c.entries) {
 		if wanted[e.digest] {
 			places[e.digest] = e

@@ -181,6 +181,7 @@ func (s *Store) recover() error {
 	}
 	var found []foundPublication
 	var metaEntries []recoveredEntry
+	var patches patchedPacks
 	for _, id := range ids {
 		row, known, err := s.index.packByID(id)
 		if err != nil {
@@ -192,12 +193,17 @@ func (s *Store) recover() error {
 		if !known {
 			row = packRow{id: id}
 		}
-		pubs, entries, err := s.recoverPack(row, known)
+		pubs, entries, err := s.recoverPack(row, known, &patches)
 		if err != nil {
 			return fmt.Errorf("pack %v: %w", id, err)
 		}
 		found = append(found, pubs...)
 		metaEntries = append(metaEntries, entries...)
+	}
+	if err := patches.enter(func(p *patchedPack, depth uint8) error {
+		return s.index.addFound(p.row, p.entries, depth)
+	}); err != nil {
+		return err
 	}
 	places := make(map[dedupe.Digest]recoveredEntry, len(metaEntries))
 	for _, e := range metaEntries {
@@ -265,8 +271,45 @@ type recoveredEntry struct {
 	place  place
 }
 
-// recoverPack reads one pack that was open, seals it and enters its records.
-func (s *Store) recoverPack(row packRow, known bool) ([]foundPublication, []recoveredEntry, error) {
+// patchedPack is a pack with patches, which are entered after all whole blocks.
+type patchedPack struct {
+	row     packRow
+	depths  uint32       // as patchDepths
+	entries []pack.Entry // its bundles, unless they are read again
+}
+
+type patchedPacks []patchedPack
+
+// add notes a pack that has patches; entries are kept unless it is read again.
+func (l *patchedPacks) add(row packRow, entries []pack.Entry, again bool) {
+	p := patchedPack{row: row, depths: patchDepths(entries)}
+	if p.depths == 0 {
+		return
+	}
+	if !again {
+		p.entries = entries
+	}
+	*l = append(*l, p)
+}
+
+// enter calls fn for each depth from 1 and each pack that has patches of it.
+func (l patchedPacks) enter(fn func(p *patchedPack, depth uint8) error) error {
+	for depth := uint8(1); depth <= pack.MaxPatchDepth; depth++ {
+		for i := range l {
+			if l[i].depths&(1<<depth) == 0 {
+				continue
+			}
+			if err := fn(&l[i], depth); err != nil {
+				return fmt.Errorf("pack %v: %w", l[i].row.id, err)
+			}
+		}
+	}
+	return nil
+}
+
+// recoverPack reads one pack that was open, seals it and enters its records. Of its
+// patches it only takes note.
+func (s *Store) recoverPack(row packRow, known bool, patches *patchedPacks) ([]foundPublication, []recoveredEntry, error) {
 	w, err := s.packs.OpenWrite(row.id)
 	if err != nil {
 		return nil, nil, err
@@ -295,9 +338,10 @@ func (s *Store) recoverPack(row packRow, known bool) ([]foundPublication, []reco
 		return nil, nil, err
 	}
 	// Epoch 0: nothing is believed before it was read back.
-	if err := s.index.addEntries(row, 0, c.entries, true); err != nil {
+	if err := s.index.addFound(row, c.entries, 0); err != nil {
 		return nil, nil, err
 	}
+	patches.add(row, slices.DeleteFunc(slices.Clone(c.entries), func(e pack.Entry) bool { return e.Kind != pack.KindBundle }), false)
 	pubs, err := s.publications(f, c.entries)
 	if err != nil {
 		return nil, nil, err
@@ -353,11 +397,15 @@ func (s *Store) sealRecovered(f pack.File, row *packRow, c *content) error {
 // holds any more was damaged: it is reported, and the others are published.
 func (s *Store) republish(pub *pack.Publication, places map[dedupe.Digest]recoveredEntry) error {
 	published := make([]publishedRecord, 0, len(pub.Manifests)+len(pub.Notes))
+	var lost []lostNote
 	list := func(kind dedupe.Kind, d dedupe.Digest, sequence uint64) {
 		e, ok := places[d]
 		if !ok || e.kind != kind {
 			s.log.Error("what a commit published is not in any pack", "vault", s.dir, "serial", pub.Serial,
 				"kind", kindName(kind), "digest", d.String())
+			if kind == dedupe.KindNote {
+				lost = append(lost, lostNote{sequence: sequence, digest: d})
+			}
 			return
 		}
 		published = append(published, publishedRecord{kind: kind, digest: d, place: e.place, sequence: sequence})
@@ -368,5 +416,24 @@ func (s *Store) republish(pub *pack.Publication, places map[dedupe.Digest]recove
 	for i, d := range pub.Notes {
 		list(dedupe.KindNote, d, pub.FirstNote+uint64(i))
 	}
-	return s.index.update(func(c *change) error { return c.publish(pub, published) })
+	return s.index.update(func(c *change) error {
+		for _, n := range lost {
+			if err := c.setLost(n); err != nil {
+				return err
+			}
+		}
+		return c.publish(pub, published)
+	})
+}
+
+// lostNote was published, and is in no pack. It has an entry without a place, so that
+// Notes goes on to say that a note cannot be read: it may have been a hold, or a lock,
+// and a rebuild of the index must not end it.
+type lostNote struct {
+	sequence uint64
+	digest   dedupe.Digest
+}
+
+func (c *change) setLost(n lostNote) error {
+	return c.set(noteKey(n.sequence), append(make([]byte, placeSize), n.digest[:]...))
 }

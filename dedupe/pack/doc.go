@@ -14,6 +14,11 @@
 // A pack that was being written when the machine stopped has no footer, and is
 // read from its start up to the first byte that does not verify.
 //
+// A [Bundle] is the one record that holds several blocks: each as the grains in which it
+// differs from another block. Its directory stands in clear at the start of its payload,
+// so that a scan, a footer and a site without the key know its patches; an [Entry] of a
+// bundle lists them.
+//
 // # Durability and locking
 //
 // A [Writer] may be used by many goroutines: a record's place is reserved under a

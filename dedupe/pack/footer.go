@@ -44,16 +44,18 @@ type Entry struct {
 	LogicalLength uint32
 	Digest        dedupe.Digest
 	Base          dedupe.Digest // of a patch
+	Patches       []Patch       // of a bundle
 }
 
 // Size is what the record takes in its pack, in bytes.
 func (e *Entry) Size() int64 { return RecordHeaderSize + int64(e.StoredLength) }
 
-// entryOf is the footer's entry of a record at an offset.
-func entryOf(r *Record, off int64) Entry {
+// entryOf is the footer's entry of a record at an offset, with the patches of a bundle.
+func entryOf(r *Record, off int64, patches []Patch) Entry {
 	e := Entry{
 		Kind: r.Kind, Codec: r.Codec, Encoding: r.Encoding, Level: r.Level, Depth: r.Depth, Cipher: r.Cipher,
 		Offset: off, StoredLength: r.StoredLength, LogicalLength: r.LogicalLength, Digest: r.Digest, Base: r.Base,
+		Patches: patches,
 	}
 	if r.HasCiphertextHash {
 		e.Flags |= flagCiphertextHash
@@ -72,9 +74,27 @@ type Footer struct {
 // SealSize is what sealing adds to a pack of n whole records, in bytes.
 func SealSize(n int) int64 { return footerHeaderSize + int64(n)*entrySize + hashSize + trailerSize }
 
+// footerSize is what the entries take in a footer.
+func footerSize(entries []Entry) (n int64) {
+	for i := range entries {
+		n += entries[i].footerSize()
+	}
+	return n
+}
+
+func (e *Entry) footerSize() int64 {
+	switch {
+	case e.Kind == KindBundle:
+		return entrySize + 4 + int64(len(e.Patches))*patchSize
+	case e.Encoding != EncodingWhole:
+		return patchEntrySize
+	}
+	return entrySize
+}
+
 // EncodeFooter is footer, hash and trailer, to be written at offset at.
 func EncodeFooter(h *Header, entries []Entry, at int64) []byte {
-	b := make([]byte, footerHeaderSize, SealSize(len(entries)))
+	b := make([]byte, footerHeaderSize, SealSize(0)+footerSize(entries))
 	le := binary.LittleEndian
 	copy(b, footerMagic[:])
 	le.PutUint16(b[8:], packVersion)
@@ -90,7 +110,10 @@ func EncodeFooter(h *Header, entries []Entry, at int64) []byte {
 		b = le.AppendUint32(b, e.StoredLength)
 		b = le.AppendUint32(b, e.LogicalLength)
 		b = append(b, e.Digest[:]...)
-		if e.Encoding != EncodingWhole {
+		switch {
+		case e.Kind == KindBundle:
+			b = appendPatches(b, e.Patches)
+		case e.Encoding != EncodingWhole:
 			b = append(b, e.Base[:]...)
 		}
 	}
@@ -164,7 +187,7 @@ func decodeFooter(b []byte, at int64) (*Footer, error) {
 		return nil, fmt.Errorf("pack footer of %d entries in %d bytes: %w", count, len(b), dedupe.ErrCorrupt)
 	}
 	f.Entries = make([]Entry, count)
-	free := int64(HeaderSize) // where the next record may begin
+	free, patches := int64(HeaderSize), int64(0) // where the next record may begin; patches so far
 	for i := range f.Entries {
 		n, err := f.Entries[i].decode(b)
 		if err != nil {
@@ -176,6 +199,9 @@ func decodeFooter(b []byte, at int64) (*Footer, error) {
 			return nil, fmt.Errorf("pack footer entry %d: kind %d at %d: %w", i, e.Kind, e.Offset, dedupe.ErrCorrupt)
 		}
 		free = e.Offset + e.Size()
+		if patches += int64(len(e.Patches)); count+patches > MaxEntries {
+			return nil, fmt.Errorf("pack footer of more than %d entries and patches: %w", MaxEntries, dedupe.ErrCorrupt)
+		}
 	}
 	if len(b) != 0 {
 		return nil, fmt.Errorf("pack footer: %d bytes behind its entries: %w", len(b), dedupe.ErrCorrupt)
@@ -196,10 +222,18 @@ func (e *Entry) decode(b []byte) (int, error) {
 	}
 	r := Record{Kind: e.Kind, Codec: e.Codec, Encoding: e.Encoding, Cipher: e.Cipher,
 		StoredLength: e.StoredLength, LogicalLength: e.LogicalLength}
+	if e.Kind == KindBundle {
+		r.GrainSize = GrainSize // an entry does not have it
+	}
 	if err := r.validate(); err != nil {
 		return 0, err
 	}
-	if e.Encoding == EncodingWhole {
+	switch {
+	case e.Kind == KindBundle:
+		list, n, err := decodePatches(b[entrySize:], e.Size())
+		e.Patches = list
+		return entrySize + n, err
+	case e.Encoding == EncodingWhole:
 		return entrySize, nil
 	}
 	if len(b) < patchEntrySize {

@@ -15,6 +15,8 @@ func FuzzPack(f *testing.F) {
 	meta, _ := goldenMetadata(f)
 	f.Add(data.b)
 	f.Add(meta.b)
+	bundle, _ := goldenBundle(f)
+	f.Add(bundle.b)
 	f.Add(data.b[:len(data.b)-10])
 	f.Add(append(bytes.Clone(meta.b[:5000]), make([]byte, 100)...))
 	f.Add(goldenSuperblock())
@@ -65,9 +67,11 @@ func decodeContent(kind dedupe.Kind, p []byte) {
 
 // FuzzRecord feeds headers whose checksum is right, which random bytes never are.
 func FuzzRecord(f *testing.F) {
-	data, entries := goldenData(f)
-	for _, e := range entries {
-		f.Add(data.b[e.Offset:][:e.Size()])
+	for _, make := range []func(testing.TB) (*memFile, []pack.Entry){goldenData, goldenBundle} {
+		data, entries := make(f)
+		for _, e := range entries {
+			f.Add(data.b[e.Offset:][:e.Size()])
+		}
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) < pack.RecordHeaderSize {
@@ -83,6 +87,7 @@ func FuzzRecord(f *testing.F) {
 			t.Fatalf("lengths past the limit: %+v", rec)
 		}
 		_ = rec.CheckPayload(b[pack.RecordHeaderSize:])
+		_, _ = pack.BundleOf(&rec, b[pack.RecordHeaderSize:])
 	})
 }
 

@@ -46,7 +46,7 @@ type Class uint8
 
 // The classes.
 const (
-	// ClassData holds blocks.
+	// ClassData holds blocks, and bundles of patches.
 	ClassData Class = 1
 	// ClassMetadata holds nodes, manifests, notes and publications.
 	ClassMetadata Class = 2
@@ -68,7 +68,7 @@ func (c Class) String() string {
 func (c Class) Holds(k dedupe.Kind) bool {
 	switch c {
 	case ClassData:
-		return k == dedupe.KindBlock || k == KindPad
+		return k == dedupe.KindBlock || k == KindBundle || k == KindPad
 	case ClassMetadata:
 		return k >= dedupe.KindNode && k <= KindPad
 	}
@@ -77,7 +77,7 @@ func (c Class) Holds(k dedupe.Kind) bool {
 
 // ClassOf is the class of the packs that records of a kind go to.
 func ClassOf(k dedupe.Kind) Class {
-	if k == dedupe.KindBlock {
+	if k == dedupe.KindBlock || k == KindBundle {
 		return ClassData
 	}
 	return ClassMetadata

@@ -154,6 +154,7 @@ func TestGoldenPacks(t *testing.T) {
 	}{
 		{"data-v1.pack", pack.ClassData, goldenData},
 		{"metadata-v1.pack", pack.ClassMetadata, goldenMetadata},
+		{"bundle-v1.pack", pack.ClassData, goldenBundle},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f, want := tt.make(t)

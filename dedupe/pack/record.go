@@ -31,6 +31,9 @@ const (
 	// KindPad fills a pack up to the next page, so that committed bytes are never
 	// written again.
 	KindPad dedupe.Kind = 6
+	// KindBundle holds the patches of several blocks: a directory in clear, then their
+	// grains, compressed together.
+	KindBundle dedupe.Kind = 7
 )
 
 // Codec is how a record's payload is compressed.
@@ -50,8 +53,9 @@ type Encoding uint8
 const (
 	// EncodingWhole: the content itself.
 	EncodingWhole Encoding = 0
-	// EncodingPatch: pages to lay over a base block. Reserved: this release
-	// writes none and refuses to read one.
+	// EncodingPatch: grains to lay over base blocks. It is the encoding of a bundle;
+	// a block of its own with it is reserved: this release writes none and refuses
+	// to read one.
 	EncodingPatch Encoding = 1
 )
 
@@ -93,7 +97,10 @@ type Record struct {
 	CiphertextHash    dedupe.Digest
 	Base              dedupe.Digest // of a patch
 	Nonce             [24]byte
-	PayloadCRC        uint32
+	// ClearLength is how much of a bundle's payload, from its start, is neither
+	// compressed nor sealed: its directory. 0 for all else.
+	ClearLength uint32
+	PayloadCRC  uint32
 }
 
 // Size is what the record takes in its pack, in bytes.
@@ -149,6 +156,7 @@ func (r *Record) encodeHeader(h []byte) {
 	copy(h[56:], r.Digest[:])
 	copy(h[120:], r.Base[:])
 	copy(h[NonceOffset:], r.Nonce[:])
+	le.PutUint32(h[176:], r.ClearLength)
 }
 
 // EncodeAssociatedData writes what is authenticated with a sealed payload to dst,
@@ -207,7 +215,8 @@ func DecodeRecord(b []byte) (Record, error) {
 		GrainSize: le.Uint32(h[12:]), LogicalLength: le.Uint32(h[16:]), StoredLength: le.Uint32(h[20:]),
 		Domain: dedupe.DomainID(h[24:40]), KeyID: KeyID(h[40:56]), Digest: dedupe.Digest(h[56:88]),
 		HasCiphertextHash: h[10]&flagCiphertextHash != 0, CiphertextHash: dedupe.Digest(h[88:120]),
-		Base: dedupe.Digest(h[120:152]), Nonce: [24]byte(h[152:176]), PayloadCRC: le.Uint32(h[184:]),
+		Base: dedupe.Digest(h[120:152]), Nonce: [24]byte(h[152:176]),
+		ClearLength: le.Uint32(h[176:]), PayloadCRC: le.Uint32(h[184:]),
 	}
 	if h[10]&^flagCiphertextHash != 0 {
 		return r, fmt.Errorf("record flags %#x: %w", h[10], dedupe.ErrUnknownFormat)
@@ -218,7 +227,7 @@ func DecodeRecord(b []byte) (Record, error) {
 // validate refuses what this release does not know, and lengths past the limits.
 func (r *Record) validate() error {
 	switch {
-	case r.Kind < dedupe.KindBlock || r.Kind > KindPad:
+	case r.Kind < dedupe.KindBlock || r.Kind > KindBundle:
 		return fmt.Errorf("record kind %d: %w", r.Kind, dedupe.ErrUnknownFormat)
 	case r.Codec > CodecS2:
 		return fmt.Errorf("record codec %d: %w", r.Codec, dedupe.ErrUnknownFormat)
@@ -229,6 +238,10 @@ func (r *Record) validate() error {
 	case r.StoredLength > MaxPayloadSize || r.LogicalLength > MaxPayloadSize:
 		return fmt.Errorf("record lengths %d stored, %d logical, limit %d: %w",
 			r.StoredLength, r.LogicalLength, MaxPayloadSize, dedupe.ErrCorrupt)
+	case r.Kind == KindBundle && (r.Encoding != EncodingPatch || r.GrainSize != GrainSize):
+		return fmt.Errorf("bundle with encoding %d and grains of %d bytes: %w", r.Encoding, r.GrainSize, dedupe.ErrUnknownFormat)
+	case r.ClearLength > r.StoredLength || (r.Kind != KindBundle && r.ClearLength != 0):
+		return fmt.Errorf("record of kind %d with %d of %d bytes in clear: %w", r.Kind, r.ClearLength, r.StoredLength, dedupe.ErrCorrupt)
 	}
 	return nil
 }

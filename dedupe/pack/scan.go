@@ -66,11 +66,16 @@ func scan(r io.ReaderAt, size int64, class Class, damaged bool, fn func(e Entry,
 		}
 		payload := b[RecordHeaderSize:]
 		intact := rec.CheckPayload(payload) == nil
+		var patches []Patch
+		if intact {
+			patches, err = patchesOf(&rec, payload)
+			intact = err == nil
+		}
 		if !intact && !damaged {
 			return off, nil
 		}
 		if intact && rec.Kind != KindPad {
-			if err := fn(entryOf(&rec, off), payload); err != nil {
+			if err := fn(entryOf(&rec, off, patches), payload); err != nil {
 				return off, err
 			}
 		}

@@ -22,9 +22,9 @@ type File interface {
 // ErrFull: the record does not fit any more; seal the pack and begin another.
 var ErrFull = errors.New("pack is full")
 
-// writerEntries bounds the records that a Writer puts into one pack, below what a
-// reader takes: their entries stay in memory until the pack is sealed.
-const writerEntries = 1 << 16
+// writerFooter bounds the entries that a Writer puts into one pack, by what they take in
+// its footer, below what a reader takes: they stay in memory until the pack is sealed.
+const writerFooter = 1 << 16 * entrySize
 
 // Writer appends records to a pack. See the package's comment for its rules.
 type Writer struct {
@@ -40,6 +40,7 @@ type Writer struct {
 	mu      sync.Mutex
 	end     int64 // where the next record goes
 	entries []Entry
+	footer  int64 // what they take in the footer
 	err     error
 }
 
@@ -64,9 +65,13 @@ func (w *Writer) Append(r *Record, buf []byte, placed func(Entry)) (Entry, error
 	if err := EncodeRecord(r, buf); err != nil {
 		return Entry{}, err
 	}
+	patches, err := patchesOf(r, buf[RecordHeaderSize:])
+	if err != nil {
+		return Entry{}, fmt.Errorf("append bundle: %w", err)
+	}
 	w.flight.RLock()
 	defer w.flight.RUnlock()
-	e, err := w.reserve(r, int64(len(buf)))
+	e, err := w.reserve(r, int64(len(buf)), patches)
 	if err != nil {
 		return e, err
 	}
@@ -80,20 +85,21 @@ func (w *Writer) Append(r *Record, buf []byte, placed func(Entry)) (Entry, error
 }
 
 // reserve takes the next n bytes of the pack for a record.
-func (w *Writer) reserve(r *Record, n int64) (Entry, error) {
+func (w *Writer) reserve(r *Record, n int64, patches []Patch) (Entry, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.err != nil {
 		return Entry{}, w.err
 	}
+	e := entryOf(r, w.end, patches)
 	// One page more than the seal: a pad up to the next page may come between.
-	if len(w.entries) > 0 && (w.end+n+PageSize+RecordHeaderSize+SealSize(len(w.entries)+1) > w.limit || len(w.entries) >= writerEntries) {
+	if len(w.entries) > 0 && (w.end+n+PageSize+RecordHeaderSize+SealSize(0)+w.footer+e.footerSize() > w.limit || w.footer >= writerFooter) {
 		return Entry{}, ErrFull
 	}
-	e := entryOf(r, w.end)
 	w.end += n
 	if r.Kind != KindPad {
 		w.entries = append(w.entries, e)
+		w.footer += e.footerSize()
 	}
 	return e, nil
 }
@@ -184,6 +190,7 @@ func (w *Writer) Rollback(end int64) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.entries = w.entries[:keep:keep]
+	w.footer = footerSize(w.entries)
 	w.end = end
 	w.err = nil
 	return nil
@@ -257,7 +264,7 @@ func (w *Writer) Close() error { return w.f.Close() }
 // SealFile seals a half-written pack that Scan read up to the offset end: the file is
 // cut there, footer, hash and trailer follow, and all of it is synced.
 func SealFile(f File, h Header, entries []Entry, end int64) (size int64, err error) {
-	w := Writer{f: f, header: h, end: end, entries: entries}
+	w := Writer{f: f, header: h, end: end, entries: entries, footer: footerSize(entries)}
 	if err := f.Truncate(end); err != nil {
 		return 0, fmt.Errorf("cut pack %v at %d: %w", h.ID, end, err)
 	}

@@ -223,6 +223,13 @@ func notes(t testing.TB) map[string][]byte {
 	add("note-v1-delete.bin", p, err)
 	p, err = recoverypoint.EncodeEvent(recoverypoint.NoteRelease, recoverypoint.Event{At: e.At})
 	add("note-v1-release.bin", p, err)
+	p, err = recoverypoint.EncodeEvent(recoverypoint.NoteExpiry, e)
+	add("note-v1-expiry.bin", p, err)
+	p, err = recoverypoint.EncodeEvent(recoverypoint.NoteLock, e)
+	add("note-v1-lock.bin", p, err)
+	p, err = recoverypoint.EncodeSettings(recoverypoint.Settings{At: e.At, SoftDelete: 14 * 24 * time.Hour, MinimumRetention: 90 * time.Second,
+		Immutability: recoverypoint.Locked, Actor: "uid 0", Text: "Größe"})
+	add("note-v1-settings.bin", p, err)
 	return out
 }
 
@@ -245,6 +252,12 @@ func decodeNote(p []byte) (again []byte, err error) {
 			return nil, err
 		}
 		return recoverypoint.EncodeAccounting(a)
+	case recoverypoint.NoteSettings:
+		s, err := recoverypoint.DecodeSettings(p)
+		if err != nil {
+			return nil, err
+		}
+		return recoverypoint.EncodeSettings(s)
 	}
 	e, err := recoverypoint.DecodeEvent(noteType, p)
 	if err != nil {

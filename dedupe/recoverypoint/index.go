@@ -28,8 +28,15 @@ type Point struct {
 	DeletedUntil time.Time
 	// Held: neither deleted nor purged until released.
 	Held bool
+	// RetainUntil of a point that was made for a time; zero: the rules decide.
+	RetainUntil time.Time
+	// LockedUntil is what an immutable vault promised when the point was made, at the
+	// trusted time LockedAt; zero in both: none. LockEnd says what counts.
+	LockedUntil time.Time
+	LockedAt    time.Time
 
-	purged bool
+	purged   bool
+	statedAt time.Time // of its newest event
 }
 
 // Problem is something in the store that the Index could not read.
@@ -66,6 +73,8 @@ type Index struct {
 	ordered  []*Point // oldest first, purged ones included; nil when out of date
 	problems []Problem
 	unique   map[dedupe.Digest]Unique // of the points as they are; nil when out of date
+	settings Settings
+	statedAt time.Time // the newest time that a note of ours states
 }
 
 // OpenIndex reads all manifests and notes of s. A manifest that cannot be read is no
@@ -73,7 +82,7 @@ type Index struct {
 // says why. Nor is a note: it may have said anything, so points that were deleted may
 // be back, and no point can be deleted.
 func OpenIndex(ctx context.Context, s dedupe.Store) (*Index, error) {
-	x := &Index{store: s, entries: censusEntries, points: make(map[dedupe.Digest]*Point)}
+	x := &Index{store: s, entries: censusEntries, points: make(map[dedupe.Digest]*Point), settings: DefaultSettings()}
 	err := s.Manifests(ctx, func(id dedupe.Digest) bool {
 		p, err := loadPoint(ctx, s, id)
 		if err != nil {
@@ -93,6 +102,7 @@ func OpenIndex(ctx context.Context, s dedupe.Store) (*Index, error) {
 	if errors.Is(err, dedupe.ErrCorrupt) {
 		x.problems = append(x.problems, Problem{Err: fmt.Errorf("recovery points are held, as a note is not readable: %w", err)})
 		x.holdAll()
+		x.settings = x.settings.inDoubt()
 	} else if err != nil {
 		return nil, fmt.Errorf("read notes of recovery points: %w", err)
 	}
@@ -122,6 +132,10 @@ func loadPoint(ctx context.Context, s dedupe.Store, id dedupe.Digest) (*Point, e
 
 // replay applies one note; the caller holds mu or is alone.
 func (x *Index) replay(n dedupe.Note) {
+	if n.Type == NoteSettings {
+		x.replaySettings(n)
+		return
+	}
 	old := x.points[n.Subject]
 	if old == nil {
 		return // about something else, or about a point that was collected
@@ -129,10 +143,12 @@ func (x *Index) replay(n dedupe.Note) {
 	p := *old
 	if err := p.apply(n); err != nil {
 		x.problems = append(x.problems, Problem{ID: n.Subject, Err: fmt.Errorf("recovery point %v, note %d: %w", n.Subject, n.Sequence, err)})
-		if n.Type == NoteHold || n.Type == NoteRelease {
-			p.Held = true // an unreadable word about a hold must not end one
+		switch n.Type {
+		case NoteHold, NoteRelease, NoteExpiry, NoteLock:
+			p.Held = true // an unreadable word about a hold or a lock must not end one
 		}
 	}
+	x.statedAt = later(x.statedAt, p.statedAt)
 	x.points[n.Subject] = &p
 	x.ordered, x.unique = nil, nil
 }
@@ -151,11 +167,12 @@ func (p *Point) apply(n dedupe.Note) error {
 			p.Accounting = a
 		}
 		return err
-	case NoteDelete, NoteUndelete, NotePurge, NoteHold, NoteRelease:
+	case NoteDelete, NoteUndelete, NotePurge, NoteHold, NoteRelease, NoteExpiry, NoteLock:
 		e, err := DecodeEvent(n.Type, n.Body)
 		if err != nil {
 			return err
 		}
+		p.statedAt = later(p.statedAt, e.At)
 		switch n.Type {
 		case NoteDelete:
 			p.Deleted, p.DeletedAt, p.DeletedUntil = true, e.At, e.Until
@@ -163,6 +180,12 @@ func (p *Point) apply(n dedupe.Note) error {
 			p.Deleted, p.DeletedAt, p.DeletedUntil = false, time.Time{}, time.Time{}
 		case NotePurge:
 			p.purged = true
+		case NoteExpiry:
+			p.RetainUntil = e.Until
+		case NoteLock: // a lock only grows
+			if e.Until.After(p.LockedUntil) {
+				p.LockedUntil, p.LockedAt = e.Until, e.At
+			}
 		default:
 			p.Held = n.Type == NoteHold
 		}
@@ -274,10 +297,16 @@ func sortPoints(list []*Point) {
 // is nil) and with its accounting (acc is nil or as long as ms), all or none. The
 // ids are those of Manifest.ID.
 func (x *Index) Publish(ctx context.Context, b dedupe.Batch, ms []*Manifest, acc []Accounting, signer ed25519.PrivateKey) ([]*Point, error) {
+	return x.PublishOnTerms(ctx, b, ms, acc, Terms{}, signer)
+}
+
+// PublishOnTerms is Publish of points that are kept for a time, or locked: what Terms say
+// is part of the same commit.
+func (x *Index) PublishOnTerms(ctx context.Context, b dedupe.Batch, ms []*Manifest, acc []Accounting, terms Terms, signer ed25519.PrivateKey) ([]*Point, error) {
 	if acc != nil && len(acc) != len(ms) {
 		return nil, errors.Join(fmt.Errorf("publish recovery points: %d manifests with %d accounts", len(ms), len(acc)), b.Abort())
 	}
-	pub, points, err := x.publication(ms, acc, signer)
+	pub, points, err := x.publication(ms, acc, terms, signer)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("publish recovery points: %w", err), b.Abort())
 	}
@@ -299,12 +328,13 @@ func (x *Index) Publish(ctx context.Context, b dedupe.Batch, ms []*Manifest, acc
 	defer x.mu.Unlock()
 	for _, p := range points {
 		x.points[p.ID] = p
+		x.statedAt = later(x.statedAt, p.statedAt)
 	}
 	x.ordered, x.unique = nil, nil
 	return points, nil
 }
 
-func (x *Index) publication(ms []*Manifest, acc []Accounting, signer ed25519.PrivateKey) (pub dedupe.Publication, points []*Point, err error) {
+func (x *Index) publication(ms []*Manifest, acc []Accounting, terms Terms, signer ed25519.PrivateKey) (pub dedupe.Publication, points []*Point, err error) {
 	for i, m := range ms {
 		b, err := m.Encode()
 		if err != nil {
@@ -332,6 +362,11 @@ func (x *Index) publication(ms []*Manifest, acc []Accounting, signer ed25519.Pri
 			}
 			pub.Notes = append(pub.Notes, dedupe.Note{Type: NoteAccounting, Subject: p.ID, Body: body})
 		}
+		notes, err := terms.notes(p, x.Settings())
+		if err != nil {
+			return pub, nil, err
+		}
+		pub.Notes = append(pub.Notes, notes...)
 		points = append(points, p)
 	}
 	return pub, points, nil

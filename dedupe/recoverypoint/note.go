@@ -10,7 +10,7 @@ import (
 	"github.com/keelblock/keelblock/dedupe"
 )
 
-// The types of notes, see FORMAT.md. 8 to 12 are reserved.
+// The types of notes, see FORMAT.md. 10 to 12 are reserved.
 const (
 	NoteSignatures uint16 = 1
 	NoteAccounting uint16 = 2
@@ -19,6 +19,9 @@ const (
 	NotePurge      uint16 = 5
 	NoteHold       uint16 = 6
 	NoteRelease    uint16 = 7
+	NoteExpiry     uint16 = 8
+	NoteLock       uint16 = 9
+	NoteSettings   uint16 = 13
 )
 
 const (
@@ -67,12 +70,23 @@ type Accounting struct {
 	StoredBytes  int64 // what they and their nodes take in packs
 }
 
-// Event is a deletion, a hold, or the end of one.
+// Event is a deletion, a hold, the end of one, or a time that a point is given.
 type Event struct {
 	At    time.Time
 	Until time.Time // zero: none
 	Actor string    // who asked
 	Text  string    // why
+	// Proven is the time that locks are compared with; it is not part of the note.
+	// Zero: At. A clock that cannot be trusted gives an earlier one.
+	Proven time.Time
+}
+
+// proven is the time that locks are compared with.
+func (e Event) proven() time.Time {
+	if e.Proven.IsZero() {
+		return e.At
+	}
+	return e.Proven
 }
 
 // EncodeSignatures is the body of a NoteSignatures.
@@ -133,10 +147,13 @@ func DecodeAccounting(body []byte) (Accounting, error) {
 	return a, r.close(body, func() ([]byte, error) { return EncodeAccounting(a) })
 }
 
-// EncodeEvent is the body of a note of type NoteDelete .. NoteRelease.
+// EncodeEvent is the body of a note of type NoteDelete .. NoteLock.
 func EncodeEvent(noteType uint16, e Event) ([]byte, error) {
-	if noteType < NoteDelete || noteType > NoteRelease {
+	if noteType < NoteDelete || noteType > NoteLock {
 		return nil, invalid("note type %d is not an event", noteType)
+	}
+	if noteType == NoteLock && e.Until.IsZero() {
+		return nil, invalid("lock without an end")
 	}
 	if e.At.Unix() <= 0 || e.At.Year() > 2261 || e.Until.Year() > 2261 || len(e.Actor) > MaxNameBytes {
 		return nil, invalid("event at %v until %v by %q", e.At, e.Until, e.Actor)
