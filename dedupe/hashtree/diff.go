@@ -68,6 +68,41 @@ func DiffBlocks(ctx context.Context, nodes Nodes, a, b Root, yield func(index in
 	return ignoreStop(d.compare(ctx, level, a.ref(level), b.ref(level), 0))
 }
 
+// DiffEntries calls yield for every present node and block of a that b does not have in
+// the same place, with inB false, and for those of b that a does not have there, with inB
+// true, a node before what is below it. What is said of a subtree that two places share
+// is said of each place. It reads the nodes that DiffBlocks reads.
+func DiffEntries(ctx context.Context, nodes Nodes, a, b Root, yield func(e Entry, inB bool) error) error {
+	if a.BlockSize != b.BlockSize && !a.IsZero() && !b.IsZero() {
+		return fmt.Errorf("compare trees with blocks of %d and of %d bytes: %w", a.BlockSize, b.BlockSize, blockdev.ErrNotSupported)
+	}
+	for _, r := range []Root{a, b} {
+		if r.IsZero() {
+			continue
+		}
+		if err := r.Validate(); err != nil {
+			return err
+		}
+	}
+	d := differ{nodes: nodes, a: a, b: b, yield: func(int64, dedupe.Digest, dedupe.Digest) bool { return true }}
+	d.entry = func(level int, a, b ref, at int64) error {
+		if !a.above && !a.digest.IsZero() {
+			if err := yield(d.a.entry(level, a.digest, at), false); err != nil {
+				return err
+			}
+		}
+		if !b.above && !b.digest.IsZero() {
+			return yield(d.b.entry(level, b.digest, at), true)
+		}
+		return nil
+	}
+	level := max(a.Depth, b.Depth) - 1
+	if level < 0 {
+		return nil
+	}
+	return d.compare(ctx, level, a.ref(level), b.ref(level), 0)
+}
+
 // ref is a place in one of the trees: a digest, or a node above the top of the
 // shallower tree, whose only child is child 0.
 type ref struct {
@@ -84,11 +119,17 @@ type differ struct {
 	nodes Nodes
 	a, b  Root
 	yield func(int64, dedupe.Digest, dedupe.Digest) bool
+	entry func(level int, a, b ref, at int64) error // nil: not asked for
 }
 
 func (d *differ) compare(ctx context.Context, level int, a, b ref, at int64) error {
 	if a.above == b.above && a.digest == b.digest {
 		return nil
+	}
+	if d.entry != nil {
+		if err := d.entry(level, a, b, at); err != nil {
+			return err
+		}
 	}
 	if level < 0 {
 		if !d.yield(at, a.digest, b.digest) {

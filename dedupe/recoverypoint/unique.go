@@ -155,9 +155,7 @@ func reach(ctx context.Context, nodes hashtree.Nodes, m *Manifest, visit func(de
 }
 
 func reachKinds(ctx context.Context, nodes hashtree.Nodes, m *Manifest, visit func(dedupe.Digest, dedupe.Kind) (bool, error), unreadable func(error)) error {
-	contents := []Content{m.Definition}
 	for i := range m.Disks {
-		contents = append(contents, m.Disks[i].ChangeSet)
 		r := m.Disks[i].Root
 		err := hashtree.Visit(ctx, nodes, r, 0, r.SizeBytes, func(e hashtree.Entry) (bool, error) {
 			if e.Err != nil {
@@ -174,7 +172,7 @@ func reachKinds(ctx context.Context, nodes hashtree.Nodes, m *Manifest, visit fu
 			return err
 		}
 	}
-	for _, c := range contents {
+	for _, c := range contentsOf(m) {
 		for _, d := range c.Blocks {
 			if d.IsZero() {
 				continue

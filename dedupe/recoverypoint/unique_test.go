@@ -35,6 +35,81 @@ func reached(t *testing.T, s dedupe.Store, p *recoverypoint.Point) map[dedupe.Di
 	return out
 }
 
+// checkUsage compares Usage with a plain count.
+func checkUsage(t *testing.T, s *blockstore.Store, x *recoverypoint.Index, what string) {
+	t.Helper()
+	size := func(d dedupe.Digest) int64 {
+		_, _, n, err := s.Locate(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	points, machines := map[dedupe.Digest]int{}, map[dedupe.Digest]map[recoverypoint.ID]bool{}
+	var live, deleted int64
+	kept := map[dedupe.Digest]bool{}
+	for _, p := range x.List("", true) {
+		for d := range reached(t, s, p) {
+			points[d]++
+			if machines[d] == nil {
+				machines[d] = map[recoverypoint.ID]bool{}
+			}
+			machines[d][p.Manifest.MachineID] = true
+			kept[d] = kept[d] || !p.Deleted
+		}
+	}
+	for d := range points {
+		live += size(d)
+		if !kept[d] {
+			deleted += size(d)
+		}
+	}
+	u, err := x.Usage(t.Context())
+	if err != nil || !u.Exact {
+		t.Fatalf("%s: %+v, %v", what, u, err)
+	}
+	if u.Live != live || u.Deleted != deleted || u.Unique+u.Shared != live {
+		t.Errorf("%s: live %d, deleted %d, unique %d + shared %d; want %d and %d", what, u.Live, u.Deleted, u.Unique, u.Shared, live, deleted)
+	}
+	n := 0
+	for _, m := range u.Machines {
+		var unique, sharedBytes int64
+		needed := map[dedupe.Digest]bool{}
+		for _, pu := range m.Points {
+			n++
+			var own, total int64
+			for d := range reached(t, s, pu.Point) {
+				total += size(d)
+				if points[d] == 1 {
+					own += size(d)
+				}
+				needed[d] = true
+			}
+			if pu.Unique != own || pu.Total != total || pu.Shared != total-own {
+				t.Errorf("%s: point %v: %+v; want unique %d of %d", what, pu.Point.ID, pu, own, total)
+			}
+		}
+		for d := range needed {
+			if len(machines[d]) == 1 {
+				unique += size(d)
+			} else {
+				sharedBytes += size(d)
+			}
+		}
+		if m.Unique != unique || m.Shared != sharedBytes {
+			t.Errorf("%s: machine %v: unique %d, shared %d; want %d and %d", what, m.ID, m.Unique, m.Shared, unique, sharedBytes)
+		}
+	}
+	if n != len(x.List("", true)) {
+		t.Errorf("%s: %d points are counted", what, n)
+	}
+	limited := openIndex(t, s)
+	recoverypoint.LimitCensus(limited, 10)
+	if u, err := limited.Usage(t.Context()); err != nil || u.Exact || len(u.Machines) == 0 {
+		t.Errorf("%s, limited: %+v, %v", what, u, err)
+	}
+}
+
 // isContent reports whether d is of the change sets or the definition.
 func isContent(p *recoverypoint.Point, d dedupe.Digest) bool {
 	all := p.Manifest.Definition.Blocks
@@ -119,6 +194,12 @@ func TestUnique(t *testing.T) {
 				t.Errorf("%s: point %d: %+v, %v; want %d", what, i, u, err, want)
 			}
 		}
+	}
+	plain := check
+	check = func(what string) {
+		t.Helper()
+		plain(what)
+		checkUsage(t, s, x, what)
 	}
 	first, root := backup(1, 1, root, disk, 0, len(disk))
 	check("one point")
