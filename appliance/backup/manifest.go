@@ -101,6 +101,9 @@ func (a *attemptState) manifest(ctx context.Context, cut *snapshot.Cut, shared s
 	acc = pt.cost
 	acc.ChangedBytes = m.ChangedBytes
 	acc.StoredBytes += b.stored
+	for _, d := range pt.members.disks {
+		acc.ProtectedBytes += d.UsedBytes()
+	}
 	return m, acc, m.Validate()
 }
 

@@ -118,6 +118,25 @@ func (d *Disk) AllocatedBytes() int64 {
 	return n
 }
 
+// UsedBytes is how much of the disk has storage, without what the file system needs to
+// keep account of it; 0 when it is offline.
+func (d *Disk) UsedBytes() int64 {
+	if d.file == nil {
+		return 0
+	}
+	var sum int64
+	err := d.file.Extents(0, d.file.Size(), func(x blockdev.Extent, s blockdev.ExtentStatus) bool {
+		if !s.Hole {
+			sum += x.Length
+		}
+		return true
+	})
+	if err != nil {
+		return d.AllocatedBytes()
+	}
+	return sum
+}
+
 // State and, unless it is online, why.
 func (d *Disk) State() (State, string) {
 	if d.file == nil {

@@ -369,6 +369,26 @@ func (s *Store) Stats() dedupe.Stats {
 	}
 }
 
+// IndexBytes is what the index takes on disk.
+func (s *Store) IndexBytes() int64 {
+	dir := s.scratch
+	if dir == "" {
+		dir = filepath.Join(s.dir, indexName)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return 0
+	}
+	var sum int64
+	for _, e := range entries {
+		var st unix.Stat_t
+		if unix.Stat(filepath.Join(dir, e.Name()), &st) == nil { // it may have been compacted away
+			sum += st.Blocks * 512
+		}
+	}
+	return sum
+}
+
 // Begin implements dedupe.Store.
 func (s *Store) Begin(ctx context.Context) (dedupe.Batch, error) {
 	if err := ctx.Err(); err != nil {

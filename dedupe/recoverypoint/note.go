@@ -68,6 +68,9 @@ type Accounting struct {
 	ChangedBytes int64 // in grains
 	NewBytes     int64 // of blocks not held before, before compression
 	StoredBytes  int64 // what they and their nodes take in packs
+	// ProtectedBytes is the storage that the machine's protected disks occupied at the
+	// cut; 0 is also what points of a release have that did not count it.
+	ProtectedBytes int64
 }
 
 // Event is a deletion, a hold, the end of one, or a time that a point is given.
@@ -126,13 +129,13 @@ func DecodeSignatures(body []byte) ([]Signature, error) {
 // EncodeAccounting is the body of a NoteAccounting.
 func EncodeAccounting(a Accounting) ([]byte, error) {
 	w := newNote(NoteAccounting)
-	for _, v := range []int64{a.ReadBytes, a.ChangedBytes, a.NewBytes, a.StoredBytes} {
+	for _, v := range []int64{a.ReadBytes, a.ChangedBytes, a.NewBytes, a.StoredBytes, a.ProtectedBytes} {
 		if v < 0 {
 			return nil, invalid("accounting with %d bytes", v)
 		}
 		w.u64(uint64(v))
 	}
-	w.zeros(32)
+	w.zeros(24)
 	return w.seal(), nil
 }
 
@@ -142,8 +145,9 @@ func DecodeAccounting(body []byte) (Accounting, error) {
 	if err != nil {
 		return Accounting{}, err
 	}
-	a := Accounting{ReadBytes: int64(r.u64()), ChangedBytes: int64(r.u64()), NewBytes: int64(r.u64()), StoredBytes: int64(r.u64())}
-	r.skip(32)
+	a := Accounting{ReadBytes: int64(r.u64()), ChangedBytes: int64(r.u64()), NewBytes: int64(r.u64()), StoredBytes: int64(r.u64()),
+		ProtectedBytes: int64(r.u64())}
+	r.skip(24)
 	return a, r.close(body, func() ([]byte, error) { return EncodeAccounting(a) })
 }
 

@@ -15,7 +15,7 @@ import (
 
 func (a *app) vaultCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "vault", Short: "vaults, where recovery points live: create, list, status, verify, rebuild-index"}
-	cmd.AddCommand(a.vaultCreate(), a.vaultList(), a.vaultStatus(), a.vaultVerify(), a.vaultRebuild())
+	cmd.AddCommand(a.vaultCreate(), a.vaultList(), a.vaultStatus(), a.vaultVerify(), a.vaultRebuild(), a.vaultUsage())
 	return cmd
 }
 
