@@ -63,7 +63,7 @@ func (s service) allDisks() []*kb.Disk {
 
 func (s service) machine(m machine.Machine) *kb.Machine {
 	out := &kb.Machine{Name: m.Name, SiteName: s.Info.SiteName, Role: "source", Generation: int64(m.Generation),
-		Definition: m.Definition, ExcludedDisks: m.Excluded, GroupName: s.Machines.GroupOf(m.Name),
+		Definition: m.Definition, ExcludedDisks: m.Excluded, GroupName: s.Machines.GroupOf(m.Name), Keep: keepRules(m.Retention),
 		Vault: cmp.Or(m.Vault, vault.DefaultName)}
 	for _, name := range m.Disks {
 		if d, err := s.Disks.Get(name); err == nil {
@@ -93,6 +93,7 @@ func (s service) point(ctx context.Context, h *vault.Handle, p *recoverypoint.Po
 	for _, d := range m.Disks {
 		out.Disks = append(out.Disks, &kb.PointDisk{Name: d.Name, SizeBytes: d.Root.SizeBytes, RootDigest: d.Root.Digest().String()})
 	}
+	out.Held, out.RetainUntil, out.LockedUntil = p.Held, timestamp(p.RetainUntil), timestamp(p.LockEnd(h.Points.Settings()))
 	for _, d := range m.Excluded {
 		out.ExcludedDisks = append(out.ExcludedDisks, d.Name)
 	}

@@ -78,7 +78,11 @@ func (s groupsService) Backup(ctx context.Context, r *connect.Request[kb.GroupBa
 	if _, err := s.Machines.Group(r.Msg.Group); err != nil {
 		return nil, err
 	}
-	t, err := s.Parts.Backup.Start(ctx, backup.Request{Group: r.Msg.Group, Consistency: r.Msg.Consistency, Note: r.Msg.Note, Vault: r.Msg.Vault})
+	retain, err := retainFor(r.Msg.RetainSeconds)
+	if err != nil {
+		return nil, err
+	}
+	t, err := s.Parts.Backup.Start(ctx, backup.Request{Retain: retain, Actor: actor(ctx), Group: r.Msg.Group, Consistency: r.Msg.Consistency, Note: r.Msg.Note, Vault: r.Msg.Vault})
 	if err != nil {
 		return nil, err
 	}

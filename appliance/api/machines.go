@@ -9,6 +9,7 @@ import (
 	"github.com/keelblock/keelblock/appliance/backup"
 	"github.com/keelblock/keelblock/appliance/machine"
 	"github.com/keelblock/keelblock/dedupe/recoverypoint"
+	"github.com/keelblock/keelblock/dedupe/retention"
 )
 
 type machinesService struct{ service }
@@ -70,7 +71,19 @@ func (s machinesService) Edit(_ context.Context, r *connect.Request[kb.EditMachi
 			return nil, err
 		}
 	}
-	m, err := s.Machines.Edit(r.Msg.Name, machine.Change{Add: r.Msg.AddDisks, Remove: r.Msg.RemoveDisks,
+	var rules *retention.Rules
+	if r.Msg.Keep != nil {
+		m, err := s.Machines.Get(r.Msg.Name)
+		if err != nil {
+			return nil, err
+		}
+		given := rulesOf(r.Msg.Keep)
+		if err := s.checkRules(m, given); err != nil {
+			return nil, err
+		}
+		rules = &given
+	}
+	m, err := s.Machines.Edit(r.Msg.Name, machine.Change{Retention: rules, Add: r.Msg.AddDisks, Remove: r.Msg.RemoveDisks,
 		Exclude: r.Msg.ExcludeDisks, Definition: r.Msg.Definition, Vault: r.Msg.Vault})
 	if err != nil {
 		return nil, err
@@ -88,7 +101,11 @@ func (s machinesService) Delete(_ context.Context, r *connect.Request[kb.DeleteM
 
 // Backup starts a backup, or joins one that has not frozen yet.
 func (s machinesService) Backup(ctx context.Context, r *connect.Request[kb.BackupRequest]) (*connect.Response[kb.Job], error) {
-	t, err := s.Parts.Backup.Start(ctx, backup.Request{Machine: r.Msg.Machine, Consistency: r.Msg.Consistency, Note: r.Msg.Note, Vault: r.Msg.Vault})
+	retain, err := retainFor(r.Msg.RetainSeconds)
+	if err != nil {
+		return nil, err
+	}
+	t, err := s.Parts.Backup.Start(ctx, backup.Request{Retain: retain, Actor: actor(ctx), Machine: r.Msg.Machine, Consistency: r.Msg.Consistency, Note: r.Msg.Note, Vault: r.Msg.Vault})
 	if err != nil {
 		return nil, err
 	}

@@ -86,7 +86,7 @@ func (s pointsService) Delete(ctx context.Context, r *connect.Request[kb.DeleteP
 	if rest != "" {
 		selector += ":" + rest
 	}
-	if p, err = s.Vaults.Delete(ctx, selector, r.Msg.Purge, actor(ctx), time.Now()); err != nil {
+	if p, err = s.Vaults.Delete(ctx, selector, r.Msg.Purge, actor(ctx), s.Clock.Now()); err != nil {
 		return nil, err
 	}
 	before.State = "deleted"
@@ -96,15 +96,7 @@ func (s pointsService) Delete(ctx context.Context, r *connect.Request[kb.DeleteP
 
 // Undelete brings a soft-deleted point back.
 func (s pointsService) Undelete(ctx context.Context, r *connect.Request[kb.UndeletePointRequest]) (*connect.Response[kb.RecoveryPoint], error) {
-	p, err := s.Vaults.Undelete(ctx, r.Msg.Point, actor(ctx), time.Now())
-	if err != nil {
-		return nil, err
-	}
-	h, _ := s.Vaults.Holder(p.ID)
-	if h == nil {
-		return nil, appliance.NotFound("undelete recovery point", "recovery-point", p.ID.String())
-	}
-	return connect.NewResponse(s.point(ctx, h, p)), nil
+	return s.restated(ctx)(s.Vaults.Undelete(ctx, r.Msg.Point, actor(ctx), s.Clock.Now()))
 }
 
 // Diff lists what differs between two points, disk by disk, from their trees. A disk

@@ -15,9 +15,11 @@ import (
 	"github.com/keelblock/keelblock/appliance"
 	"github.com/keelblock/keelblock/appliance/api/keelblockv1/keelblockv1connect"
 	"github.com/keelblock/keelblock/appliance/backup"
+	"github.com/keelblock/keelblock/appliance/clock"
 	"github.com/keelblock/keelblock/appliance/cursor"
 	"github.com/keelblock/keelblock/appliance/disks"
 	"github.com/keelblock/keelblock/appliance/doctor"
+	"github.com/keelblock/keelblock/appliance/expiry"
 	"github.com/keelblock/keelblock/appliance/job"
 	"github.com/keelblock/keelblock/appliance/machine"
 	"github.com/keelblock/keelblock/appliance/readers"
@@ -65,6 +67,8 @@ type Parts struct {
 	Cursors  *cursor.Set
 	Vaults   *vault.Set
 	Jobs     *job.Manager
+	Clock    *clock.Clock
+	Expiry   *expiry.Engine
 	Backup   *backup.Engine
 	Restore  *restore.Engine
 	Readers  *readers.Set

@@ -50,6 +50,9 @@ func (s vaultsService) Edit(ctx context.Context, r *connect.Request[kb.EditVault
 			return nil, err
 		}
 	}
+	if err := s.configure(ctx, r.Msg); err != nil {
+		return nil, err
+	}
 	return connect.NewResponse(s.vault(v)), nil
 }
 
@@ -84,6 +87,7 @@ func (s service) vault(v *vault.Vault) *kb.Vault {
 	if h := v.Peek(); h != nil {
 		out.BlockSizeBytes = int64(h.Store.BlockSize())
 		out.Points = int64(len(h.Points.List("", false)))
+		forgetting(out, h.Points.Settings())
 		out.Locations[0].Packs = h.Store.Stats().Packs
 	}
 	return out

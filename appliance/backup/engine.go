@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/keelblock/keelblock/appliance"
+	"github.com/keelblock/keelblock/appliance/clock"
 	"github.com/keelblock/keelblock/appliance/disks"
 	"github.com/keelblock/keelblock/appliance/job"
 	"github.com/keelblock/keelblock/appliance/machine"
@@ -37,6 +39,10 @@ type Request struct {
 	// Vault that the points go to; "": that of the machine, or of all machines of the
 	// group.
 	Vault string
+	// Retain keeps the points for this long, whatever the rules say. 0: the rules decide.
+	Retain time.Duration
+	// Actor is who asked; it is not part of what makes two requests the same.
+	Actor string
 }
 
 func (r Request) object() string {
@@ -60,6 +66,8 @@ type Options struct {
 	Vaults   *vault.Set
 	Jobs     *job.Manager
 	Clock    *cbt.Clock
+	// Now is trusted time, by which points are kept and locked.
+	Now func() clock.Time
 	// Workers bounds the goroutines of one backup; at least 1.
 	Workers int
 	// AuditBlocks is how many unchanged blocks of each disk an audit looks at. 0: a
@@ -107,6 +115,9 @@ func (e *Engine) Start(ctx context.Context, r Request) (*job.Task, error) {
 	if len(r.Note) > MaxNote {
 		return nil, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: fmt.Sprintf("a note of %d bytes; at most %d", len(r.Note), MaxNote)}
 	}
+	if r.Retain < 0 || r.Retain > recoverypoint.MaxPeriod {
+		return nil, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: fmt.Sprintf("retention of %v is not within 0 and 100 years", r.Retain)}
+	}
 	parts, release, err := e.hold(r)
 	if err != nil {
 		return nil, err
@@ -120,6 +131,7 @@ func (e *Engine) Start(ctx context.Context, r Request) (*job.Task, error) {
 		return nil, fmt.Errorf("%s: %w", op, err)
 	}
 	w := wish{r, diskIDs(parts)}
+	w.Actor = ""
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if t := e.waiting[w]; t != nil {

@@ -233,7 +233,8 @@ func (a *attemptState) transfer(ctx context.Context, cut *snapshot.Cut) ([]*reco
 		return nil, err
 	}
 	a.t.Detail("publishing")
-	return a.h.Points.Publish(ctx, a.batch, manifests, costs, a.h.Site.Key)
+	terms := recoverypoint.Terms{At: a.e.o.Now().At, Retain: a.req.Retain, Actor: a.req.Actor}
+	return a.h.Points.PublishOnTerms(ctx, a.batch, manifests, costs, terms, a.h.Site.Key)
 }
 
 // flush makes durable what the point will hold of the disks. The map forgets it with

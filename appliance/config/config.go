@@ -8,10 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/BurntSushi/toml"
 
 	"github.com/keelblock/keelblock/appliance"
+	"github.com/keelblock/keelblock/appliance/clock"
 )
 
 // DefaultDataDir is where the state lies when nothing else is said.
@@ -56,6 +58,9 @@ type Config struct {
 	Workers int `toml:"workers"`
 	// DrainSeconds bounds each step of a stop. 0: 10.
 	DrainSeconds int `toml:"drain-seconds"`
+	// ClockLeapDays is how many days the clock may be ahead of where it was at the last
+	// stop before it is in doubt. 0: 7.
+	ClockLeapDays int `toml:"clock-leap-days"`
 	// LogLevel is debug, info, warn or error. "": info.
 	LogLevel string `toml:"log-level"`
 	// LogFormat is text or json. "": text.
@@ -67,6 +72,10 @@ type Config struct {
 	NotifySocket string `toml:"-"`
 	// LogWriter gets the log. nil: standard error.
 	LogWriter io.Writer `toml:"-"`
+	// ReadClock reads the clocks of the host. nil: those that it has.
+	ReadClock func() clock.Reading `toml:"-"`
+	// ExpiryInterval is the time between two passes of expiry. 0: a minute.
+	ExpiryInterval time.Duration `toml:"-"`
 	// Version is what status reports as the version of the binary.
 	Version string `toml:"-"`
 }
@@ -163,10 +172,14 @@ func (c Config) Validate() error {
 		name  string
 		value int64
 	}{{"spill-size", c.SpillBytes}, {"disk-reserve", c.DiskReserveBytes}, {"vault-reserve", c.VaultReserveBytes},
-		{"ballast", c.BallastBytes}, {"cache", c.CacheBytes}, {"workers", int64(c.Workers)}, {"drain-seconds", int64(c.DrainSeconds)}} {
+		{"ballast", c.BallastBytes}, {"cache", c.CacheBytes}, {"workers", int64(c.Workers)}, {"drain-seconds", int64(c.DrainSeconds)},
+		{"clock-leap-days", int64(c.ClockLeapDays)}} {
 		if f.value < 0 {
 			bad(f.name, "%d is negative", f.value)
 		}
+	}
+	if c.ClockLeapDays > 36500 {
+		bad("clock-leap-days", "%d is more than 36500", c.ClockLeapDays)
 	}
 	if c.Workers > 1024 {
 		bad("workers", "%d is more than 1024", c.Workers)

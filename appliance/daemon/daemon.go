@@ -19,10 +19,12 @@ import (
 	"github.com/keelblock/keelblock/appliance/api"
 	"github.com/keelblock/keelblock/appliance/backup"
 	"github.com/keelblock/keelblock/appliance/catalog"
+	"github.com/keelblock/keelblock/appliance/clock"
 	"github.com/keelblock/keelblock/appliance/config"
 	"github.com/keelblock/keelblock/appliance/cursor"
 	"github.com/keelblock/keelblock/appliance/disks"
 	"github.com/keelblock/keelblock/appliance/doctor"
+	"github.com/keelblock/keelblock/appliance/expiry"
 	"github.com/keelblock/keelblock/appliance/job"
 	"github.com/keelblock/keelblock/appliance/machine"
 	"github.com/keelblock/keelblock/appliance/readers"
@@ -63,6 +65,8 @@ type daemon struct {
 	jobs     *job.Manager
 	readers  *readers.Set
 	points   pointsSocket
+	time     *clock.Clock
+	expiry   *expiry.Engine
 
 	listeners []listener
 	http      *http.Server
@@ -169,19 +173,23 @@ func (d *daemon) compose() {
 	}
 	d.vaults = vault.NewSet(vault.SetOptions{DataDir: d.cfg.DataDir, DefaultDir: d.cfg.VaultDir(), Site: d.site,
 		ReserveBytes: d.vaultReserve, CacheBytes: d.cfg.CacheBytes, Logger: d.log})
+	d.openClock()
 	d.machines = machine.NewSet(d.disks, disks.NewID)
 	d.cursors = cursor.NewSet(d.disks, d.vaults)
 	d.disks.SetContexts(d.cursors.Contexts)
 	d.jobs = job.New(job.Options{Code: api.CodeName, Logger: d.log})
 	d.points = d.newPointsSocket()
 	d.readers = readers.New(readers.Options{Vaults: d.vaults, Disks: d.disks, Points: d.points, Logger: d.log})
+	d.expiry = expiry.New(expiry.Options{Vaults: d.vaults, Machines: d.machines, Jobs: d.jobs, Now: d.time.Now,
+		Interval: d.cfg.ExpiryInterval, Alert: d.alert, Logger: d.log})
 	handler := api.Handler(api.Parts{
 		Info: api.Info{Version: d.cfg.Version, PID: os.Getpid(), StartedAt: time.Now(), DataDir: d.cfg.DataDir,
 			SiteName: d.site.Name, APIURI: "unix:" + d.cfg.APISocket(), NBDURIs: d.uris(kindNBD), NBDTLS: d.tlsMode(),
 			NBDSocket: d.cfg.NBDSocket(), PointsPath: d.cfg.PointsSocket()},
 		Disks: d.disks, Machines: d.machines, Cursors: d.cursors, Vaults: d.vaults, Jobs: d.jobs, Readers: d.readers,
+		Clock: d.time, Expiry: d.expiry,
 		Backup: backup.New(backup.Options{Disks: d.disks, Machines: d.machines, Vaults: d.vaults, Jobs: d.jobs,
-			Clock: d.clock, Workers: workers, Alert: d.alert, Logger: d.log}),
+			Clock: d.clock, Now: d.time.Now, Workers: workers, Alert: d.alert, Logger: d.log}),
 		Restore: restore.New(restore.Options{Disks: d.disks, Vaults: d.vaults, Jobs: d.jobs, DiskDir: d.cfg.DisksDir(),
 			DiskReserveBytes: d.diskReserve, Workers: workers, Logger: d.log}),
 		Doctor: &doctor.Doctor{DataDir: d.cfg.DataDir, MapDir: d.cfg.MapDir, DiskReserveBytes: d.diskReserve,
@@ -193,6 +201,17 @@ func (d *daemon) compose() {
 	p.SetUnencryptedHTTP2(true)
 	d.http = &http.Server{Handler: handler, Protocols: &p, ConnContext: api.ConnContext,
 		ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn)}
+}
+
+// openClock reads the clock's witness. One that cannot be read puts the clock in doubt,
+// which suspends expiry and nothing else.
+func (d *daemon) openClock() {
+	var err error
+	d.time, err = clock.Open(filepath.Join(d.cfg.DataDir, "clock.json"), clock.Options{Read: d.cfg.ReadClock,
+		Leap: time.Duration(d.cfg.ClockLeapDays) * 24 * time.Hour, Alert: func(text string) { d.alert("clock", text) }, Logger: d.log})
+	if err != nil {
+		d.log.Error("the clock has no witness", "error", err)
+	}
 }
 
 // serve runs until ctx ends, then drains.
@@ -207,6 +226,8 @@ func (d *daemon) serve(ctx context.Context, ready func(Ready)) error {
 		g.Go(func() error { return d.serveListener(work, l) })
 	}
 	readersGroup.Go(func() error { return d.readers.Run(sweep) })
+	readersGroup.Go(func() error { return d.time.Run(sweep) })
+	readersGroup.Go(func() error { return d.expiry.Run(sweep) })
 	readersGroup.Go(func() error { d.disks.KeepAttached(sweep); return nil })
 	opening := make(chan struct{})
 	g.Go(func() error {

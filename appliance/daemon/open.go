@@ -62,6 +62,9 @@ func (d *daemon) openVault(ctx context.Context, v *vault.Vault) {
 	if err := v.Open(ctx); err != nil {
 		d.log.Error("a vault stays closed; disks are served", "vault", v.Name(), "error", err)
 	}
+	if h := v.Peek(); h != nil {
+		d.time.Evidence(h.Points.StatedAt())
+	}
 	if err := marker.Leave(); err != nil {
 		d.log.Error("the marker of a vault's opening stays", "vault", v.Name(), "error", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/keelblock/keelblock/appliance"
+	"github.com/keelblock/keelblock/dedupe/retention"
 )
 
 // Limits.
@@ -35,6 +36,8 @@ type Machine struct {
 	Definition string `json:"definition,omitempty"`
 	// Vault is the name of the vault that its points go to; "" is default.
 	Vault string `json:"vault,omitempty"`
+	// Retention says which of its points are kept; zero: all.
+	Retention retention.Rules `json:"retention,omitzero"`
 	// Generation and GenerationID fence: they change with a failover.
 	Generation   uint64    `json:"generation"`
 	GenerationID string    `json:"generationId"`
@@ -173,6 +176,9 @@ func check(op string, m Machine) error {
 	if len(m.Definition) > MaxDefinition {
 		return bad("a definition of %d bytes; at most %d", len(m.Definition), MaxDefinition)
 	}
+	if err := m.Retention.Validate(); err != nil {
+		return bad("%v", err)
+	}
 	for i, d := range m.Disks {
 		if slices.Contains(m.Disks[:i], d) {
 			return bad("disk %q is given twice", d)
@@ -227,6 +233,7 @@ type Change struct {
 	Exclude     []string // added to the excluded disks
 	Definition  *string
 	Vault       *string
+	Retention   *retention.Rules
 }
 
 // Edit changes a machine, all or nothing.
@@ -261,6 +268,9 @@ func (s *Set) Edit(name string, c Change) (Machine, error) {
 	}
 	if c.Vault != nil {
 		m.Vault = *c.Vault
+	}
+	if c.Retention != nil {
+		m.Retention = *c.Retention
 	}
 	if err := check(op, m); err != nil {
 		return Machine{}, err

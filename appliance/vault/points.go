@@ -7,9 +7,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/keelblock/keelblock/appliance"
+	"github.com/keelblock/keelblock/appliance/clock"
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/recoverypoint"
 )
@@ -166,9 +166,13 @@ func (v *Vault) Pinned() []dedupe.Digest {
 	return list
 }
 
-// Delete deletes a point: softly, so that Undelete brings it back within
-// SoftDelete, or for good with purge. A point in use is not purged.
-func (s *Set) Delete(ctx context.Context, selector string, purge bool, actor string, now time.Time) (*recoverypoint.Point, error) {
+// PinnedBy lists who uses a point now.
+func (s *Set) PinnedBy(id dedupe.Digest) []string { return s.pins.pinnedBy(id) }
+
+// Delete deletes a point: softly, so that Undelete brings it back within the vault's
+// soft-delete period, or for good with purge. A point in use is not purged. ErrRefused
+// for a point that is held, or that the vault's immutability protects.
+func (s *Set) Delete(ctx context.Context, selector string, purge bool, actor string, now clock.Time) (*recoverypoint.Point, error) {
 	h, p, rest, err := s.Find(ctx, selector)
 	if err != nil {
 		return nil, err
@@ -177,25 +181,68 @@ func (s *Set) Delete(ctx context.Context, selector string, purge bool, actor str
 	if rest != "" {
 		return nil, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: fmt.Sprintf("a point is deleted as a whole, not %q of it", rest)}
 	}
-	e, kind := recoverypoint.Event{At: now.UTC(), Until: now.UTC().Add(SoftDelete), Actor: actor}, recoverypoint.NoteDelete
+	kind := recoverypoint.NoteDelete
 	if purge {
-		e.Until, kind = time.Time{}, recoverypoint.NotePurge
+		kind = recoverypoint.NotePurge
 		if who := s.pins.pinnedBy(p.ID); len(who) > 0 {
 			return nil, &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: "it is used by " + strings.Join(who, ", "),
 				Hint: "end that first, or delete it without --purge"}
 		}
 	}
-	return note(ctx, h, op, p.ID, kind, e)
+	return note(ctx, h, op, p.ID, kind, event(now, actor, ""))
+}
+
+func event(now clock.Time, actor, text string) recoverypoint.Event {
+	return recoverypoint.Event{At: now.At, Proven: now.Proven, Actor: actor, Text: text}
 }
 
 // Undelete brings a soft-deleted point back.
-func (s *Set) Undelete(ctx context.Context, selector, actor string, now time.Time) (*recoverypoint.Point, error) {
-	h, p, _, err := s.Find(ctx, selector)
+func (s *Set) Undelete(ctx context.Context, selector, actor string, now clock.Time) (*recoverypoint.Point, error) {
+	return s.state(ctx, "undelete", selector, recoverypoint.NoteUndelete, event(now, actor, ""))
+}
+
+// Hold keeps a point from being deleted, expired and purged until Release. text says why.
+func (s *Set) Hold(ctx context.Context, selector, actor, text string, now clock.Time) (*recoverypoint.Point, error) {
+	return s.state(ctx, "hold", selector, recoverypoint.NoteHold, event(now, actor, text))
+}
+
+// Release ends a Hold.
+func (s *Set) Release(ctx context.Context, selector, actor, text string, now clock.Time) (*recoverypoint.Point, error) {
+	return s.state(ctx, "release", selector, recoverypoint.NoteRelease, event(now, actor, text))
+}
+
+// maxText bounds what an operator says about a hold, in bytes.
+const maxText = 4096
+
+// state notes an event of a whole point.
+func (s *Set) state(ctx context.Context, verb, selector string, kind uint16, e recoverypoint.Event) (*recoverypoint.Point, error) {
+	h, p, rest, err := s.Find(ctx, selector)
 	if err != nil {
 		return nil, err
 	}
-	return note(ctx, h, fmt.Sprintf("undelete recovery point %s", p.ID), p.ID, recoverypoint.NoteUndelete,
-		recoverypoint.Event{At: now.UTC(), Actor: actor})
+	op := fmt.Sprintf("%s recovery point %s", verb, p.ID)
+	switch {
+	case rest != "":
+		return nil, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: fmt.Sprintf("that is done to a point as a whole, not to %q of it", rest)}
+	case len(e.Text) > maxText:
+		return nil, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: fmt.Sprintf("a text of %d bytes; at most %d", len(e.Text), maxText)}
+	}
+	return note(ctx, h, op, p.ID, kind, e)
+}
+
+// locked is the refusal of an immutable vault, with what can be done.
+func locked(op string, h *Handle, err error) error {
+	mode := h.Points.Settings().Immutability
+	e := &appliance.Error{Op: op, Kind: appliance.ErrRefused, Text: fmt.Sprintf("vault %s is immutable (%s)", h.Vault.Name(), mode),
+		Hint: "nobody can before; see keelblock help retention"}
+	var until *recoverypoint.LockedError
+	if errors.As(err, &until) {
+		e.Text = fmt.Sprintf("vault %s is immutable (%s) and keeps it until %s", h.Vault.Name(), mode, until.Until.UTC().Format("2006-01-02T15:04:05Z"))
+	}
+	if mode == recoverypoint.Unlocked {
+		e.Hint = fmt.Sprintf("keelblock vault edit %s --immutability disabled, if you may", h.Vault.Name())
+	}
+	return e
 }
 
 func note(ctx context.Context, h *Handle, op string, id dedupe.Digest, kind uint16, e recoverypoint.Event) (*recoverypoint.Point, error) {
@@ -205,7 +252,9 @@ func note(ctx context.Context, h *Handle, op string, id dedupe.Digest, kind uint
 		return p, nil
 	case errors.Is(err, recoverypoint.ErrHeld):
 		return nil, &appliance.Error{Op: op, Kind: appliance.ErrRefused, Text: "it is under a hold",
-			Hint: "keelblock recovery-point release"}
+			Hint: "keelblock recovery-point release " + id.String() + ", if you may"}
+	case errors.Is(err, recoverypoint.ErrLocked):
+		return nil, locked(op, h, err)
 	case errors.Is(err, recoverypoint.ErrNotFound):
 		return nil, appliance.NotFound(op, "recovery-point", id.String())
 	}

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
 
 	"github.com/keelblock/keelblock/appliance"
 	"github.com/keelblock/keelblock/appliance/statefile"
@@ -20,9 +19,6 @@ import (
 
 // DefaultName is the name of the vault that every appliance has.
 const DefaultName = "default"
-
-// SoftDelete is how long a deleted point can be undeleted.
-const SoftDelete = 14 * 24 * time.Hour
 
 // rebuildHint is the way out when the index cannot be opened.
 const rebuildHint = "the packs are untouched; run keelblock vault rebuild-index"

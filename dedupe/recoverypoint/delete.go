@@ -53,15 +53,21 @@ func (x *Index) Note(ctx context.Context, id dedupe.Digest, noteType uint16, e E
 			return nil, fmt.Errorf("recovery point %v: write note: %w", id, err)
 		}
 	}
-	return x.Get(id), nil
+	return x.known(id), nil
+}
+
+// known is the point of this id, a purged one too.
+func (x *Index) known(id dedupe.Digest) *Point {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.points[id]
 }
 
 // maxNotes bounds the notes of one commit.
 const maxNotes = 1024
 
 // NoteAll is Note for many points with few commits. A point that refuses is left out,
-// and its error is part of the error; done are the others, as they are afterwards (a
-// purged one as it was).
+// and its error is part of the error; done are the others, as they are afterwards.
 func (x *Index) NoteAll(ctx context.Context, ids []dedupe.Digest, noteType uint16, e Event) (done []*Point, err error) {
 	var refused []error
 	for part := range slices.Chunk(ids, maxNotes) {
@@ -95,9 +101,7 @@ func (x *Index) noteSome(ctx context.Context, ids []dedupe.Digest, noteType uint
 		}
 	}
 	for i, p := range done {
-		if now := x.Get(p.ID); now != nil {
-			done[i] = now
-		}
+		done[i] = x.known(p.ID)
 	}
 	return done, refused, nil
 }

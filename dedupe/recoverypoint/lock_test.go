@@ -243,6 +243,9 @@ func TestNoteAllLeavesOutWhatRefuses(t *testing.T) {
 	if n := len(l.x.List("web", false)); n != 1 {
 		t.Errorf("%d points left, want the held one", n)
 	}
+	if p, err := l.x.Purge(t.Context(), ids[3], day); err != nil || p == nil || p.ID != ids[3] {
+		t.Errorf("purge: %+v, %v", p, err)
+	}
 	if done, err = l.x.NoteAll(t.Context(), ids[:2], recoverypoint.NotePurge, recoverypoint.Event{At: day}); err != nil || len(done) != 2 || !done[0].Deleted {
 		t.Errorf("purge: %+v, %v", done, err)
 	}

@@ -228,6 +228,7 @@ type Machine struct {
 	ExcludedDisks []string               `protobuf:"bytes,8,rep,name=excluded_disks,json=excludedDisks,proto3" json:"excluded_disks,omitempty"`
 	GroupName     string                 `protobuf:"bytes,9,opt,name=group_name,json=groupName,proto3" json:"group_name,omitempty"` // the group that it is in, or ""
 	Vault         string                 `protobuf:"bytes,10,opt,name=vault,proto3" json:"vault,omitempty"`                         // that its points go to
+	Keep          *KeepRules             `protobuf:"bytes,20,opt,name=keep,proto3" json:"keep,omitempty"`                           // which of its points are kept; all zero: everything
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -332,6 +333,13 @@ func (x *Machine) GetVault() string {
 	return ""
 }
 
+func (x *Machine) GetKeep() *KeepRules {
+	if x != nil {
+		return x.Keep
+	}
+	return nil
+}
+
 type PointDisk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -420,6 +428,9 @@ type RecoveryPoint struct {
 	TimeName      string                 `protobuf:"bytes,21,opt,name=time_name,json=timeName,proto3" json:"time_name,omitempty"`
 	DeletedAt     *timestamppb.Timestamp `protobuf:"bytes,22,opt,name=deleted_at,json=deletedAt,proto3" json:"deleted_at,omitempty"`          // soft-deleted
 	DeletedUntil  *timestamppb.Timestamp `protobuf:"bytes,23,opt,name=deleted_until,json=deletedUntil,proto3" json:"deleted_until,omitempty"` // can be undeleted until then
+	Held          bool                   `protobuf:"varint,24,opt,name=held,proto3" json:"held,omitempty"`                                    // neither deleted nor expired until released
+	RetainUntil   *timestamppb.Timestamp `protobuf:"bytes,25,opt,name=retain_until,json=retainUntil,proto3" json:"retain_until,omitempty"`    // made for a time; unset: the machine's rules decide
+	LockedUntil   *timestamppb.Timestamp `protobuf:"bytes,26,opt,name=locked_until,json=lockedUntil,proto3" json:"locked_until,omitempty"`    // what the vault's immutability promises; unset: nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -611,6 +622,27 @@ func (x *RecoveryPoint) GetDeletedAt() *timestamppb.Timestamp {
 func (x *RecoveryPoint) GetDeletedUntil() *timestamppb.Timestamp {
 	if x != nil {
 		return x.DeletedUntil
+	}
+	return nil
+}
+
+func (x *RecoveryPoint) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
+}
+
+func (x *RecoveryPoint) GetRetainUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RetainUntil
+	}
+	return nil
+}
+
+func (x *RecoveryPoint) GetLockedUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LockedUntil
 	}
 	return nil
 }
@@ -1692,6 +1724,7 @@ type EditMachineRequest struct {
 	ExcludeDisks  []string               `protobuf:"bytes,4,rep,name=exclude_disks,json=excludeDisks,proto3" json:"exclude_disks,omitempty"`
 	Definition    *string                `protobuf:"bytes,5,opt,name=definition,proto3,oneof" json:"definition,omitempty"`
 	Vault         *string                `protobuf:"bytes,6,opt,name=vault,proto3,oneof" json:"vault,omitempty"`
+	Keep          *KeepRules             `protobuf:"bytes,20,opt,name=keep,proto3" json:"keep,omitempty"` // unset: as they are; all zero: keep everything
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1766,6 +1799,13 @@ func (x *EditMachineRequest) GetVault() string {
 		return *x.Vault
 	}
 	return ""
+}
+
+func (x *EditMachineRequest) GetKeep() *KeepRules {
+	if x != nil {
+		return x.Keep
+	}
+	return nil
 }
 
 type DeleteMachineRequest struct {
@@ -3068,6 +3108,7 @@ type KeepRules struct {
 	Weekly        int64                  `protobuf:"varint,4,opt,name=weekly,proto3" json:"weekly,omitempty"`
 	Monthly       int64                  `protobuf:"varint,5,opt,name=monthly,proto3" json:"monthly,omitempty"`
 	Yearly        int64                  `protobuf:"varint,6,opt,name=yearly,proto3" json:"yearly,omitempty"`
+	TimeZone      string                 `protobuf:"bytes,7,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"` // of hours, days, weeks, months and years; "": UTC
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3142,6 +3183,13 @@ func (x *KeepRules) GetYearly() int64 {
 		return x.Yearly
 	}
 	return 0
+}
+
+func (x *KeepRules) GetTimeZone() string {
+	if x != nil {
+		return x.TimeZone
+	}
+	return ""
 }
 
 type PruneRequest struct {
@@ -4340,6 +4388,102 @@ func (x *WatchJobRequest) GetJobId() string {
 	return ""
 }
 
+type AcceptClockRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptClockRequest) Reset() {
+	*x = AcceptClockRequest{}
+	mi := &file_keelblock_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptClockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptClockRequest) ProtoMessage() {}
+
+func (x *AcceptClockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptClockRequest.ProtoReflect.Descriptor instead.
+func (*AcceptClockRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{74}
+}
+
+type ClockStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Before        *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=before,proto3" json:"before,omitempty"` // trusted time until now
+	Now           *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=now,proto3" json:"now,omitempty"`       // trusted time from now on
+	Proven        *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=proven,proto3" json:"proven,omitempty"` // what locks are compared with
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClockStatus) Reset() {
+	*x = ClockStatus{}
+	mi := &file_keelblock_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClockStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClockStatus) ProtoMessage() {}
+
+func (x *ClockStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClockStatus.ProtoReflect.Descriptor instead.
+func (*ClockStatus) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *ClockStatus) GetBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *ClockStatus) GetNow() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Now
+	}
+	return nil
+}
+
+func (x *ClockStatus) GetProven() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Proven
+	}
+	return nil
+}
+
 type RebuildIndexRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vault         string                 `protobuf:"bytes,1,opt,name=vault,proto3" json:"vault,omitempty"`
@@ -4349,7 +4493,7 @@ type RebuildIndexRequest struct {
 
 func (x *RebuildIndexRequest) Reset() {
 	*x = RebuildIndexRequest{}
-	mi := &file_keelblock_proto_msgTypes[74]
+	mi := &file_keelblock_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4361,7 +4505,7 @@ func (x *RebuildIndexRequest) String() string {
 func (*RebuildIndexRequest) ProtoMessage() {}
 
 func (x *RebuildIndexRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[74]
+	mi := &file_keelblock_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4374,7 +4518,7 @@ func (x *RebuildIndexRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebuildIndexRequest.ProtoReflect.Descriptor instead.
 func (*RebuildIndexRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{74}
+	return file_keelblock_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *RebuildIndexRequest) GetVault() string {
@@ -4392,7 +4536,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_keelblock_proto_msgTypes[75]
+	mi := &file_keelblock_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4404,7 +4548,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[75]
+	mi := &file_keelblock_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4417,7 +4561,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{75}
+	return file_keelblock_proto_rawDescGZIP(), []int{77}
 }
 
 type Alert struct {
@@ -4432,7 +4576,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_keelblock_proto_msgTypes[76]
+	mi := &file_keelblock_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4444,7 +4588,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[76]
+	mi := &file_keelblock_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4457,7 +4601,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{76}
+	return file_keelblock_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *Alert) GetSeverity() string {
@@ -4510,7 +4654,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_keelblock_proto_msgTypes[77]
+	mi := &file_keelblock_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4522,7 +4666,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[77]
+	mi := &file_keelblock_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4535,7 +4679,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{77}
+	return file_keelblock_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -4644,7 +4788,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_keelblock_proto_msgTypes[78]
+	mi := &file_keelblock_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4656,7 +4800,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[78]
+	mi := &file_keelblock_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4669,7 +4813,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{78}
+	return file_keelblock_proto_rawDescGZIP(), []int{80}
 }
 
 type StopResponse struct {
@@ -4681,7 +4825,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_keelblock_proto_msgTypes[79]
+	mi := &file_keelblock_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4693,7 +4837,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[79]
+	mi := &file_keelblock_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4706,7 +4850,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{79}
+	return file_keelblock_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *StopResponse) GetPid() int64 {
@@ -4725,7 +4869,7 @@ type VaultStatusRequest struct {
 
 func (x *VaultStatusRequest) Reset() {
 	*x = VaultStatusRequest{}
-	mi := &file_keelblock_proto_msgTypes[80]
+	mi := &file_keelblock_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4737,7 +4881,7 @@ func (x *VaultStatusRequest) String() string {
 func (*VaultStatusRequest) ProtoMessage() {}
 
 func (x *VaultStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[80]
+	mi := &file_keelblock_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4750,7 +4894,7 @@ func (x *VaultStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultStatusRequest.ProtoReflect.Descriptor instead.
 func (*VaultStatusRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{80}
+	return file_keelblock_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *VaultStatusRequest) GetName() string {
@@ -4780,7 +4924,7 @@ type VaultStatusResponse struct {
 
 func (x *VaultStatusResponse) Reset() {
 	*x = VaultStatusResponse{}
-	mi := &file_keelblock_proto_msgTypes[81]
+	mi := &file_keelblock_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4792,7 +4936,7 @@ func (x *VaultStatusResponse) String() string {
 func (*VaultStatusResponse) ProtoMessage() {}
 
 func (x *VaultStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[81]
+	mi := &file_keelblock_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4805,7 +4949,7 @@ func (x *VaultStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultStatusResponse.ProtoReflect.Descriptor instead.
 func (*VaultStatusResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{81}
+	return file_keelblock_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *VaultStatusResponse) GetName() string {
@@ -4900,7 +5044,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_keelblock_proto_msgTypes[82]
+	mi := &file_keelblock_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4912,7 +5056,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[82]
+	mi := &file_keelblock_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4925,7 +5069,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{82}
+	return file_keelblock_proto_rawDescGZIP(), []int{84}
 }
 
 type Finding struct {
@@ -4939,7 +5083,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_keelblock_proto_msgTypes[83]
+	mi := &file_keelblock_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4951,7 +5095,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[83]
+	mi := &file_keelblock_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4964,7 +5108,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{83}
+	return file_keelblock_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *Finding) GetCheck() string {
@@ -4997,7 +5141,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_keelblock_proto_msgTypes[84]
+	mi := &file_keelblock_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5009,7 +5153,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[84]
+	mi := &file_keelblock_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5022,7 +5166,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{84}
+	return file_keelblock_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *DoctorResponse) GetFindings() []*Finding {
@@ -5046,7 +5190,7 @@ type CreateVaultRequest struct {
 
 func (x *CreateVaultRequest) Reset() {
 	*x = CreateVaultRequest{}
-	mi := &file_keelblock_proto_msgTypes[85]
+	mi := &file_keelblock_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5058,7 +5202,7 @@ func (x *CreateVaultRequest) String() string {
 func (*CreateVaultRequest) ProtoMessage() {}
 
 func (x *CreateVaultRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[85]
+	mi := &file_keelblock_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5071,7 +5215,7 @@ func (x *CreateVaultRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVaultRequest.ProtoReflect.Descriptor instead.
 func (*CreateVaultRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{85}
+	return file_keelblock_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *CreateVaultRequest) GetName() string {
@@ -5124,7 +5268,7 @@ type ListVaultsRequest struct {
 
 func (x *ListVaultsRequest) Reset() {
 	*x = ListVaultsRequest{}
-	mi := &file_keelblock_proto_msgTypes[86]
+	mi := &file_keelblock_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5136,7 +5280,7 @@ func (x *ListVaultsRequest) String() string {
 func (*ListVaultsRequest) ProtoMessage() {}
 
 func (x *ListVaultsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[86]
+	mi := &file_keelblock_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5149,7 +5293,7 @@ func (x *ListVaultsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVaultsRequest.ProtoReflect.Descriptor instead.
 func (*ListVaultsRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{86}
+	return file_keelblock_proto_rawDescGZIP(), []int{88}
 }
 
 type ListVaultsResponse struct {
@@ -5161,7 +5305,7 @@ type ListVaultsResponse struct {
 
 func (x *ListVaultsResponse) Reset() {
 	*x = ListVaultsResponse{}
-	mi := &file_keelblock_proto_msgTypes[87]
+	mi := &file_keelblock_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5173,7 +5317,7 @@ func (x *ListVaultsResponse) String() string {
 func (*ListVaultsResponse) ProtoMessage() {}
 
 func (x *ListVaultsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[87]
+	mi := &file_keelblock_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5186,7 +5330,7 @@ func (x *ListVaultsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVaultsResponse.ProtoReflect.Descriptor instead.
 func (*ListVaultsResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{87}
+	return file_keelblock_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ListVaultsResponse) GetVaults() []*Vault {
@@ -5197,18 +5341,19 @@ func (x *ListVaultsResponse) GetVaults() []*Vault {
 }
 
 type EditVaultRequest struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	Name              string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	SoftDeleteSeconds *int64                 `protobuf:"varint,2,opt,name=soft_delete_seconds,json=softDeleteSeconds,proto3,oneof" json:"soft_delete_seconds,omitempty"`
-	Immutability      string                 `protobuf:"bytes,3,opt,name=immutability,proto3" json:"immutability,omitempty"` // "": as it is | "disabled" | "unlocked" | "locked"
-	Redundancy        string                 `protobuf:"bytes,4,opt,name=redundancy,proto3" json:"redundancy,omitempty"`     // "": as it is; fixed once the vault has points
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	state                   protoimpl.MessageState `protogen:"open.v1"`
+	Name                    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	SoftDeleteSeconds       *int64                 `protobuf:"varint,2,opt,name=soft_delete_seconds,json=softDeleteSeconds,proto3,oneof" json:"soft_delete_seconds,omitempty"`
+	Immutability            string                 `protobuf:"bytes,3,opt,name=immutability,proto3" json:"immutability,omitempty"`                                                               // "": as it is | "disabled" | "unlocked" | "locked"
+	Redundancy              string                 `protobuf:"bytes,4,opt,name=redundancy,proto3" json:"redundancy,omitempty"`                                                                   // "": as it is; fixed once the vault has points
+	MinimumRetentionSeconds *int64                 `protobuf:"varint,5,opt,name=minimum_retention_seconds,json=minimumRetentionSeconds,proto3,oneof" json:"minimum_retention_seconds,omitempty"` // of a point in an immutable vault
+	unknownFields           protoimpl.UnknownFields
+	sizeCache               protoimpl.SizeCache
 }
 
 func (x *EditVaultRequest) Reset() {
 	*x = EditVaultRequest{}
-	mi := &file_keelblock_proto_msgTypes[88]
+	mi := &file_keelblock_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5220,7 +5365,7 @@ func (x *EditVaultRequest) String() string {
 func (*EditVaultRequest) ProtoMessage() {}
 
 func (x *EditVaultRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[88]
+	mi := &file_keelblock_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5233,7 +5378,7 @@ func (x *EditVaultRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EditVaultRequest.ProtoReflect.Descriptor instead.
 func (*EditVaultRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{88}
+	return file_keelblock_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *EditVaultRequest) GetName() string {
@@ -5264,6 +5409,13 @@ func (x *EditVaultRequest) GetRedundancy() string {
 	return ""
 }
 
+func (x *EditVaultRequest) GetMinimumRetentionSeconds() int64 {
+	if x != nil && x.MinimumRetentionSeconds != nil {
+		return *x.MinimumRetentionSeconds
+	}
+	return 0
+}
+
 type Location struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
@@ -5278,7 +5430,7 @@ type Location struct {
 
 func (x *Location) Reset() {
 	*x = Location{}
-	mi := &file_keelblock_proto_msgTypes[89]
+	mi := &file_keelblock_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5290,7 +5442,7 @@ func (x *Location) String() string {
 func (*Location) ProtoMessage() {}
 
 func (x *Location) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[89]
+	mi := &file_keelblock_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5303,7 +5455,7 @@ func (x *Location) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Location.ProtoReflect.Descriptor instead.
 func (*Location) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{89}
+	return file_keelblock_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *Location) GetPath() string {
@@ -5349,27 +5501,28 @@ func (x *Location) GetFreeBytes() int64 {
 }
 
 type Vault struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	Name              string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	State             string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // "open" | "closed" | "opening"
-	Reason            string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	CreatedAt         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	BlockSizeBytes    int64                  `protobuf:"varint,5,opt,name=block_size_bytes,json=blockSizeBytes,proto3" json:"block_size_bytes,omitempty"`
-	Redundancy        string                 `protobuf:"bytes,6,opt,name=redundancy,proto3" json:"redundancy,omitempty"`
-	Locations         []*Location            `protobuf:"bytes,7,rep,name=locations,proto3" json:"locations,omitempty"`
-	Encryption        string                 `protobuf:"bytes,8,opt,name=encryption,proto3" json:"encryption,omitempty"`          // "none" | "XAES-256-GCM"
-	KeyKind           string                 `protobuf:"bytes,9,opt,name=key_kind,json=keyKind,proto3" json:"key_kind,omitempty"` // "none" | "platform" | "file" | "passphrase" | "kms"
-	SoftDeleteSeconds int64                  `protobuf:"varint,10,opt,name=soft_delete_seconds,json=softDeleteSeconds,proto3" json:"soft_delete_seconds,omitempty"`
-	Immutability      string                 `protobuf:"bytes,11,opt,name=immutability,proto3" json:"immutability,omitempty"`
-	Points            int64                  `protobuf:"varint,12,opt,name=points,proto3" json:"points,omitempty"`
-	SiteName          string                 `protobuf:"bytes,13,opt,name=site_name,json=siteName,proto3" json:"site_name,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	state                   protoimpl.MessageState `protogen:"open.v1"`
+	Name                    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	State                   string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // "open" | "closed" | "opening"
+	Reason                  string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	CreatedAt               *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	BlockSizeBytes          int64                  `protobuf:"varint,5,opt,name=block_size_bytes,json=blockSizeBytes,proto3" json:"block_size_bytes,omitempty"`
+	Redundancy              string                 `protobuf:"bytes,6,opt,name=redundancy,proto3" json:"redundancy,omitempty"`
+	Locations               []*Location            `protobuf:"bytes,7,rep,name=locations,proto3" json:"locations,omitempty"`
+	Encryption              string                 `protobuf:"bytes,8,opt,name=encryption,proto3" json:"encryption,omitempty"`          // "none" | "XAES-256-GCM"
+	KeyKind                 string                 `protobuf:"bytes,9,opt,name=key_kind,json=keyKind,proto3" json:"key_kind,omitempty"` // "none" | "platform" | "file" | "passphrase" | "kms"
+	SoftDeleteSeconds       int64                  `protobuf:"varint,10,opt,name=soft_delete_seconds,json=softDeleteSeconds,proto3" json:"soft_delete_seconds,omitempty"`
+	Immutability            string                 `protobuf:"bytes,11,opt,name=immutability,proto3" json:"immutability,omitempty"`
+	Points                  int64                  `protobuf:"varint,12,opt,name=points,proto3" json:"points,omitempty"`
+	SiteName                string                 `protobuf:"bytes,13,opt,name=site_name,json=siteName,proto3" json:"site_name,omitempty"`
+	MinimumRetentionSeconds int64                  `protobuf:"varint,14,opt,name=minimum_retention_seconds,json=minimumRetentionSeconds,proto3" json:"minimum_retention_seconds,omitempty"`
+	unknownFields           protoimpl.UnknownFields
+	sizeCache               protoimpl.SizeCache
 }
 
 func (x *Vault) Reset() {
 	*x = Vault{}
-	mi := &file_keelblock_proto_msgTypes[90]
+	mi := &file_keelblock_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5381,7 +5534,7 @@ func (x *Vault) String() string {
 func (*Vault) ProtoMessage() {}
 
 func (x *Vault) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[90]
+	mi := &file_keelblock_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5394,7 +5547,7 @@ func (x *Vault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Vault.ProtoReflect.Descriptor instead.
 func (*Vault) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{90}
+	return file_keelblock_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *Vault) GetName() string {
@@ -5488,6 +5641,13 @@ func (x *Vault) GetSiteName() string {
 	return ""
 }
 
+func (x *Vault) GetMinimumRetentionSeconds() int64 {
+	if x != nil {
+		return x.MinimumRetentionSeconds
+	}
+	return 0
+}
+
 type CollectRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vault         string                 `protobuf:"bytes,1,opt,name=vault,proto3" json:"vault,omitempty"`
@@ -5498,7 +5658,7 @@ type CollectRequest struct {
 
 func (x *CollectRequest) Reset() {
 	*x = CollectRequest{}
-	mi := &file_keelblock_proto_msgTypes[91]
+	mi := &file_keelblock_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5510,7 +5670,7 @@ func (x *CollectRequest) String() string {
 func (*CollectRequest) ProtoMessage() {}
 
 func (x *CollectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[91]
+	mi := &file_keelblock_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5523,7 +5683,7 @@ func (x *CollectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectRequest.ProtoReflect.Descriptor instead.
 func (*CollectRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{91}
+	return file_keelblock_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *CollectRequest) GetVault() string {
@@ -5549,7 +5709,7 @@ type RepairLocationsRequest struct {
 
 func (x *RepairLocationsRequest) Reset() {
 	*x = RepairLocationsRequest{}
-	mi := &file_keelblock_proto_msgTypes[92]
+	mi := &file_keelblock_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5561,7 +5721,7 @@ func (x *RepairLocationsRequest) String() string {
 func (*RepairLocationsRequest) ProtoMessage() {}
 
 func (x *RepairLocationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[92]
+	mi := &file_keelblock_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5574,7 +5734,7 @@ func (x *RepairLocationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairLocationsRequest.ProtoReflect.Descriptor instead.
 func (*RepairLocationsRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{92}
+	return file_keelblock_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *RepairLocationsRequest) GetVault() string {
@@ -5594,7 +5754,7 @@ type UsageRequest struct {
 
 func (x *UsageRequest) Reset() {
 	*x = UsageRequest{}
-	mi := &file_keelblock_proto_msgTypes[93]
+	mi := &file_keelblock_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5606,7 +5766,7 @@ func (x *UsageRequest) String() string {
 func (*UsageRequest) ProtoMessage() {}
 
 func (x *UsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[93]
+	mi := &file_keelblock_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5619,7 +5779,7 @@ func (x *UsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageRequest.ProtoReflect.Descriptor instead.
 func (*UsageRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{93}
+	return file_keelblock_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *UsageRequest) GetMachine() string {
@@ -5651,7 +5811,7 @@ type PointUsage struct {
 
 func (x *PointUsage) Reset() {
 	*x = PointUsage{}
-	mi := &file_keelblock_proto_msgTypes[94]
+	mi := &file_keelblock_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5663,7 +5823,7 @@ func (x *PointUsage) String() string {
 func (*PointUsage) ProtoMessage() {}
 
 func (x *PointUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[94]
+	mi := &file_keelblock_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5676,7 +5836,7 @@ func (x *PointUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointUsage.ProtoReflect.Descriptor instead.
 func (*PointUsage) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{94}
+	return file_keelblock_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *PointUsage) GetPointId() string {
@@ -5746,7 +5906,7 @@ type MachineUsage struct {
 
 func (x *MachineUsage) Reset() {
 	*x = MachineUsage{}
-	mi := &file_keelblock_proto_msgTypes[95]
+	mi := &file_keelblock_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5758,7 +5918,7 @@ func (x *MachineUsage) String() string {
 func (*MachineUsage) ProtoMessage() {}
 
 func (x *MachineUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[95]
+	mi := &file_keelblock_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5771,7 +5931,7 @@ func (x *MachineUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineUsage.ProtoReflect.Descriptor instead.
 func (*MachineUsage) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{95}
+	return file_keelblock_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *MachineUsage) GetMachineName() string {
@@ -5860,7 +6020,7 @@ type VaultUsage struct {
 
 func (x *VaultUsage) Reset() {
 	*x = VaultUsage{}
-	mi := &file_keelblock_proto_msgTypes[96]
+	mi := &file_keelblock_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5872,7 +6032,7 @@ func (x *VaultUsage) String() string {
 func (*VaultUsage) ProtoMessage() {}
 
 func (x *VaultUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[96]
+	mi := &file_keelblock_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5885,7 +6045,7 @@ func (x *VaultUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultUsage.ProtoReflect.Descriptor instead.
 func (*VaultUsage) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{96}
+	return file_keelblock_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *VaultUsage) GetVault() string {
@@ -5955,7 +6115,7 @@ type UsageResponse struct {
 
 func (x *UsageResponse) Reset() {
 	*x = UsageResponse{}
-	mi := &file_keelblock_proto_msgTypes[97]
+	mi := &file_keelblock_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5967,7 +6127,7 @@ func (x *UsageResponse) String() string {
 func (*UsageResponse) ProtoMessage() {}
 
 func (x *UsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[97]
+	mi := &file_keelblock_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5980,7 +6140,7 @@ func (x *UsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
 func (*UsageResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{97}
+	return file_keelblock_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *UsageResponse) GetMachines() []*MachineUsage {
@@ -6012,7 +6172,7 @@ type ShowKeysRequest struct {
 
 func (x *ShowKeysRequest) Reset() {
 	*x = ShowKeysRequest{}
-	mi := &file_keelblock_proto_msgTypes[98]
+	mi := &file_keelblock_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6024,7 +6184,7 @@ func (x *ShowKeysRequest) String() string {
 func (*ShowKeysRequest) ProtoMessage() {}
 
 func (x *ShowKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[98]
+	mi := &file_keelblock_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6037,7 +6197,7 @@ func (x *ShowKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowKeysRequest.ProtoReflect.Descriptor instead.
 func (*ShowKeysRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{98}
+	return file_keelblock_proto_rawDescGZIP(), []int{100}
 }
 
 type KeyDomain struct {
@@ -6058,7 +6218,7 @@ type KeyDomain struct {
 
 func (x *KeyDomain) Reset() {
 	*x = KeyDomain{}
-	mi := &file_keelblock_proto_msgTypes[99]
+	mi := &file_keelblock_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6070,7 +6230,7 @@ func (x *KeyDomain) String() string {
 func (*KeyDomain) ProtoMessage() {}
 
 func (x *KeyDomain) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[99]
+	mi := &file_keelblock_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6083,7 +6243,7 @@ func (x *KeyDomain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyDomain.ProtoReflect.Descriptor instead.
 func (*KeyDomain) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{99}
+	return file_keelblock_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *KeyDomain) GetVault() string {
@@ -6166,7 +6326,7 @@ type ShowKeysResponse struct {
 
 func (x *ShowKeysResponse) Reset() {
 	*x = ShowKeysResponse{}
-	mi := &file_keelblock_proto_msgTypes[100]
+	mi := &file_keelblock_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6178,7 +6338,7 @@ func (x *ShowKeysResponse) String() string {
 func (*ShowKeysResponse) ProtoMessage() {}
 
 func (x *ShowKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[100]
+	mi := &file_keelblock_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6191,7 +6351,7 @@ func (x *ShowKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowKeysResponse.ProtoReflect.Descriptor instead.
 func (*ShowKeysResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{100}
+	return file_keelblock_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *ShowKeysResponse) GetDomains() []*KeyDomain {
@@ -6220,7 +6380,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_keelblock_proto_msgTypes[101]
+	mi := &file_keelblock_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6232,7 +6392,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[101]
+	mi := &file_keelblock_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6245,7 +6405,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{101}
+	return file_keelblock_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *RotateKeyRequest) GetVault() string {
@@ -6285,7 +6445,7 @@ type BackupKeysRequest struct {
 
 func (x *BackupKeysRequest) Reset() {
 	*x = BackupKeysRequest{}
-	mi := &file_keelblock_proto_msgTypes[102]
+	mi := &file_keelblock_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6297,7 +6457,7 @@ func (x *BackupKeysRequest) String() string {
 func (*BackupKeysRequest) ProtoMessage() {}
 
 func (x *BackupKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[102]
+	mi := &file_keelblock_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6310,7 +6470,7 @@ func (x *BackupKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupKeysRequest.ProtoReflect.Descriptor instead.
 func (*BackupKeysRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{102}
+	return file_keelblock_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *BackupKeysRequest) GetSecret() string {
@@ -6333,7 +6493,7 @@ type BackupKeysResponse struct {
 
 func (x *BackupKeysResponse) Reset() {
 	*x = BackupKeysResponse{}
-	mi := &file_keelblock_proto_msgTypes[103]
+	mi := &file_keelblock_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6345,7 +6505,7 @@ func (x *BackupKeysResponse) String() string {
 func (*BackupKeysResponse) ProtoMessage() {}
 
 func (x *BackupKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[103]
+	mi := &file_keelblock_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6358,7 +6518,7 @@ func (x *BackupKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupKeysResponse.ProtoReflect.Descriptor instead.
 func (*BackupKeysResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{103}
+	return file_keelblock_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *BackupKeysResponse) GetEscrow() []byte {
@@ -6405,7 +6565,7 @@ type ConfirmBackupRequest struct {
 
 func (x *ConfirmBackupRequest) Reset() {
 	*x = ConfirmBackupRequest{}
-	mi := &file_keelblock_proto_msgTypes[104]
+	mi := &file_keelblock_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6417,7 +6577,7 @@ func (x *ConfirmBackupRequest) String() string {
 func (*ConfirmBackupRequest) ProtoMessage() {}
 
 func (x *ConfirmBackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[104]
+	mi := &file_keelblock_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6430,7 +6590,7 @@ func (x *ConfirmBackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmBackupRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmBackupRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{104}
+	return file_keelblock_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ConfirmBackupRequest) GetBackupId() string {
@@ -6450,7 +6610,7 @@ type UnlockKeysRequest struct {
 
 func (x *UnlockKeysRequest) Reset() {
 	*x = UnlockKeysRequest{}
-	mi := &file_keelblock_proto_msgTypes[105]
+	mi := &file_keelblock_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6462,7 +6622,7 @@ func (x *UnlockKeysRequest) String() string {
 func (*UnlockKeysRequest) ProtoMessage() {}
 
 func (x *UnlockKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[105]
+	mi := &file_keelblock_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6475,7 +6635,7 @@ func (x *UnlockKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnlockKeysRequest.ProtoReflect.Descriptor instead.
 func (*UnlockKeysRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{105}
+	return file_keelblock_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *UnlockKeysRequest) GetVault() string {
@@ -6502,7 +6662,7 @@ type RestoreKeysRequest struct {
 
 func (x *RestoreKeysRequest) Reset() {
 	*x = RestoreKeysRequest{}
-	mi := &file_keelblock_proto_msgTypes[106]
+	mi := &file_keelblock_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6514,7 +6674,7 @@ func (x *RestoreKeysRequest) String() string {
 func (*RestoreKeysRequest) ProtoMessage() {}
 
 func (x *RestoreKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[106]
+	mi := &file_keelblock_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6527,7 +6687,7 @@ func (x *RestoreKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreKeysRequest.ProtoReflect.Descriptor instead.
 func (*RestoreKeysRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{106}
+	return file_keelblock_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *RestoreKeysRequest) GetEscrow() []byte {
@@ -6569,7 +6729,7 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x06reason\x18\x0f \x01(\tR\x06reason\x12\x14\n" +
 	"\x05allow\x18\x10 \x03(\tR\x05allow\x12\x1c\n" +
 	"\texclusive\x18\x11 \x01(\bR\texclusive\x12\x16\n" +
-	"\x06device\x18\x12 \x01(\tR\x06device\"\xb8\x02\n" +
+	"\x06device\x18\x12 \x01(\tR\x06device\"\xe5\x02\n" +
 	"\aMachine\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12(\n" +
 	"\x05disks\x18\x02 \x03(\v2\x12.keelblock.v1.DiskR\x05disks\x12\x1b\n" +
@@ -6586,13 +6746,14 @@ const file_keelblock_proto_rawDesc = "" +
 	"\n" +
 	"group_name\x18\t \x01(\tR\tgroupName\x12\x14\n" +
 	"\x05vault\x18\n" +
-	" \x01(\tR\x05vault\"_\n" +
+	" \x01(\tR\x05vault\x12+\n" +
+	"\x04keep\x18\x14 \x01(\v2\x17.keelblock.v1.KeepRulesR\x04keep\"_\n" +
 	"\tPointDisk\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12\x1f\n" +
 	"\vroot_digest\x18\x03 \x01(\tR\n" +
-	"rootDigest\"\xa9\x06\n" +
+	"rootDigest\"\xbb\a\n" +
 	"\rRecoveryPoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12!\n" +
 	"\fmachine_name\x18\x02 \x01(\tR\vmachineName\x12\x15\n" +
@@ -6623,7 +6784,10 @@ const file_keelblock_proto_rawDesc = "" +
 	"\ttime_name\x18\x15 \x01(\tR\btimeName\x129\n" +
 	"\n" +
 	"deleted_at\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\tdeletedAt\x12?\n" +
-	"\rdeleted_until\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\fdeletedUntil\"\xb2\x03\n" +
+	"\rdeleted_until\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\fdeletedUntil\x12\x12\n" +
+	"\x04held\x18\x18 \x01(\bR\x04held\x12=\n" +
+	"\fretain_until\x18\x19 \x01(\v2\x1a.google.protobuf.TimestampR\vretainUntil\x12=\n" +
+	"\flocked_until\x18\x1a \x01(\v2\x1a.google.protobuf.TimestampR\vlockedUntil\"\xb2\x03\n" +
 	"\x03Job\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1f\n" +
@@ -6704,7 +6868,7 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x14ListMachinesResponse\x121\n" +
 	"\bmachines\x18\x01 \x03(\v2\x15.keelblock.v1.MachineR\bmachines\"'\n" +
 	"\x11GetMachineRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xe6\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x93\x02\n" +
 	"\x12EditMachineRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1b\n" +
 	"\tadd_disks\x18\x02 \x03(\tR\baddDisks\x12!\n" +
@@ -6713,7 +6877,8 @@ const file_keelblock_proto_rawDesc = "" +
 	"\n" +
 	"definition\x18\x05 \x01(\tH\x00R\n" +
 	"definition\x88\x01\x01\x12\x19\n" +
-	"\x05vault\x18\x06 \x01(\tH\x01R\x05vault\x88\x01\x01B\r\n" +
+	"\x05vault\x18\x06 \x01(\tH\x01R\x05vault\x88\x01\x01\x12+\n" +
+	"\x04keep\x18\x14 \x01(\v2\x17.keelblock.v1.KeepRulesR\x04keepB\r\n" +
 	"\v_definitionB\b\n" +
 	"\x06_vault\"*\n" +
 	"\x14DeleteMachineRequest\x12\x12\n" +
@@ -6787,14 +6952,15 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x04text\x18\x02 \x01(\tR\x04text\"?\n" +
 	"\x13ReleasePointRequest\x12\x14\n" +
 	"\x05point\x18\x01 \x01(\tR\x05point\x12\x12\n" +
-	"\x04text\x18\x02 \x01(\tR\x04text\"\x97\x01\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\"\xb4\x01\n" +
 	"\tKeepRules\x12\x12\n" +
 	"\x04last\x18\x01 \x01(\x03R\x04last\x12\x16\n" +
 	"\x06hourly\x18\x02 \x01(\x03R\x06hourly\x12\x14\n" +
 	"\x05daily\x18\x03 \x01(\x03R\x05daily\x12\x16\n" +
 	"\x06weekly\x18\x04 \x01(\x03R\x06weekly\x12\x18\n" +
 	"\amonthly\x18\x05 \x01(\x03R\amonthly\x12\x16\n" +
-	"\x06yearly\x18\x06 \x01(\x03R\x06yearly\"\x84\x01\n" +
+	"\x06yearly\x18\x06 \x01(\x03R\x06yearly\x12\x1b\n" +
+	"\ttime_zone\x18\a \x01(\tR\btimeZone\"\x84\x01\n" +
 	"\fPruneRequest\x12\x18\n" +
 	"\amachine\x18\x01 \x01(\tR\amachine\x12+\n" +
 	"\x04keep\x18\x02 \x01(\v2\x17.keelblock.v1.KeepRulesR\x04keep\x12\x17\n" +
@@ -6868,7 +7034,12 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x10CancelJobRequest\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\"(\n" +
 	"\x0fWatchJobRequest\x12\x15\n" +
-	"\x06job_id\x18\x01 \x01(\tR\x05jobId\"+\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\"\x14\n" +
+	"\x12AcceptClockRequest\"\xa3\x01\n" +
+	"\vClockStatus\x122\n" +
+	"\x06before\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x06before\x12,\n" +
+	"\x03now\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x03now\x122\n" +
+	"\x06proven\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x06proven\"+\n" +
 	"\x13RebuildIndexRequest\x12\x14\n" +
 	"\x05vault\x18\x01 \x01(\tR\x05vault\"\x0f\n" +
 	"\rStatusRequest\"\x8a\x01\n" +
@@ -6937,15 +7108,17 @@ const file_keelblock_proto_rawDesc = "" +
 	"passphrase\"\x13\n" +
 	"\x11ListVaultsRequest\"A\n" +
 	"\x12ListVaultsResponse\x12+\n" +
-	"\x06vaults\x18\x01 \x03(\v2\x13.keelblock.v1.VaultR\x06vaults\"\xb7\x01\n" +
+	"\x06vaults\x18\x01 \x03(\v2\x13.keelblock.v1.VaultR\x06vaults\"\x96\x02\n" +
 	"\x10EditVaultRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
 	"\x13soft_delete_seconds\x18\x02 \x01(\x03H\x00R\x11softDeleteSeconds\x88\x01\x01\x12\"\n" +
 	"\fimmutability\x18\x03 \x01(\tR\fimmutability\x12\x1e\n" +
 	"\n" +
 	"redundancy\x18\x04 \x01(\tR\n" +
-	"redundancyB\x16\n" +
-	"\x14_soft_delete_seconds\"\xa6\x01\n" +
+	"redundancy\x12?\n" +
+	"\x19minimum_retention_seconds\x18\x05 \x01(\x03H\x01R\x17minimumRetentionSeconds\x88\x01\x01B\x16\n" +
+	"\x14_soft_delete_secondsB\x1c\n" +
+	"\x1a_minimum_retention_seconds\"\xa6\x01\n" +
 	"\bLocation\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
@@ -6953,7 +7126,7 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x05packs\x18\x04 \x01(\x03R\x05packs\x12#\n" +
 	"\rmissing_packs\x18\x05 \x01(\x03R\fmissingPacks\x12\x1d\n" +
 	"\n" +
-	"free_bytes\x18\x06 \x01(\x03R\tfreeBytes\"\xc8\x03\n" +
+	"free_bytes\x18\x06 \x01(\x03R\tfreeBytes\"\x84\x04\n" +
 	"\x05Vault\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
@@ -6973,7 +7146,8 @@ const file_keelblock_proto_rawDesc = "" +
 	" \x01(\x03R\x11softDeleteSeconds\x12\"\n" +
 	"\fimmutability\x18\v \x01(\tR\fimmutability\x12\x16\n" +
 	"\x06points\x18\f \x01(\x03R\x06points\x12\x1b\n" +
-	"\tsite_name\x18\r \x01(\tR\bsiteName\"?\n" +
+	"\tsite_name\x18\r \x01(\tR\bsiteName\x12:\n" +
+	"\x19minimum_retention_seconds\x18\x0e \x01(\x03R\x17minimumRetentionSeconds\"?\n" +
 	"\x0eCollectRequest\x12\x14\n" +
 	"\x05vault\x18\x01 \x01(\tR\x05vault\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\".\n" +
@@ -7116,13 +7290,14 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x04List\x12\x1d.keelblock.v1.ListJobsRequest\x1a\x1e.keelblock.v1.ListJobsResponse\x125\n" +
 	"\x03Get\x12\x1b.keelblock.v1.GetJobRequest\x1a\x11.keelblock.v1.Job\x12;\n" +
 	"\x06Cancel\x12\x1e.keelblock.v1.CancelJobRequest\x1a\x11.keelblock.v1.Job\x12;\n" +
-	"\x05Watch\x12\x1d.keelblock.v1.WatchJobRequest\x1a\x11.keelblock.v1.Job0\x012\xee\x02\n" +
+	"\x05Watch\x12\x1d.keelblock.v1.WatchJobRequest\x1a\x11.keelblock.v1.Job0\x012\xba\x03\n" +
 	"\tAppliance\x12C\n" +
 	"\x06Status\x12\x1b.keelblock.v1.StatusRequest\x1a\x1c.keelblock.v1.StatusResponse\x12=\n" +
 	"\x04Stop\x12\x19.keelblock.v1.StopRequest\x1a\x1a.keelblock.v1.StopResponse\x12R\n" +
 	"\vVaultStatus\x12 .keelblock.v1.VaultStatusRequest\x1a!.keelblock.v1.VaultStatusResponse\x12C\n" +
 	"\x06Doctor\x12\x1b.keelblock.v1.DoctorRequest\x1a\x1c.keelblock.v1.DoctorResponse\x12D\n" +
-	"\fRebuildIndex\x12!.keelblock.v1.RebuildIndexRequest\x1a\x11.keelblock.v1.Job2\x99\x03\n" +
+	"\fRebuildIndex\x12!.keelblock.v1.RebuildIndexRequest\x1a\x11.keelblock.v1.Job\x12J\n" +
+	"\vAcceptClock\x12 .keelblock.v1.AcceptClockRequest\x1a\x19.keelblock.v1.ClockStatus2\x99\x03\n" +
 	"\x06Vaults\x12=\n" +
 	"\x06Create\x12 .keelblock.v1.CreateVaultRequest\x1a\x11.keelblock.v1.Job\x12I\n" +
 	"\x04List\x12\x1f.keelblock.v1.ListVaultsRequest\x1a .keelblock.v1.ListVaultsResponse\x12;\n" +
@@ -7150,7 +7325,7 @@ func file_keelblock_proto_rawDescGZIP() []byte {
 	return file_keelblock_proto_rawDescData
 }
 
-var file_keelblock_proto_msgTypes = make([]protoimpl.MessageInfo, 107)
+var file_keelblock_proto_msgTypes = make([]protoimpl.MessageInfo, 109)
 var file_keelblock_proto_goTypes = []any{
 	(*Disk)(nil),                   // 0: keelblock.v1.Disk
 	(*Machine)(nil),                // 1: keelblock.v1.Machine
@@ -7226,212 +7401,223 @@ var file_keelblock_proto_goTypes = []any{
 	(*GetJobRequest)(nil),          // 71: keelblock.v1.GetJobRequest
 	(*CancelJobRequest)(nil),       // 72: keelblock.v1.CancelJobRequest
 	(*WatchJobRequest)(nil),        // 73: keelblock.v1.WatchJobRequest
-	(*RebuildIndexRequest)(nil),    // 74: keelblock.v1.RebuildIndexRequest
-	(*StatusRequest)(nil),          // 75: keelblock.v1.StatusRequest
-	(*Alert)(nil),                  // 76: keelblock.v1.Alert
-	(*StatusResponse)(nil),         // 77: keelblock.v1.StatusResponse
-	(*StopRequest)(nil),            // 78: keelblock.v1.StopRequest
-	(*StopResponse)(nil),           // 79: keelblock.v1.StopResponse
-	(*VaultStatusRequest)(nil),     // 80: keelblock.v1.VaultStatusRequest
-	(*VaultStatusResponse)(nil),    // 81: keelblock.v1.VaultStatusResponse
-	(*DoctorRequest)(nil),          // 82: keelblock.v1.DoctorRequest
-	(*Finding)(nil),                // 83: keelblock.v1.Finding
-	(*DoctorResponse)(nil),         // 84: keelblock.v1.DoctorResponse
-	(*CreateVaultRequest)(nil),     // 85: keelblock.v1.CreateVaultRequest
-	(*ListVaultsRequest)(nil),      // 86: keelblock.v1.ListVaultsRequest
-	(*ListVaultsResponse)(nil),     // 87: keelblock.v1.ListVaultsResponse
-	(*EditVaultRequest)(nil),       // 88: keelblock.v1.EditVaultRequest
-	(*Location)(nil),               // 89: keelblock.v1.Location
-	(*Vault)(nil),                  // 90: keelblock.v1.Vault
-	(*CollectRequest)(nil),         // 91: keelblock.v1.CollectRequest
-	(*RepairLocationsRequest)(nil), // 92: keelblock.v1.RepairLocationsRequest
-	(*UsageRequest)(nil),           // 93: keelblock.v1.UsageRequest
-	(*PointUsage)(nil),             // 94: keelblock.v1.PointUsage
-	(*MachineUsage)(nil),           // 95: keelblock.v1.MachineUsage
-	(*VaultUsage)(nil),             // 96: keelblock.v1.VaultUsage
-	(*UsageResponse)(nil),          // 97: keelblock.v1.UsageResponse
-	(*ShowKeysRequest)(nil),        // 98: keelblock.v1.ShowKeysRequest
-	(*KeyDomain)(nil),              // 99: keelblock.v1.KeyDomain
-	(*ShowKeysResponse)(nil),       // 100: keelblock.v1.ShowKeysResponse
-	(*RotateKeyRequest)(nil),       // 101: keelblock.v1.RotateKeyRequest
-	(*BackupKeysRequest)(nil),      // 102: keelblock.v1.BackupKeysRequest
-	(*BackupKeysResponse)(nil),     // 103: keelblock.v1.BackupKeysResponse
-	(*ConfirmBackupRequest)(nil),   // 104: keelblock.v1.ConfirmBackupRequest
-	(*UnlockKeysRequest)(nil),      // 105: keelblock.v1.UnlockKeysRequest
-	(*RestoreKeysRequest)(nil),     // 106: keelblock.v1.RestoreKeysRequest
-	(*timestamppb.Timestamp)(nil),  // 107: google.protobuf.Timestamp
+	(*AcceptClockRequest)(nil),     // 74: keelblock.v1.AcceptClockRequest
+	(*ClockStatus)(nil),            // 75: keelblock.v1.ClockStatus
+	(*RebuildIndexRequest)(nil),    // 76: keelblock.v1.RebuildIndexRequest
+	(*StatusRequest)(nil),          // 77: keelblock.v1.StatusRequest
+	(*Alert)(nil),                  // 78: keelblock.v1.Alert
+	(*StatusResponse)(nil),         // 79: keelblock.v1.StatusResponse
+	(*StopRequest)(nil),            // 80: keelblock.v1.StopRequest
+	(*StopResponse)(nil),           // 81: keelblock.v1.StopResponse
+	(*VaultStatusRequest)(nil),     // 82: keelblock.v1.VaultStatusRequest
+	(*VaultStatusResponse)(nil),    // 83: keelblock.v1.VaultStatusResponse
+	(*DoctorRequest)(nil),          // 84: keelblock.v1.DoctorRequest
+	(*Finding)(nil),                // 85: keelblock.v1.Finding
+	(*DoctorResponse)(nil),         // 86: keelblock.v1.DoctorResponse
+	(*CreateVaultRequest)(nil),     // 87: keelblock.v1.CreateVaultRequest
+	(*ListVaultsRequest)(nil),      // 88: keelblock.v1.ListVaultsRequest
+	(*ListVaultsResponse)(nil),     // 89: keelblock.v1.ListVaultsResponse
+	(*EditVaultRequest)(nil),       // 90: keelblock.v1.EditVaultRequest
+	(*Location)(nil),               // 91: keelblock.v1.Location
+	(*Vault)(nil),                  // 92: keelblock.v1.Vault
+	(*CollectRequest)(nil),         // 93: keelblock.v1.CollectRequest
+	(*RepairLocationsRequest)(nil), // 94: keelblock.v1.RepairLocationsRequest
+	(*UsageRequest)(nil),           // 95: keelblock.v1.UsageRequest
+	(*PointUsage)(nil),             // 96: keelblock.v1.PointUsage
+	(*MachineUsage)(nil),           // 97: keelblock.v1.MachineUsage
+	(*VaultUsage)(nil),             // 98: keelblock.v1.VaultUsage
+	(*UsageResponse)(nil),          // 99: keelblock.v1.UsageResponse
+	(*ShowKeysRequest)(nil),        // 100: keelblock.v1.ShowKeysRequest
+	(*KeyDomain)(nil),              // 101: keelblock.v1.KeyDomain
+	(*ShowKeysResponse)(nil),       // 102: keelblock.v1.ShowKeysResponse
+	(*RotateKeyRequest)(nil),       // 103: keelblock.v1.RotateKeyRequest
+	(*BackupKeysRequest)(nil),      // 104: keelblock.v1.BackupKeysRequest
+	(*BackupKeysResponse)(nil),     // 105: keelblock.v1.BackupKeysResponse
+	(*ConfirmBackupRequest)(nil),   // 106: keelblock.v1.ConfirmBackupRequest
+	(*UnlockKeysRequest)(nil),      // 107: keelblock.v1.UnlockKeysRequest
+	(*RestoreKeysRequest)(nil),     // 108: keelblock.v1.RestoreKeysRequest
+	(*timestamppb.Timestamp)(nil),  // 109: google.protobuf.Timestamp
 }
 var file_keelblock_proto_depIdxs = []int32{
 	0,   // 0: keelblock.v1.Machine.disks:type_name -> keelblock.v1.Disk
-	107, // 1: keelblock.v1.RecoveryPoint.frozen_at:type_name -> google.protobuf.Timestamp
-	2,   // 2: keelblock.v1.RecoveryPoint.disks:type_name -> keelblock.v1.PointDisk
-	107, // 3: keelblock.v1.RecoveryPoint.deleted_at:type_name -> google.protobuf.Timestamp
-	107, // 4: keelblock.v1.RecoveryPoint.deleted_until:type_name -> google.protobuf.Timestamp
-	107, // 5: keelblock.v1.Job.started_at:type_name -> google.protobuf.Timestamp
-	107, // 6: keelblock.v1.Job.ended_at:type_name -> google.protobuf.Timestamp
-	5,   // 7: keelblock.v1.Job.sub_tasks:type_name -> keelblock.v1.SubTask
-	107, // 8: keelblock.v1.SubTask.started_at:type_name -> google.protobuf.Timestamp
-	107, // 9: keelblock.v1.SubTask.ended_at:type_name -> google.protobuf.Timestamp
-	0,   // 10: keelblock.v1.ListDisksResponse.disks:type_name -> keelblock.v1.Disk
-	17,  // 11: keelblock.v1.MapDiskResponse.extents:type_name -> keelblock.v1.Extent
-	1,   // 12: keelblock.v1.ListMachinesResponse.machines:type_name -> keelblock.v1.Machine
-	1,   // 13: keelblock.v1.Group.machines:type_name -> keelblock.v1.Machine
-	27,  // 14: keelblock.v1.ListGroupsResponse.groups:type_name -> keelblock.v1.Group
-	107, // 15: keelblock.v1.Cursor.created_at:type_name -> google.protobuf.Timestamp
-	107, // 16: keelblock.v1.Cursor.advanced_at:type_name -> google.protobuf.Timestamp
-	107, // 17: keelblock.v1.Cursor.frozen_at:type_name -> google.protobuf.Timestamp
-	35,  // 18: keelblock.v1.ListCursorsResponse.cursors:type_name -> keelblock.v1.Cursor
-	3,   // 19: keelblock.v1.ListPointsResponse.points:type_name -> keelblock.v1.RecoveryPoint
-	3,   // 20: keelblock.v1.GetPointResponse.point:type_name -> keelblock.v1.RecoveryPoint
-	50,  // 21: keelblock.v1.PruneRequest.keep:type_name -> keelblock.v1.KeepRules
-	52,  // 22: keelblock.v1.PruneResponse.decisions:type_name -> keelblock.v1.PruneDecision
-	17,  // 23: keelblock.v1.DiskDiff.extents:type_name -> keelblock.v1.Extent
-	55,  // 24: keelblock.v1.DiffPointsResponse.disks:type_name -> keelblock.v1.DiskDiff
-	64,  // 25: keelblock.v1.ListExportsResponse.exports:type_name -> keelblock.v1.ExportResponse
-	4,   // 26: keelblock.v1.ListJobsResponse.jobs:type_name -> keelblock.v1.Job
-	107, // 27: keelblock.v1.Alert.since:type_name -> google.protobuf.Timestamp
-	107, // 28: keelblock.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	0,   // 29: keelblock.v1.StatusResponse.disks:type_name -> keelblock.v1.Disk
-	1,   // 30: keelblock.v1.StatusResponse.machines:type_name -> keelblock.v1.Machine
-	3,   // 31: keelblock.v1.StatusResponse.last_points:type_name -> keelblock.v1.RecoveryPoint
-	76,  // 32: keelblock.v1.StatusResponse.alerts:type_name -> keelblock.v1.Alert
-	81,  // 33: keelblock.v1.StatusResponse.vault:type_name -> keelblock.v1.VaultStatusResponse
-	4,   // 34: keelblock.v1.StatusResponse.running_jobs:type_name -> keelblock.v1.Job
-	83,  // 35: keelblock.v1.DoctorResponse.findings:type_name -> keelblock.v1.Finding
-	90,  // 36: keelblock.v1.ListVaultsResponse.vaults:type_name -> keelblock.v1.Vault
-	107, // 37: keelblock.v1.Vault.created_at:type_name -> google.protobuf.Timestamp
-	89,  // 38: keelblock.v1.Vault.locations:type_name -> keelblock.v1.Location
-	94,  // 39: keelblock.v1.MachineUsage.points:type_name -> keelblock.v1.PointUsage
-	95,  // 40: keelblock.v1.UsageResponse.machines:type_name -> keelblock.v1.MachineUsage
-	96,  // 41: keelblock.v1.UsageResponse.vaults:type_name -> keelblock.v1.VaultUsage
-	107, // 42: keelblock.v1.KeyDomain.wrapped_at:type_name -> google.protobuf.Timestamp
-	107, // 43: keelblock.v1.KeyDomain.backed_up_at:type_name -> google.protobuf.Timestamp
-	99,  // 44: keelblock.v1.ShowKeysResponse.domains:type_name -> keelblock.v1.KeyDomain
-	6,   // 45: keelblock.v1.Disks.Create:input_type -> keelblock.v1.CreateDiskRequest
-	7,   // 46: keelblock.v1.Disks.List:input_type -> keelblock.v1.ListDisksRequest
-	9,   // 47: keelblock.v1.Disks.Get:input_type -> keelblock.v1.GetDiskRequest
-	10,  // 48: keelblock.v1.Disks.Delete:input_type -> keelblock.v1.DeleteDiskRequest
-	12,  // 49: keelblock.v1.Disks.Map:input_type -> keelblock.v1.MapDiskRequest
-	13,  // 50: keelblock.v1.Disks.Resize:input_type -> keelblock.v1.ResizeDiskRequest
-	14,  // 51: keelblock.v1.Disks.Edit:input_type -> keelblock.v1.EditDiskRequest
-	15,  // 52: keelblock.v1.Disks.Attach:input_type -> keelblock.v1.AttachDiskRequest
-	16,  // 53: keelblock.v1.Disks.Detach:input_type -> keelblock.v1.DetachDiskRequest
-	19,  // 54: keelblock.v1.Machines.Create:input_type -> keelblock.v1.CreateMachineRequest
-	20,  // 55: keelblock.v1.Machines.List:input_type -> keelblock.v1.ListMachinesRequest
-	22,  // 56: keelblock.v1.Machines.Get:input_type -> keelblock.v1.GetMachineRequest
-	23,  // 57: keelblock.v1.Machines.Edit:input_type -> keelblock.v1.EditMachineRequest
-	24,  // 58: keelblock.v1.Machines.Delete:input_type -> keelblock.v1.DeleteMachineRequest
-	26,  // 59: keelblock.v1.Machines.Backup:input_type -> keelblock.v1.BackupRequest
-	28,  // 60: keelblock.v1.Groups.Create:input_type -> keelblock.v1.CreateGroupRequest
-	29,  // 61: keelblock.v1.Groups.List:input_type -> keelblock.v1.ListGroupsRequest
-	31,  // 62: keelblock.v1.Groups.Get:input_type -> keelblock.v1.GetGroupRequest
-	32,  // 63: keelblock.v1.Groups.Delete:input_type -> keelblock.v1.DeleteGroupRequest
-	34,  // 64: keelblock.v1.Groups.Backup:input_type -> keelblock.v1.GroupBackupRequest
-	36,  // 65: keelblock.v1.Cursors.Create:input_type -> keelblock.v1.CreateCursorRequest
-	37,  // 66: keelblock.v1.Cursors.List:input_type -> keelblock.v1.ListCursorsRequest
-	39,  // 67: keelblock.v1.Cursors.Advance:input_type -> keelblock.v1.AdvanceCursorRequest
-	40,  // 68: keelblock.v1.Cursors.Delete:input_type -> keelblock.v1.DeleteCursorRequest
-	42,  // 69: keelblock.v1.RecoveryPoints.List:input_type -> keelblock.v1.ListPointsRequest
-	44,  // 70: keelblock.v1.RecoveryPoints.Get:input_type -> keelblock.v1.GetPointRequest
-	46,  // 71: keelblock.v1.RecoveryPoints.Delete:input_type -> keelblock.v1.DeletePointRequest
-	47,  // 72: keelblock.v1.RecoveryPoints.Undelete:input_type -> keelblock.v1.UndeletePointRequest
-	48,  // 73: keelblock.v1.RecoveryPoints.Hold:input_type -> keelblock.v1.HoldPointRequest
-	49,  // 74: keelblock.v1.RecoveryPoints.Release:input_type -> keelblock.v1.ReleasePointRequest
-	51,  // 75: keelblock.v1.RecoveryPoints.Prune:input_type -> keelblock.v1.PruneRequest
-	54,  // 76: keelblock.v1.RecoveryPoints.Diff:input_type -> keelblock.v1.DiffPointsRequest
-	57,  // 77: keelblock.v1.RecoveryPoints.Verify:input_type -> keelblock.v1.VerifyRequest
-	58,  // 78: keelblock.v1.RecoveryPoints.RestoreDisk:input_type -> keelblock.v1.RestoreDiskRequest
-	59,  // 79: keelblock.v1.RecoveryPoints.OpenReader:input_type -> keelblock.v1.OpenReaderRequest
-	61,  // 80: keelblock.v1.RecoveryPoints.CloseReader:input_type -> keelblock.v1.CloseReaderRequest
-	63,  // 81: keelblock.v1.RecoveryPoints.Export:input_type -> keelblock.v1.ExportRequest
-	65,  // 82: keelblock.v1.RecoveryPoints.Unexport:input_type -> keelblock.v1.UnexportRequest
-	67,  // 83: keelblock.v1.RecoveryPoints.ListExports:input_type -> keelblock.v1.ListExportsRequest
-	69,  // 84: keelblock.v1.Jobs.List:input_type -> keelblock.v1.ListJobsRequest
-	71,  // 85: keelblock.v1.Jobs.Get:input_type -> keelblock.v1.GetJobRequest
-	72,  // 86: keelblock.v1.Jobs.Cancel:input_type -> keelblock.v1.CancelJobRequest
-	73,  // 87: keelblock.v1.Jobs.Watch:input_type -> keelblock.v1.WatchJobRequest
-	75,  // 88: keelblock.v1.Appliance.Status:input_type -> keelblock.v1.StatusRequest
-	78,  // 89: keelblock.v1.Appliance.Stop:input_type -> keelblock.v1.StopRequest
-	80,  // 90: keelblock.v1.Appliance.VaultStatus:input_type -> keelblock.v1.VaultStatusRequest
-	82,  // 91: keelblock.v1.Appliance.Doctor:input_type -> keelblock.v1.DoctorRequest
-	74,  // 92: keelblock.v1.Appliance.RebuildIndex:input_type -> keelblock.v1.RebuildIndexRequest
-	85,  // 93: keelblock.v1.Vaults.Create:input_type -> keelblock.v1.CreateVaultRequest
-	86,  // 94: keelblock.v1.Vaults.List:input_type -> keelblock.v1.ListVaultsRequest
-	88,  // 95: keelblock.v1.Vaults.Edit:input_type -> keelblock.v1.EditVaultRequest
-	91,  // 96: keelblock.v1.Vaults.Collect:input_type -> keelblock.v1.CollectRequest
-	92,  // 97: keelblock.v1.Vaults.RepairLocations:input_type -> keelblock.v1.RepairLocationsRequest
-	93,  // 98: keelblock.v1.Vaults.Usage:input_type -> keelblock.v1.UsageRequest
-	98,  // 99: keelblock.v1.Keys.Show:input_type -> keelblock.v1.ShowKeysRequest
-	101, // 100: keelblock.v1.Keys.Rotate:input_type -> keelblock.v1.RotateKeyRequest
-	102, // 101: keelblock.v1.Keys.Backup:input_type -> keelblock.v1.BackupKeysRequest
-	104, // 102: keelblock.v1.Keys.ConfirmBackup:input_type -> keelblock.v1.ConfirmBackupRequest
-	106, // 103: keelblock.v1.Keys.Restore:input_type -> keelblock.v1.RestoreKeysRequest
-	105, // 104: keelblock.v1.Keys.Unlock:input_type -> keelblock.v1.UnlockKeysRequest
-	0,   // 105: keelblock.v1.Disks.Create:output_type -> keelblock.v1.Disk
-	8,   // 106: keelblock.v1.Disks.List:output_type -> keelblock.v1.ListDisksResponse
-	0,   // 107: keelblock.v1.Disks.Get:output_type -> keelblock.v1.Disk
-	11,  // 108: keelblock.v1.Disks.Delete:output_type -> keelblock.v1.DeleteDiskResponse
-	18,  // 109: keelblock.v1.Disks.Map:output_type -> keelblock.v1.MapDiskResponse
-	0,   // 110: keelblock.v1.Disks.Resize:output_type -> keelblock.v1.Disk
-	0,   // 111: keelblock.v1.Disks.Edit:output_type -> keelblock.v1.Disk
-	0,   // 112: keelblock.v1.Disks.Attach:output_type -> keelblock.v1.Disk
-	0,   // 113: keelblock.v1.Disks.Detach:output_type -> keelblock.v1.Disk
-	1,   // 114: keelblock.v1.Machines.Create:output_type -> keelblock.v1.Machine
-	21,  // 115: keelblock.v1.Machines.List:output_type -> keelblock.v1.ListMachinesResponse
-	1,   // 116: keelblock.v1.Machines.Get:output_type -> keelblock.v1.Machine
-	1,   // 117: keelblock.v1.Machines.Edit:output_type -> keelblock.v1.Machine
-	25,  // 118: keelblock.v1.Machines.Delete:output_type -> keelblock.v1.DeleteMachineResponse
-	4,   // 119: keelblock.v1.Machines.Backup:output_type -> keelblock.v1.Job
-	27,  // 120: keelblock.v1.Groups.Create:output_type -> keelblock.v1.Group
-	30,  // 121: keelblock.v1.Groups.List:output_type -> keelblock.v1.ListGroupsResponse
-	27,  // 122: keelblock.v1.Groups.Get:output_type -> keelblock.v1.Group
-	33,  // 123: keelblock.v1.Groups.Delete:output_type -> keelblock.v1.DeleteGroupResponse
-	4,   // 124: keelblock.v1.Groups.Backup:output_type -> keelblock.v1.Job
-	35,  // 125: keelblock.v1.Cursors.Create:output_type -> keelblock.v1.Cursor
-	38,  // 126: keelblock.v1.Cursors.List:output_type -> keelblock.v1.ListCursorsResponse
-	35,  // 127: keelblock.v1.Cursors.Advance:output_type -> keelblock.v1.Cursor
-	41,  // 128: keelblock.v1.Cursors.Delete:output_type -> keelblock.v1.DeleteCursorResponse
-	43,  // 129: keelblock.v1.RecoveryPoints.List:output_type -> keelblock.v1.ListPointsResponse
-	45,  // 130: keelblock.v1.RecoveryPoints.Get:output_type -> keelblock.v1.GetPointResponse
-	3,   // 131: keelblock.v1.RecoveryPoints.Delete:output_type -> keelblock.v1.RecoveryPoint
-	3,   // 132: keelblock.v1.RecoveryPoints.Undelete:output_type -> keelblock.v1.RecoveryPoint
-	3,   // 133: keelblock.v1.RecoveryPoints.Hold:output_type -> keelblock.v1.RecoveryPoint
-	3,   // 134: keelblock.v1.RecoveryPoints.Release:output_type -> keelblock.v1.RecoveryPoint
-	53,  // 135: keelblock.v1.RecoveryPoints.Prune:output_type -> keelblock.v1.PruneResponse
-	56,  // 136: keelblock.v1.RecoveryPoints.Diff:output_type -> keelblock.v1.DiffPointsResponse
-	4,   // 137: keelblock.v1.RecoveryPoints.Verify:output_type -> keelblock.v1.Job
-	4,   // 138: keelblock.v1.RecoveryPoints.RestoreDisk:output_type -> keelblock.v1.Job
-	60,  // 139: keelblock.v1.RecoveryPoints.OpenReader:output_type -> keelblock.v1.OpenReaderResponse
-	62,  // 140: keelblock.v1.RecoveryPoints.CloseReader:output_type -> keelblock.v1.CloseReaderResponse
-	64,  // 141: keelblock.v1.RecoveryPoints.Export:output_type -> keelblock.v1.ExportResponse
-	66,  // 142: keelblock.v1.RecoveryPoints.Unexport:output_type -> keelblock.v1.UnexportResponse
-	68,  // 143: keelblock.v1.RecoveryPoints.ListExports:output_type -> keelblock.v1.ListExportsResponse
-	70,  // 144: keelblock.v1.Jobs.List:output_type -> keelblock.v1.ListJobsResponse
-	4,   // 145: keelblock.v1.Jobs.Get:output_type -> keelblock.v1.Job
-	4,   // 146: keelblock.v1.Jobs.Cancel:output_type -> keelblock.v1.Job
-	4,   // 147: keelblock.v1.Jobs.Watch:output_type -> keelblock.v1.Job
-	77,  // 148: keelblock.v1.Appliance.Status:output_type -> keelblock.v1.StatusResponse
-	79,  // 149: keelblock.v1.Appliance.Stop:output_type -> keelblock.v1.StopResponse
-	81,  // 150: keelblock.v1.Appliance.VaultStatus:output_type -> keelblock.v1.VaultStatusResponse
-	84,  // 151: keelblock.v1.Appliance.Doctor:output_type -> keelblock.v1.DoctorResponse
-	4,   // 152: keelblock.v1.Appliance.RebuildIndex:output_type -> keelblock.v1.Job
-	4,   // 153: keelblock.v1.Vaults.Create:output_type -> keelblock.v1.Job
-	87,  // 154: keelblock.v1.Vaults.List:output_type -> keelblock.v1.ListVaultsResponse
-	90,  // 155: keelblock.v1.Vaults.Edit:output_type -> keelblock.v1.Vault
-	4,   // 156: keelblock.v1.Vaults.Collect:output_type -> keelblock.v1.Job
-	4,   // 157: keelblock.v1.Vaults.RepairLocations:output_type -> keelblock.v1.Job
-	97,  // 158: keelblock.v1.Vaults.Usage:output_type -> keelblock.v1.UsageResponse
-	100, // 159: keelblock.v1.Keys.Show:output_type -> keelblock.v1.ShowKeysResponse
-	99,  // 160: keelblock.v1.Keys.Rotate:output_type -> keelblock.v1.KeyDomain
-	103, // 161: keelblock.v1.Keys.Backup:output_type -> keelblock.v1.BackupKeysResponse
-	100, // 162: keelblock.v1.Keys.ConfirmBackup:output_type -> keelblock.v1.ShowKeysResponse
-	100, // 163: keelblock.v1.Keys.Restore:output_type -> keelblock.v1.ShowKeysResponse
-	100, // 164: keelblock.v1.Keys.Unlock:output_type -> keelblock.v1.ShowKeysResponse
-	105, // [105:165] is the sub-list for method output_type
-	45,  // [45:105] is the sub-list for method input_type
-	45,  // [45:45] is the sub-list for extension type_name
-	45,  // [45:45] is the sub-list for extension extendee
-	0,   // [0:45] is the sub-list for field type_name
+	50,  // 1: keelblock.v1.Machine.keep:type_name -> keelblock.v1.KeepRules
+	109, // 2: keelblock.v1.RecoveryPoint.frozen_at:type_name -> google.protobuf.Timestamp
+	2,   // 3: keelblock.v1.RecoveryPoint.disks:type_name -> keelblock.v1.PointDisk
+	109, // 4: keelblock.v1.RecoveryPoint.deleted_at:type_name -> google.protobuf.Timestamp
+	109, // 5: keelblock.v1.RecoveryPoint.deleted_until:type_name -> google.protobuf.Timestamp
+	109, // 6: keelblock.v1.RecoveryPoint.retain_until:type_name -> google.protobuf.Timestamp
+	109, // 7: keelblock.v1.RecoveryPoint.locked_until:type_name -> google.protobuf.Timestamp
+	109, // 8: keelblock.v1.Job.started_at:type_name -> google.protobuf.Timestamp
+	109, // 9: keelblock.v1.Job.ended_at:type_name -> google.protobuf.Timestamp
+	5,   // 10: keelblock.v1.Job.sub_tasks:type_name -> keelblock.v1.SubTask
+	109, // 11: keelblock.v1.SubTask.started_at:type_name -> google.protobuf.Timestamp
+	109, // 12: keelblock.v1.SubTask.ended_at:type_name -> google.protobuf.Timestamp
+	0,   // 13: keelblock.v1.ListDisksResponse.disks:type_name -> keelblock.v1.Disk
+	17,  // 14: keelblock.v1.MapDiskResponse.extents:type_name -> keelblock.v1.Extent
+	1,   // 15: keelblock.v1.ListMachinesResponse.machines:type_name -> keelblock.v1.Machine
+	50,  // 16: keelblock.v1.EditMachineRequest.keep:type_name -> keelblock.v1.KeepRules
+	1,   // 17: keelblock.v1.Group.machines:type_name -> keelblock.v1.Machine
+	27,  // 18: keelblock.v1.ListGroupsResponse.groups:type_name -> keelblock.v1.Group
+	109, // 19: keelblock.v1.Cursor.created_at:type_name -> google.protobuf.Timestamp
+	109, // 20: keelblock.v1.Cursor.advanced_at:type_name -> google.protobuf.Timestamp
+	109, // 21: keelblock.v1.Cursor.frozen_at:type_name -> google.protobuf.Timestamp
+	35,  // 22: keelblock.v1.ListCursorsResponse.cursors:type_name -> keelblock.v1.Cursor
+	3,   // 23: keelblock.v1.ListPointsResponse.points:type_name -> keelblock.v1.RecoveryPoint
+	3,   // 24: keelblock.v1.GetPointResponse.point:type_name -> keelblock.v1.RecoveryPoint
+	50,  // 25: keelblock.v1.PruneRequest.keep:type_name -> keelblock.v1.KeepRules
+	52,  // 26: keelblock.v1.PruneResponse.decisions:type_name -> keelblock.v1.PruneDecision
+	17,  // 27: keelblock.v1.DiskDiff.extents:type_name -> keelblock.v1.Extent
+	55,  // 28: keelblock.v1.DiffPointsResponse.disks:type_name -> keelblock.v1.DiskDiff
+	64,  // 29: keelblock.v1.ListExportsResponse.exports:type_name -> keelblock.v1.ExportResponse
+	4,   // 30: keelblock.v1.ListJobsResponse.jobs:type_name -> keelblock.v1.Job
+	109, // 31: keelblock.v1.ClockStatus.before:type_name -> google.protobuf.Timestamp
+	109, // 32: keelblock.v1.ClockStatus.now:type_name -> google.protobuf.Timestamp
+	109, // 33: keelblock.v1.ClockStatus.proven:type_name -> google.protobuf.Timestamp
+	109, // 34: keelblock.v1.Alert.since:type_name -> google.protobuf.Timestamp
+	109, // 35: keelblock.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	0,   // 36: keelblock.v1.StatusResponse.disks:type_name -> keelblock.v1.Disk
+	1,   // 37: keelblock.v1.StatusResponse.machines:type_name -> keelblock.v1.Machine
+	3,   // 38: keelblock.v1.StatusResponse.last_points:type_name -> keelblock.v1.RecoveryPoint
+	78,  // 39: keelblock.v1.StatusResponse.alerts:type_name -> keelblock.v1.Alert
+	83,  // 40: keelblock.v1.StatusResponse.vault:type_name -> keelblock.v1.VaultStatusResponse
+	4,   // 41: keelblock.v1.StatusResponse.running_jobs:type_name -> keelblock.v1.Job
+	85,  // 42: keelblock.v1.DoctorResponse.findings:type_name -> keelblock.v1.Finding
+	92,  // 43: keelblock.v1.ListVaultsResponse.vaults:type_name -> keelblock.v1.Vault
+	109, // 44: keelblock.v1.Vault.created_at:type_name -> google.protobuf.Timestamp
+	91,  // 45: keelblock.v1.Vault.locations:type_name -> keelblock.v1.Location
+	96,  // 46: keelblock.v1.MachineUsage.points:type_name -> keelblock.v1.PointUsage
+	97,  // 47: keelblock.v1.UsageResponse.machines:type_name -> keelblock.v1.MachineUsage
+	98,  // 48: keelblock.v1.UsageResponse.vaults:type_name -> keelblock.v1.VaultUsage
+	109, // 49: keelblock.v1.KeyDomain.wrapped_at:type_name -> google.protobuf.Timestamp
+	109, // 50: keelblock.v1.KeyDomain.backed_up_at:type_name -> google.protobuf.Timestamp
+	101, // 51: keelblock.v1.ShowKeysResponse.domains:type_name -> keelblock.v1.KeyDomain
+	6,   // 52: keelblock.v1.Disks.Create:input_type -> keelblock.v1.CreateDiskRequest
+	7,   // 53: keelblock.v1.Disks.List:input_type -> keelblock.v1.ListDisksRequest
+	9,   // 54: keelblock.v1.Disks.Get:input_type -> keelblock.v1.GetDiskRequest
+	10,  // 55: keelblock.v1.Disks.Delete:input_type -> keelblock.v1.DeleteDiskRequest
+	12,  // 56: keelblock.v1.Disks.Map:input_type -> keelblock.v1.MapDiskRequest
+	13,  // 57: keelblock.v1.Disks.Resize:input_type -> keelblock.v1.ResizeDiskRequest
+	14,  // 58: keelblock.v1.Disks.Edit:input_type -> keelblock.v1.EditDiskRequest
+	15,  // 59: keelblock.v1.Disks.Attach:input_type -> keelblock.v1.AttachDiskRequest
+	16,  // 60: keelblock.v1.Disks.Detach:input_type -> keelblock.v1.DetachDiskRequest
+	19,  // 61: keelblock.v1.Machines.Create:input_type -> keelblock.v1.CreateMachineRequest
+	20,  // 62: keelblock.v1.Machines.List:input_type -> keelblock.v1.ListMachinesRequest
+	22,  // 63: keelblock.v1.Machines.Get:input_type -> keelblock.v1.GetMachineRequest
+	23,  // 64: keelblock.v1.Machines.Edit:input_type -> keelblock.v1.EditMachineRequest
+	24,  // 65: keelblock.v1.Machines.Delete:input_type -> keelblock.v1.DeleteMachineRequest
+	26,  // 66: keelblock.v1.Machines.Backup:input_type -> keelblock.v1.BackupRequest
+	28,  // 67: keelblock.v1.Groups.Create:input_type -> keelblock.v1.CreateGroupRequest
+	29,  // 68: keelblock.v1.Groups.List:input_type -> keelblock.v1.ListGroupsRequest
+	31,  // 69: keelblock.v1.Groups.Get:input_type -> keelblock.v1.GetGroupRequest
+	32,  // 70: keelblock.v1.Groups.Delete:input_type -> keelblock.v1.DeleteGroupRequest
+	34,  // 71: keelblock.v1.Groups.Backup:input_type -> keelblock.v1.GroupBackupRequest
+	36,  // 72: keelblock.v1.Cursors.Create:input_type -> keelblock.v1.CreateCursorRequest
+	37,  // 73: keelblock.v1.Cursors.List:input_type -> keelblock.v1.ListCursorsRequest
+	39,  // 74: keelblock.v1.Cursors.Advance:input_type -> keelblock.v1.AdvanceCursorRequest
+	40,  // 75: keelblock.v1.Cursors.Delete:input_type -> keelblock.v1.DeleteCursorRequest
+	42,  // 76: keelblock.v1.RecoveryPoints.List:input_type -> keelblock.v1.ListPointsRequest
+	44,  // 77: keelblock.v1.RecoveryPoints.Get:input_type -> keelblock.v1.GetPointRequest
+	46,  // 78: keelblock.v1.RecoveryPoints.Delete:input_type -> keelblock.v1.DeletePointRequest
+	47,  // 79: keelblock.v1.RecoveryPoints.Undelete:input_type -> keelblock.v1.UndeletePointRequest
+	48,  // 80: keelblock.v1.RecoveryPoints.Hold:input_type -> keelblock.v1.HoldPointRequest
+	49,  // 81: keelblock.v1.RecoveryPoints.Release:input_type -> keelblock.v1.ReleasePointRequest
+	51,  // 82: keelblock.v1.RecoveryPoints.Prune:input_type -> keelblock.v1.PruneRequest
+	54,  // 83: keelblock.v1.RecoveryPoints.Diff:input_type -> keelblock.v1.DiffPointsRequest
+	57,  // 84: keelblock.v1.RecoveryPoints.Verify:input_type -> keelblock.v1.VerifyRequest
+	58,  // 85: keelblock.v1.RecoveryPoints.RestoreDisk:input_type -> keelblock.v1.RestoreDiskRequest
+	59,  // 86: keelblock.v1.RecoveryPoints.OpenReader:input_type -> keelblock.v1.OpenReaderRequest
+	61,  // 87: keelblock.v1.RecoveryPoints.CloseReader:input_type -> keelblock.v1.CloseReaderRequest
+	63,  // 88: keelblock.v1.RecoveryPoints.Export:input_type -> keelblock.v1.ExportRequest
+	65,  // 89: keelblock.v1.RecoveryPoints.Unexport:input_type -> keelblock.v1.UnexportRequest
+	67,  // 90: keelblock.v1.RecoveryPoints.ListExports:input_type -> keelblock.v1.ListExportsRequest
+	69,  // 91: keelblock.v1.Jobs.List:input_type -> keelblock.v1.ListJobsRequest
+	71,  // 92: keelblock.v1.Jobs.Get:input_type -> keelblock.v1.GetJobRequest
+	72,  // 93: keelblock.v1.Jobs.Cancel:input_type -> keelblock.v1.CancelJobRequest
+	73,  // 94: keelblock.v1.Jobs.Watch:input_type -> keelblock.v1.WatchJobRequest
+	77,  // 95: keelblock.v1.Appliance.Status:input_type -> keelblock.v1.StatusRequest
+	80,  // 96: keelblock.v1.Appliance.Stop:input_type -> keelblock.v1.StopRequest
+	82,  // 97: keelblock.v1.Appliance.VaultStatus:input_type -> keelblock.v1.VaultStatusRequest
+	84,  // 98: keelblock.v1.Appliance.Doctor:input_type -> keelblock.v1.DoctorRequest
+	76,  // 99: keelblock.v1.Appliance.RebuildIndex:input_type -> keelblock.v1.RebuildIndexRequest
+	74,  // 100: keelblock.v1.Appliance.AcceptClock:input_type -> keelblock.v1.AcceptClockRequest
+	87,  // 101: keelblock.v1.Vaults.Create:input_type -> keelblock.v1.CreateVaultRequest
+	88,  // 102: keelblock.v1.Vaults.List:input_type -> keelblock.v1.ListVaultsRequest
+	90,  // 103: keelblock.v1.Vaults.Edit:input_type -> keelblock.v1.EditVaultRequest
+	93,  // 104: keelblock.v1.Vaults.Collect:input_type -> keelblock.v1.CollectRequest
+	94,  // 105: keelblock.v1.Vaults.RepairLocations:input_type -> keelblock.v1.RepairLocationsRequest
+	95,  // 106: keelblock.v1.Vaults.Usage:input_type -> keelblock.v1.UsageRequest
+	100, // 107: keelblock.v1.Keys.Show:input_type -> keelblock.v1.ShowKeysRequest
+	103, // 108: keelblock.v1.Keys.Rotate:input_type -> keelblock.v1.RotateKeyRequest
+	104, // 109: keelblock.v1.Keys.Backup:input_type -> keelblock.v1.BackupKeysRequest
+	106, // 110: keelblock.v1.Keys.ConfirmBackup:input_type -> keelblock.v1.ConfirmBackupRequest
+	108, // 111: keelblock.v1.Keys.Restore:input_type -> keelblock.v1.RestoreKeysRequest
+	107, // 112: keelblock.v1.Keys.Unlock:input_type -> keelblock.v1.UnlockKeysRequest
+	0,   // 113: keelblock.v1.Disks.Create:output_type -> keelblock.v1.Disk
+	8,   // 114: keelblock.v1.Disks.List:output_type -> keelblock.v1.ListDisksResponse
+	0,   // 115: keelblock.v1.Disks.Get:output_type -> keelblock.v1.Disk
+	11,  // 116: keelblock.v1.Disks.Delete:output_type -> keelblock.v1.DeleteDiskResponse
+	18,  // 117: keelblock.v1.Disks.Map:output_type -> keelblock.v1.MapDiskResponse
+	0,   // 118: keelblock.v1.Disks.Resize:output_type -> keelblock.v1.Disk
+	0,   // 119: keelblock.v1.Disks.Edit:output_type -> keelblock.v1.Disk
+	0,   // 120: keelblock.v1.Disks.Attach:output_type -> keelblock.v1.Disk
+	0,   // 121: keelblock.v1.Disks.Detach:output_type -> keelblock.v1.Disk
+	1,   // 122: keelblock.v1.Machines.Create:output_type -> keelblock.v1.Machine
+	21,  // 123: keelblock.v1.Machines.List:output_type -> keelblock.v1.ListMachinesResponse
+	1,   // 124: keelblock.v1.Machines.Get:output_type -> keelblock.v1.Machine
+	1,   // 125: keelblock.v1.Machines.Edit:output_type -> keelblock.v1.Machine
+	25,  // 126: keelblock.v1.Machines.Delete:output_type -> keelblock.v1.DeleteMachineResponse
+	4,   // 127: keelblock.v1.Machines.Backup:output_type -> keelblock.v1.Job
+	27,  // 128: keelblock.v1.Groups.Create:output_type -> keelblock.v1.Group
+	30,  // 129: keelblock.v1.Groups.List:output_type -> keelblock.v1.ListGroupsResponse
+	27,  // 130: keelblock.v1.Groups.Get:output_type -> keelblock.v1.Group
+	33,  // 131: keelblock.v1.Groups.Delete:output_type -> keelblock.v1.DeleteGroupResponse
+	4,   // 132: keelblock.v1.Groups.Backup:output_type -> keelblock.v1.Job
+	35,  // 133: keelblock.v1.Cursors.Create:output_type -> keelblock.v1.Cursor
+	38,  // 134: keelblock.v1.Cursors.List:output_type -> keelblock.v1.ListCursorsResponse
+	35,  // 135: keelblock.v1.Cursors.Advance:output_type -> keelblock.v1.Cursor
+	41,  // 136: keelblock.v1.Cursors.Delete:output_type -> keelblock.v1.DeleteCursorResponse
+	43,  // 137: keelblock.v1.RecoveryPoints.List:output_type -> keelblock.v1.ListPointsResponse
+	45,  // 138: keelblock.v1.RecoveryPoints.Get:output_type -> keelblock.v1.GetPointResponse
+	3,   // 139: keelblock.v1.RecoveryPoints.Delete:output_type -> keelblock.v1.RecoveryPoint
+	3,   // 140: keelblock.v1.RecoveryPoints.Undelete:output_type -> keelblock.v1.RecoveryPoint
+	3,   // 141: keelblock.v1.RecoveryPoints.Hold:output_type -> keelblock.v1.RecoveryPoint
+	3,   // 142: keelblock.v1.RecoveryPoints.Release:output_type -> keelblock.v1.RecoveryPoint
+	53,  // 143: keelblock.v1.RecoveryPoints.Prune:output_type -> keelblock.v1.PruneResponse
+	56,  // 144: keelblock.v1.RecoveryPoints.Diff:output_type -> keelblock.v1.DiffPointsResponse
+	4,   // 145: keelblock.v1.RecoveryPoints.Verify:output_type -> keelblock.v1.Job
+	4,   // 146: keelblock.v1.RecoveryPoints.RestoreDisk:output_type -> keelblock.v1.Job
+	60,  // 147: keelblock.v1.RecoveryPoints.OpenReader:output_type -> keelblock.v1.OpenReaderResponse
+	62,  // 148: keelblock.v1.RecoveryPoints.CloseReader:output_type -> keelblock.v1.CloseReaderResponse
+	64,  // 149: keelblock.v1.RecoveryPoints.Export:output_type -> keelblock.v1.ExportResponse
+	66,  // 150: keelblock.v1.RecoveryPoints.Unexport:output_type -> keelblock.v1.UnexportResponse
+	68,  // 151: keelblock.v1.RecoveryPoints.ListExports:output_type -> keelblock.v1.ListExportsResponse
+	70,  // 152: keelblock.v1.Jobs.List:output_type -> keelblock.v1.ListJobsResponse
+	4,   // 153: keelblock.v1.Jobs.Get:output_type -> keelblock.v1.Job
+	4,   // 154: keelblock.v1.Jobs.Cancel:output_type -> keelblock.v1.Job
+	4,   // 155: keelblock.v1.Jobs.Watch:output_type -> keelblock.v1.Job
+	79,  // 156: keelblock.v1.Appliance.Status:output_type -> keelblock.v1.StatusResponse
+	81,  // 157: keelblock.v1.Appliance.Stop:output_type -> keelblock.v1.StopResponse
+	83,  // 158: keelblock.v1.Appliance.VaultStatus:output_type -> keelblock.v1.VaultStatusResponse
+	86,  // 159: keelblock.v1.Appliance.Doctor:output_type -> keelblock.v1.DoctorResponse
+	4,   // 160: keelblock.v1.Appliance.RebuildIndex:output_type -> keelblock.v1.Job
+	75,  // 161: keelblock.v1.Appliance.AcceptClock:output_type -> keelblock.v1.ClockStatus
+	4,   // 162: keelblock.v1.Vaults.Create:output_type -> keelblock.v1.Job
+	89,  // 163: keelblock.v1.Vaults.List:output_type -> keelblock.v1.ListVaultsResponse
+	92,  // 164: keelblock.v1.Vaults.Edit:output_type -> keelblock.v1.Vault
+	4,   // 165: keelblock.v1.Vaults.Collect:output_type -> keelblock.v1.Job
+	4,   // 166: keelblock.v1.Vaults.RepairLocations:output_type -> keelblock.v1.Job
+	99,  // 167: keelblock.v1.Vaults.Usage:output_type -> keelblock.v1.UsageResponse
+	102, // 168: keelblock.v1.Keys.Show:output_type -> keelblock.v1.ShowKeysResponse
+	101, // 169: keelblock.v1.Keys.Rotate:output_type -> keelblock.v1.KeyDomain
+	105, // 170: keelblock.v1.Keys.Backup:output_type -> keelblock.v1.BackupKeysResponse
+	102, // 171: keelblock.v1.Keys.ConfirmBackup:output_type -> keelblock.v1.ShowKeysResponse
+	102, // 172: keelblock.v1.Keys.Restore:output_type -> keelblock.v1.ShowKeysResponse
+	102, // 173: keelblock.v1.Keys.Unlock:output_type -> keelblock.v1.ShowKeysResponse
+	113, // [113:174] is the sub-list for method output_type
+	52,  // [52:113] is the sub-list for method input_type
+	52,  // [52:52] is the sub-list for extension type_name
+	52,  // [52:52] is the sub-list for extension extendee
+	0,   // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_keelblock_proto_init() }
@@ -7441,14 +7627,14 @@ func file_keelblock_proto_init() {
 	}
 	file_keelblock_proto_msgTypes[14].OneofWrappers = []any{}
 	file_keelblock_proto_msgTypes[23].OneofWrappers = []any{}
-	file_keelblock_proto_msgTypes[88].OneofWrappers = []any{}
+	file_keelblock_proto_msgTypes[90].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keelblock_proto_rawDesc), len(file_keelblock_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   107,
+			NumMessages:   109,
 			NumExtensions: 0,
 			NumServices:   9,
 		},

@@ -25,7 +25,8 @@ var (
 	pointShape   = object{"id": "string", "machineName": "string", "cutId": "string", "generation": "int", "sequence": "int", "frozenAt": "time",
 		"consistency": "string", "reason": "string", "tracking": "string",
 		"disks":     []shape{object{"name": "string", "sizeBytes": "int", "rootDigest": "string"}},
-		"readBytes": "int", "changedBytes": "int", "newBytes": "int", "storedBytes": "int", "uniqueBytes": "int", "freezeMicros": "positive", "state": "string"}
+		"readBytes": "int", "changedBytes": "int", "newBytes": "int", "storedBytes": "int", "uniqueBytes": "int", "freezeMicros": "positive", "state": "string",
+		"deletedUntil": "time?", "retainUntil": "time?", "lockedUntil": "time?", "held": "bool"}
 	jobShape = object{"jobId": "string", "kind": "string", "objectName": "string", "state": "string", "doneBytes": "int", "totalBytes": "int",
 		"startedAt": "time", "endedAt": "time?", "error": "string"}
 	extentShape = object{"offset": "int", "length": "int"}

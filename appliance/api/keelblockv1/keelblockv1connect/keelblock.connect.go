@@ -160,6 +160,8 @@ const (
 	ApplianceDoctorProcedure = "/keelblock.v1.Appliance/Doctor"
 	// ApplianceRebuildIndexProcedure is the fully-qualified name of the Appliance's RebuildIndex RPC.
 	ApplianceRebuildIndexProcedure = "/keelblock.v1.Appliance/RebuildIndex"
+	// ApplianceAcceptClockProcedure is the fully-qualified name of the Appliance's AcceptClock RPC.
+	ApplianceAcceptClockProcedure = "/keelblock.v1.Appliance/AcceptClock"
 	// VaultsCreateProcedure is the fully-qualified name of the Vaults's Create RPC.
 	VaultsCreateProcedure = "/keelblock.v1.Vaults/Create"
 	// VaultsListProcedure is the fully-qualified name of the Vaults's List RPC.
@@ -1632,6 +1634,9 @@ type ApplianceClient interface {
 	// Starts a job that makes the index of a closed vault anew from its packs and
 	// opens it.
 	RebuildIndex(context.Context, *connect.Request[keelblockv1.RebuildIndexRequest]) (*connect.Response[keelblockv1.Job], error)
+	// Takes the wall clock for right after it was in doubt. Locks go on by what has
+	// surely passed.
+	AcceptClock(context.Context, *connect.Request[keelblockv1.AcceptClockRequest]) (*connect.Response[keelblockv1.ClockStatus], error)
 }
 
 // NewApplianceClient constructs a client for the keelblock.v1.Appliance service. By default, it
@@ -1675,6 +1680,12 @@ func NewApplianceClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 			connect.WithSchema(applianceMethods.ByName("RebuildIndex")),
 			connect.WithClientOptions(opts...),
 		),
+		acceptClock: connect.NewClient[keelblockv1.AcceptClockRequest, keelblockv1.ClockStatus](
+			httpClient,
+			baseURL+ApplianceAcceptClockProcedure,
+			connect.WithSchema(applianceMethods.ByName("AcceptClock")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -1685,6 +1696,7 @@ type applianceClient struct {
 	vaultStatus  *connect.Client[keelblockv1.VaultStatusRequest, keelblockv1.VaultStatusResponse]
 	doctor       *connect.Client[keelblockv1.DoctorRequest, keelblockv1.DoctorResponse]
 	rebuildIndex *connect.Client[keelblockv1.RebuildIndexRequest, keelblockv1.Job]
+	acceptClock  *connect.Client[keelblockv1.AcceptClockRequest, keelblockv1.ClockStatus]
 }
 
 // Status calls keelblock.v1.Appliance.Status.
@@ -1712,6 +1724,11 @@ func (c *applianceClient) RebuildIndex(ctx context.Context, req *connect.Request
 	return c.rebuildIndex.CallUnary(ctx, req)
 }
 
+// AcceptClock calls keelblock.v1.Appliance.AcceptClock.
+func (c *applianceClient) AcceptClock(ctx context.Context, req *connect.Request[keelblockv1.AcceptClockRequest]) (*connect.Response[keelblockv1.ClockStatus], error) {
+	return c.acceptClock.CallUnary(ctx, req)
+}
+
 // ApplianceHandler is an implementation of the keelblock.v1.Appliance service.
 type ApplianceHandler interface {
 	Status(context.Context, *connect.Request[keelblockv1.StatusRequest]) (*connect.Response[keelblockv1.StatusResponse], error)
@@ -1722,6 +1739,9 @@ type ApplianceHandler interface {
 	// Starts a job that makes the index of a closed vault anew from its packs and
 	// opens it.
 	RebuildIndex(context.Context, *connect.Request[keelblockv1.RebuildIndexRequest]) (*connect.Response[keelblockv1.Job], error)
+	// Takes the wall clock for right after it was in doubt. Locks go on by what has
+	// surely passed.
+	AcceptClock(context.Context, *connect.Request[keelblockv1.AcceptClockRequest]) (*connect.Response[keelblockv1.ClockStatus], error)
 }
 
 // NewApplianceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -1761,6 +1781,12 @@ func NewApplianceHandler(svc ApplianceHandler, opts ...connect.HandlerOption) (s
 		connect.WithSchema(applianceMethods.ByName("RebuildIndex")),
 		connect.WithHandlerOptions(opts...),
 	)
+	applianceAcceptClockHandler := connect.NewUnaryHandler(
+		ApplianceAcceptClockProcedure,
+		svc.AcceptClock,
+		connect.WithSchema(applianceMethods.ByName("AcceptClock")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/keelblock.v1.Appliance/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ApplianceStatusProcedure:
@@ -1773,6 +1799,8 @@ func NewApplianceHandler(svc ApplianceHandler, opts ...connect.HandlerOption) (s
 			applianceDoctorHandler.ServeHTTP(w, r)
 		case ApplianceRebuildIndexProcedure:
 			applianceRebuildIndexHandler.ServeHTTP(w, r)
+		case ApplianceAcceptClockProcedure:
+			applianceAcceptClockHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1800,6 +1828,10 @@ func (UnimplementedApplianceHandler) Doctor(context.Context, *connect.Request[ke
 
 func (UnimplementedApplianceHandler) RebuildIndex(context.Context, *connect.Request[keelblockv1.RebuildIndexRequest]) (*connect.Response[keelblockv1.Job], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Appliance.RebuildIndex is not implemented"))
+}
+
+func (UnimplementedApplianceHandler) AcceptClock(context.Context, *connect.Request[keelblockv1.AcceptClockRequest]) (*connect.Response[keelblockv1.ClockStatus], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.Appliance.AcceptClock is not implemented"))
 }
 
 // VaultsClient is a client for the keelblock.v1.Vaults service.

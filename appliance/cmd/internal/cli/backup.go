@@ -2,9 +2,11 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -18,8 +20,9 @@ var ranks = map[string]int{"crash": 1, "filesystem": 2, "application": 3}
 func (a *app) backupCommand() *cobra.Command {
 	var consistency, note, into string
 	var noWait bool
+	var retain periodValue
 	cmd := &cobra.Command{
-		Use:   "backup (MACHINE | GROUP) [--consistency C] [--note TEXT] [--vault V] [--no-wait]",
+		Use:   "backup (MACHINE | GROUP) [--consistency C] [--retain-for D] [--note TEXT] [--vault V] [--no-wait]",
 		Short: "cut a recovery point of a machine, or of each machine of a group; prints ids",
 		Long: `Cuts all disks of a machine at one instant, while it runs, and keeps what changed since
 its last point as a new recovery point. Prints the point's id on one line.
@@ -28,19 +31,25 @@ The disks of all machines of a group are cut at the same instant; there is one p
 each machine, all or none. Prints "MACHINE ID" for each, by name.
 
 Without --consistency the best label that can be had is taken; one that was asked for
-and could not be had is exit status 3, and the points are there all the same.`,
+and could not be had is exit status 3, and the points are there all the same.
+
+--retain-for keeps the points for that long, and no longer: they expire by themselves, and
+take no place of those that the machine's rules keep.`,
 		Example: "  keelblock backup web\n  id=$(keelblock backup web --note 'before the upgrade')",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if consistency != "" && ranks[consistency] == 0 {
 				return usageError{fmt.Errorf("--consistency %s: known are application, filesystem and crash", consistency)}
 			}
+			if retain.set && retain.d <= 0 {
+				return usageError{errors.New("--retain-for 0: a point is kept for some time")}
+			}
 			c, err := a.client()
 			if err != nil {
 				return err
 			}
 			ctx := cmd.Context()
-			j, group, err := a.startBackup(ctx, c, &kb.BackupRequest{Machine: args[0], Consistency: consistency, Note: note, Vault: into})
+			j, group, err := a.startBackup(ctx, c, &kb.BackupRequest{Machine: args[0], Consistency: consistency, Note: note, Vault: into, RetainSeconds: int64(retain.d / time.Second)})
 			if err != nil {
 				return err
 			}
@@ -61,6 +70,7 @@ and could not be had is exit status 3, and the points are there all the same.`,
 		ValidArgsFunction: a.completing(false, completeMachinesAndGroups),
 	}
 	cmd.Flags().StringVar(&consistency, "consistency", "", "ask for application, filesystem or crash")
+	cmd.Flags().Var(&retain, "retain-for", "keep the points for this long: 12h, 30d, 1y (default: as long as the machine's rules do)")
 	cmd.Flags().StringVar(&note, "note", "", "a text kept with the points")
 	cmd.Flags().StringVar(&into, "vault", "", "the vault that the points go to (default: that of the machine)")
 	_ = cmd.RegisterFlagCompletionFunc("vault", a.completing(true, completeVaults))

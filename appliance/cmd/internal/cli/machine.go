@@ -146,6 +146,7 @@ func (a *app) machineShow() *cobra.Command {
 func (a *app) describeMachine(w io.Writer, m *kb.Machine) {
 	describe(w, pair{"name", m.GetName()}, pair{"role", m.GetRole()}, pair{"site", m.GetSiteName()},
 		pair{"generation", fmt.Sprint(m.GetGeneration())}, pair{"group", m.GetGroupName()}, pair{"vault", m.GetVault()}, pair{"last point", m.GetLastPointId()},
+		pair{"retention", describeKeep(m.GetKeep())},
 		pair{"left out of points", strings.Join(m.GetExcludedDisks(), ", ")})
 	for _, d := range m.GetDisks() {
 		fmt.Fprintf(w, "disk %s: %s, %s, next backup %s, %s\n", d.GetName(), human(d.GetSizeBytes()), d.GetRole(), nextBackup(d), d.GetUri())
@@ -158,10 +159,14 @@ func (a *app) describeMachine(w io.Writer, m *kb.Machine) {
 func (a *app) machineEdit() *cobra.Command {
 	var add, remove, exclude []string
 	var definition, into string
+	var keep keepFlags
 	cmd := &cobra.Command{
-		Use:   "edit NAME (--add-disk|--remove-disk|--exclude D)... [--definition FILE] [--vault V]",
-		Short: "add or remove disks, or leave one out of recovery points",
-		Args:  cobra.ExactArgs(1),
+		Use:   "edit NAME (--add-disk|--remove-disk|--exclude D)... [--definition FILE] [--vault V] [--keep-last N ...]",
+		Short: "add or remove disks, leave one out of recovery points, or say which points are kept",
+		Long: `Changes a machine. Rules of retention, --keep-last and the like, replace those that it had;
+points that none of them keeps expire by themselves, softly. --keep-last 0 keeps everything
+again. What they mean: keelblock help retention.`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r := &kb.EditMachineRequest{Name: args[0], AddDisks: add, RemoveDisks: remove, ExcludeDisks: exclude}
 			if cmd.Flags().Changed("definition") {
@@ -174,8 +179,11 @@ func (a *app) machineEdit() *cobra.Command {
 			if cmd.Flags().Changed("vault") {
 				r.Vault = &into
 			}
-			if len(add)+len(remove)+len(exclude) == 0 && r.Definition == nil && r.Vault == nil {
-				return usageError{errors.New("machine edit needs --add-disk, --remove-disk, --exclude, --definition or --vault")}
+			if keep.given(cmd) {
+				r.Keep = &keep.r
+			}
+			if len(add)+len(remove)+len(exclude) == 0 && r.Definition == nil && r.Vault == nil && r.Keep == nil {
+				return usageError{errors.New("machine edit needs --add-disk, --remove-disk, --exclude, --definition, --vault or a rule such as --keep-daily")}
 			}
 			c, err := a.client()
 			if err != nil {
@@ -196,6 +204,7 @@ func (a *app) machineEdit() *cobra.Command {
 	f.StringArrayVar(&exclude, "exclude", nil, "leave this disk out of recovery points; may be repeated")
 	f.StringVar(&definition, "definition", "", "file with the machine's new definition")
 	f.StringVar(&into, "vault", "", "the vault that its points go to from now on")
+	keep.add(cmd)
 	_ = cmd.RegisterFlagCompletionFunc("vault", a.completing(true, completeVaults))
 	for _, name := range []string{"add-disk", "remove-disk", "exclude"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, a.completing(true, completeDisks))

@@ -15,9 +15,9 @@ import (
 )
 
 func (a *app) pointCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "recovery-point", Aliases: []string{"point", "rp"}, Short: "recovery points: list, show, verify, delete, undelete, diff",
+	cmd := &cobra.Command{Use: "recovery-point", Aliases: []string{"point", "rp"}, Short: "recovery points: list, show, verify, delete, undelete, hold, release, diff",
 		Long: "Recovery points. How they are named: keelblock help points."}
-	cmd.AddCommand(a.pointList(), a.pointShow(), a.pointVerify(), a.pointDelete(), a.pointUndelete(), a.pointDiff())
+	cmd.AddCommand(a.pointList(), a.pointShow(), a.pointVerify(), a.pointDelete(), a.pointUndelete(), a.pointHold(), a.pointRelease(), a.pointDiff())
 	return cmd
 }
 
@@ -140,7 +140,8 @@ func describePoint(w io.Writer, p *kb.RecoveryPoint) {
 	describe(w, pair{"id", p.GetId()}, pair{"machine", p.GetMachineName()}, pair{"name", pointName(p)}, pair{"sequence", fmt.Sprint(p.GetSequence())},
 		pair{"frozen at", at(p.GetFrozenAt())}, pair{"freeze took", fmt.Sprintf("%d µs", p.GetFreezeMicros())},
 		pair{"consistency", label}, pair{"tracking", p.GetTracking()}, pair{"state", p.GetState()},
-		pair{"can be undeleted until", at(p.GetDeletedUntil())}, pair{"note", p.GetNote()},
+		pair{"can be undeleted until", at(p.GetDeletedUntil())}, pair{"held", held(p)},
+		pair{"retained until", at(p.GetRetainUntil())}, pair{"locked until", at(p.GetLockedUntil())}, pair{"note", p.GetNote()},
 		pair{"read", human(p.GetReadBytes())}, pair{"changed", human(p.GetChangedBytes())},
 		pair{"new after dedupe", human(p.GetNewBytes())}, pair{"stored", human(p.GetStoredBytes())},
 		pair{"held by it alone", human(p.GetUniqueBytes())}, pair{"cut", p.GetCutId()},
@@ -151,6 +152,13 @@ func describePoint(w io.Writer, p *kb.RecoveryPoint) {
 	if def := p.GetDefinition(); def != "" {
 		fmt.Fprintf(w, "definition:\n%s\n", strings.TrimRight(def, "\n"))
 	}
+}
+
+func held(p *kb.RecoveryPoint) string {
+	if p.GetHeld() {
+		return "yes"
+	}
+	return ""
 }
 
 func (a *app) pointVerify() *cobra.Command {
@@ -226,7 +234,13 @@ func (a *app) pointDelete() *cobra.Command {
 				return err
 			}
 			selector := args[0]
-			if purge { // what is shown in the question is what is deleted
+			soon := false // softly, but with no time to undelete it
+			if !purge {
+				if soon, err = a.deletesAtOnce(cmd.Context(), c); err != nil {
+					return err
+				}
+			}
+			if purge || soon { // what is shown in the question is what is deleted
 				p, rest, err := a.point(cmd.Context(), c, selector)
 				if err != nil {
 					return err
@@ -243,7 +257,7 @@ func (a *app) pointDelete() *cobra.Command {
 				return err
 			}
 			return a.print(toPoint(r.Msg), func(w io.Writer) {
-				if !purge {
+				if !purge && !soon {
 					a.say("deleted; keelblock recovery-point undelete %s brings it back", a.shortID(r.Msg.GetId()))
 				}
 			})
@@ -252,6 +266,20 @@ func (a *app) pointDelete() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&purge, "purge", false, "skip soft delete: the point cannot be brought back")
 	return cmd
+}
+
+// deletesAtOnce says that a vault has no soft delete, so that deleting has to be asked for.
+func (a *app) deletesAtOnce(ctx context.Context, c *client) (bool, error) {
+	r, err := c.vaults.List(ctx, connect.NewRequest(&kb.ListVaultsRequest{}))
+	if err != nil {
+		return false, err
+	}
+	for _, v := range r.Msg.GetVaults() {
+		if v.GetState() == "open" && v.GetSoftDeleteSeconds() == 0 {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 func (a *app) pointUndelete() *cobra.Command {

@@ -20,15 +20,15 @@ import (
 
 // serveFlags are the flags of serve. Their names are the keys of the TOML file.
 type serveFlags struct {
-	file                                string
-	nbdListen                           []string
-	nbdTLS                              string
-	nbdTLSRequire                       bool
-	mapDir, site, logLevel, logFormat   string
-	spill, diskReserve, vaultReserve    sizeValue
-	ballast, cache                      sizeValue
-	workers, drainSeconds, readyDescrip int
-	detach                              bool
+	file                                               string
+	nbdListen                                          []string
+	nbdTLS                                             string
+	nbdTLSRequire                                      bool
+	mapDir, site, logLevel, logFormat                  string
+	spill, diskReserve, vaultReserve                   sizeValue
+	ballast, cache                                     sizeValue
+	workers, drainSeconds, clockLeapDays, readyDescrip int
+	detach                                             bool
 }
 
 func (a *app) serveCommand() *cobra.Command {
@@ -84,6 +84,7 @@ file.`,
 	f.Var(&s.cache, "cache", "bound of the cache that all readers share (default: 128MiB)")
 	f.IntVar(&s.workers, "workers", 0, "goroutines of one backup or restore (default: one per core)")
 	f.IntVar(&s.drainSeconds, "drain-seconds", 0, "bound of each step of a stop (default: 10)")
+	f.IntVar(&s.clockLeapDays, "clock-leap-days", 0, "days that the clock may be ahead after a start before it is in doubt (default: 7)")
 	f.StringVar(&s.logLevel, "log-level", "", "debug, info, warn or error (default: info)")
 	f.StringVar(&s.logFormat, "log-format", "", "text or json (default: text)")
 	f.IntVar(&s.readyDescrip, "ready-fd", 0, "")
@@ -119,6 +120,7 @@ func (a *app) serveConfig(cmd *cobra.Command, s *serveFlags) (config.Config, err
 		"cache":           func() { cfg.CacheBytes = int64(s.cache) },
 		"workers":         func() { cfg.Workers = s.workers },
 		"drain-seconds":   func() { cfg.DrainSeconds = s.drainSeconds },
+		"clock-leap-days": func() { cfg.ClockLeapDays = s.clockLeapDays },
 		"log-level":       func() { cfg.LogLevel = s.logLevel },
 		"log-format":      func() { cfg.LogFormat = s.logFormat },
 	}

@@ -80,6 +80,10 @@ type pointShape struct {
 	UniqueBytes  int64            `json:"uniqueBytes"`
 	FreezeMicros int64            `json:"freezeMicros"`
 	State        string           `json:"state"`
+	DeletedUntil *string          `json:"deletedUntil"`
+	RetainUntil  *string          `json:"retainUntil"`
+	LockedUntil  *string          `json:"lockedUntil"`
+	Held         bool             `json:"held"`
 }
 
 func toPoint(p *kb.RecoveryPoint) pointShape {
@@ -88,7 +92,8 @@ func toPoint(p *kb.RecoveryPoint) pointShape {
 		Consistency: p.GetConsistency(), Reason: p.GetReason(), Tracking: p.GetTracking(),
 		Disks: mapped(p.GetDisks(), toPointDisk), ReadBytes: p.GetReadBytes(), ChangedBytes: p.GetChangedBytes(),
 		NewBytes: p.GetNewBytes(), StoredBytes: p.GetStoredBytes(), UniqueBytes: p.GetUniqueBytes(),
-		FreezeMicros: p.GetFreezeMicros(), State: p.GetState()}
+		FreezeMicros: p.GetFreezeMicros(), State: p.GetState(), DeletedUntil: stamp(p.GetDeletedUntil()),
+		RetainUntil: stamp(p.GetRetainUntil()), LockedUntil: stamp(p.GetLockedUntil()), Held: p.GetHeld()}
 }
 
 type jobShape struct {
@@ -215,6 +220,7 @@ type vaultDetailsShape struct {
 	Encryption        string          `json:"encryption"`
 	KeyKind           string          `json:"keyKind"`
 	SoftDeleteSeconds int64           `json:"softDeleteSeconds"`
+	MinimumRetention  int64           `json:"minimumRetentionSeconds"`
 	Immutability      string          `json:"immutability"`
 	Points            int64           `json:"points"`
 	SiteName          string          `json:"siteName"`
@@ -223,7 +229,7 @@ type vaultDetailsShape struct {
 func toVaultDetails(v *kb.Vault) vaultDetailsShape {
 	return vaultDetailsShape{Name: v.GetName(), State: v.GetState(), Reason: v.GetReason(), CreatedAt: stamp(v.GetCreatedAt()),
 		BlockSizeBytes: v.GetBlockSizeBytes(), Redundancy: v.GetRedundancy(), Encryption: v.GetEncryption(), KeyKind: v.GetKeyKind(),
-		SoftDeleteSeconds: v.GetSoftDeleteSeconds(), Immutability: v.GetImmutability(), Points: v.GetPoints(), SiteName: v.GetSiteName(),
+		SoftDeleteSeconds: v.GetSoftDeleteSeconds(), MinimumRetention: v.GetMinimumRetentionSeconds(), Immutability: v.GetImmutability(), Points: v.GetPoints(), SiteName: v.GetSiteName(),
 		Locations: mapped(v.GetLocations(), func(l *kb.Location) locationShape {
 			return locationShape{Path: l.GetPath(), State: l.GetState(), Reason: l.GetReason(), Packs: l.GetPacks(), MissingPacks: l.GetMissingPacks(), FreeBytes: l.GetFreeBytes()}
 		})}

@@ -119,6 +119,9 @@ func (a *app) pointTable(w io.Writer, points []*kb.RecoveryPoint) {
 		case p.GetDeletedUntil() != nil:
 			state += ",until=" + at(p.GetDeletedUntil())
 		}
+		if p.GetHeld() {
+			state = strings.TrimPrefix(state+",held", ",")
+		}
 		row := []string{a.shortID(p.GetId()), p.GetMachineName(), cmp.Or(p.GetTimeName(), at(p.GetFrozenAt())), p.GetConsistency(),
 			human(size), human(p.GetChangedBytes()), human(p.GetStoredBytes()), human(p.GetUniqueBytes()), state}
 		row = spaceless([][]string{row})[0]

@@ -26,6 +26,33 @@ crash         the disks are as after a power cut: journals replay, databases rec
 All disks of a machine are cut at the same instant with every label. Without
 --consistency the best that can be had is taken, and the point's reason says what
 was missing. With it, a lower label is exit status 3; the point is kept.`},
+	{"retention", "which points are kept, deleted and locked", `Rules, of a machine (machine edit web --keep-daily 7 …) or of one prune:
+
+  --keep-last N       the N newest points
+  --keep-hourly N     the newest point of each of the N newest hours that have one;
+  --keep-daily N …    so days, ISO weeks (--keep-weekly), months and years
+
+A point that any rule keeps stays; rules do not share. Without rules all stay. Periods are
+UTC, or of --time-zone. The newest point of a machine never goes. A point made with backup
+--retain-for D stays for D, then goes, and counts for no rule.
+
+What goes is soft-deleted and can be undeleted for the vault's soft-delete period (vault
+edit NAME --soft-delete, 14 days); then it is purged, and vault gc frees what only it
+needed. recovery-point hold keeps a point from all of this until release.
+
+vault edit NAME --immutability unlocked | locked refuses, with exit status 5, that a point
+is deleted, pruned or expires before its time, that a deleted one is purged before its
+soft-delete period is over, and that any of these times, or the rules of a machine with
+points in it, get shorter. A point's time ends at the latest of
+  - --minimum-retention (30 days) after it was made,
+  - its --retain-for.
+It is stated in the vault when the point is made, and survives rebuild-index. Rules keep
+points longer, but lock none: a rule counts points, not days. unlocked can be taken back;
+locked by nobody, until the times of all points in the vault are over.
+
+Time is trusted, not only read: a clock that is set forward or back, or is more than a week
+ahead after a start, suspends expiry and purging and raises an alert. Set it right, or say
+that it is right: vault accept-clock. Locks go by what the appliance has counted itself.`},
 	{"exit-status", "what exit statuses mean", `0  done
 1  failed
 2  wrong usage: a flag, name or number that cannot be right
