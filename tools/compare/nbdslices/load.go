@@ -24,10 +24,33 @@ type load struct {
 	io   io.ReadWriter // the descriptor, or TLS above it
 	rng  *rand.Rand
 	size int64 // bytes of the export that requests go to
-	in   []byte
+	*buffers
 	r, w int // what was received and not used is in[r:w]
+	// parts are what will be sent: pieces of out and, as no client of sense copies so
+	// much to send it, of data.
+	parts [][]byte
+	used  int // bytes of out that are in parts
+}
+
+// buffers are the memory of a load. Those of the sides of a stage share it, since only
+// one side is measured at a time and where memory lies makes a difference.
+type buffers struct {
+	in   []byte
 	out  []byte
-	data []byte
+	data []byte // what writes store
+}
+
+func newBuffers() *buffers {
+	b := &buffers{in: make([]byte, 4<<20), out: make([]byte, 0, 4<<20+4<<10), data: make([]byte, 1<<20)}
+	b.refresh(rand.New(rand.NewPCG(3, 4)))
+	return b
+}
+
+// refresh makes new data, so that no two writes store the same.
+func (b *buffers) refresh(rng *rand.Rand) {
+	for i := range len(b.data) / 8 {
+		binary.LittleEndian.PutUint64(b.data[8*i:], rng.Uint64())
+	}
 }
 
 // address says where an export is.
@@ -40,17 +63,16 @@ type address struct {
 
 // connect waits for the server and does the handshake, with structured replies as
 // libnbd asks for them.
-func connect(a address, size int64) (*load, error) {
-	l := &load{rng: rand.New(rand.NewPCG(1, 2)), size: size, in: make([]byte, 4<<20), data: make([]byte, 1<<20)}
+func connect(a address, size int64) (*load, error) { return connectWith(a, size, newBuffers()) }
+
+func connectWith(a address, size int64, memory *buffers) (*load, error) {
+	l := &load{rng: rand.New(rand.NewPCG(1, 2)), size: size, buffers: memory}
 	if err := l.dial(a); err != nil {
 		return nil, err
 	}
 	if err := l.handshake(a); err != nil {
 		unix.Close(l.fd)
 		return nil, fmt.Errorf("handshake: %w", err)
-	}
-	for i := range len(l.data) / 8 { // so that no two writes store the same
-		binary.LittleEndian.PutUint64(l.data[8*i:], l.rng.Uint64())
 	}
 	return l, nil
 }
@@ -88,7 +110,7 @@ func (l *load) handshake(a address) error {
 		return err
 	}
 	l.r += nbd.GreetingSize
-	l.out = binary.BigEndian.AppendUint32(nil, nbd.FlagCFixedNewstyle|nbd.FlagCNoZeroes)
+	l.out = binary.BigEndian.AppendUint32(l.out[:0], nbd.FlagCFixedNewstyle|nbd.FlagCNoZeroes)
 	if a.tls != nil {
 		l.out = nbd.AppendOption(l.out, nbd.OptStartTLS, nil)
 		if err := l.acks(1); err != nil {
@@ -174,11 +196,9 @@ func (l *load) slice(r shape, d time.Duration) (done int, took time.Duration, er
 // fillExport writes all of the export once.
 func (l *load) fillExport() error {
 	for off := int64(0); off < l.size; off += int64(len(l.data)) {
-		for i := range len(l.data) / 8 {
-			binary.LittleEndian.PutUint64(l.data[8*i:], l.rng.Uint64())
-		}
+		l.refresh(l.rng)
 		l.out = nbd.AppendRequest(l.out, nbd.Request{Type: nbd.CmdWrite, Offset: uint64(off), Length: uint32(len(l.data))})
-		l.out = append(l.out, l.data...)
+		l.payload(l.data)
 		if err := l.flush(); err != nil {
 			return err
 		}
@@ -198,13 +218,26 @@ func (l *load) request(r shape, cookie uint64) {
 	l.out = nbd.AppendRequest(l.out, q)
 	if r.write {
 		at := l.rng.IntN(len(l.data)-r.bytes+1) &^ 7
-		l.out = append(l.out, l.data[at:at+r.bytes]...)
+		l.payload(l.data[at : at+r.bytes])
 	}
 }
 
-func (l *load) flush() error {
-	_, err := l.io.Write(l.out)
-	l.out = l.out[:0]
+func (l *load) payload(p []byte) {
+	if _, plain := l.io.(blocking); !plain || len(p) < 64<<10 {
+		l.out = append(l.out, p...)
+		return
+	}
+	l.parts = append(l.parts, l.out[l.used:], p)
+	l.used = len(l.out)
+}
+
+func (l *load) flush() (err error) {
+	if len(l.parts) > 0 {
+		err = l.io.(blocking).writev(append(l.parts, l.out[l.used:]))
+	} else {
+		_, err = l.io.Write(l.out)
+	}
+	l.out, l.parts, l.used = l.out[:0], l.parts[:0], 0
 	return err
 }
 
@@ -301,6 +334,22 @@ func (b blocking) Write(p []byte) (int, error) {
 		done += max(n, 0)
 	}
 	return len(p), nil
+}
+
+func (b blocking) writev(parts [][]byte) error {
+	for len(parts) > 0 {
+		n, err := unix.Writev(b.fd, parts)
+		if err != nil && err != unix.EINTR {
+			return err
+		}
+		for n = max(n, 0); len(parts) > 0 && n >= len(parts[0]); parts = parts[1:] {
+			n -= len(parts[0])
+		}
+		if n > 0 {
+			parts[0] = parts[0][n:]
+		}
+	}
+	return nil
 }
 
 func (b blocking) Close() error { return unix.Close(b.fd) }

@@ -2,12 +2,13 @@
 // file plugin, a tracked disk against the same file untracked, and a guest's writes
 // before, during and after backups.
 //
-// All sides run at the same time, each in a process of its own, over files of the same
-// content. One load generator turns to them in slices of 20 ms, so that whatever else
-// the machine does meets all alike: two separate runs of a benchmark have contradicted
-// each other by a factor of three on a shared machine. A row's ratio is the median of
-// the ratios of all rounds. Since two processes of one binary can differ by 5 % for
-// their whole lives, the servers are started several times.
+// All sides run at the same time over one file. One load generator, with one set of
+// buffers, turns to them in slices of 20 ms, so that whatever else the machine does meets
+// all alike: two separate runs of a benchmark have contradicted each other by a factor of
+// three on a shared machine. The tracked disk and the same disk untracked are exports of
+// one process, since two processes of one binary can differ by 5 % for their whole
+// lives; against nbdkit, which is a process of its own, only more starts help. A row's
+// ratio is the median over the starts of the median over the rounds of one.
 //
 //	go run ./tools/compare/nbdslices [-bin bin/keelblock] [-row REGEXP] [-disk DIR]
 //
@@ -17,6 +18,7 @@
 //
 //	nbd-…       a tracked disk, as the daemon serves it, against nbdkit
 //	tracked-…   the same against the same file untracked, behind our server
+//	control-…   the untracked file against itself, by two exports: what noise there is
 //	syscalls-…  system calls per request, against the bar of two
 //	freeze-…    freezing 8 disks of 1 TiB under load, against the bar of 1 ms
 //	capture-…   writes while a backup runs, against the quiet moments around it
@@ -39,11 +41,12 @@ import (
 )
 
 func main() {
-	defaultRounds := 21
+	defaultRounds := 60
 	if n, err := strconv.Atoi(os.Getenv("ROUNDS")); err == nil && n > 0 {
 		defaultRounds = n
 	}
-	rounds := flag.Int("rounds", defaultRounds, "rounds per row; also by $ROUNDS")
+	rounds := flag.Int("rounds", defaultRounds, "rounds per row, over all starts; also by $ROUNDS")
+	starts := flag.Int("starts", 5, "how often the servers are started for each stage")
 	slice := flag.Duration("slice", 20*time.Millisecond, "time per server and round")
 	pick := flag.String("row", ".", "rows to run, a regular expression")
 	bin := flag.String("bin", "bin/keelblock", "the keelblock binary, for the rows with backups")
@@ -62,7 +65,7 @@ func main() {
 		o.network, o.at = flag.Arg(0), flag.Arg(1)
 		err = serve(ctx, o)
 	} else {
-		err = run(ctx, *rounds, *slice, *pick, *bin, *diskDir)
+		err = run(ctx, *starts, *rounds, *slice, *pick, *bin, *diskDir)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "nbdslices:", err)
@@ -70,7 +73,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, rounds int, slice time.Duration, pick, bin, diskDir string) error {
+func run(ctx context.Context, starts, rounds int, slice time.Duration, pick, bin, diskDir string) error {
 	picked, err := regexp.Compile(pick)
 	if err != nil {
 		return err
@@ -83,9 +86,9 @@ func run(ctx context.Context, rounds int, slice time.Duration, pick, bin, diskDi
 	if err != nil {
 		return err
 	}
-	p := plan{starts: 3, slice: slice, wanted: picked.MatchString}
+	p := plan{starts: starts, slice: slice, wanted: picked.MatchString}
 	p.rounds = (rounds + p.starts - 1) / p.starts
-	fmt.Printf("# %d starts of %d rounds of %v slices; ratio: median of the rounds\n", p.starts, p.rounds, slice)
+	fmt.Printf("# %d starts of %d rounds of %v slices; ratio: median over the starts of the median over the rounds\n", p.starts, p.rounds, slice)
 	for _, st := range stages {
 		if err := p.runStage(ctx, at, st); err != nil {
 			return err

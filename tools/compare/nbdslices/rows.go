@@ -29,9 +29,7 @@ var (
 	every = slices.Concat(small, large)
 )
 
-// stage is a way to reach servers, with the loads that are measured there. Three
-// servers run in each: ours with a tracked disk, as the daemon serves it, ours with
-// the same file untracked, and nbdkit's file plugin.
+// stage is a way to reach servers, with the loads that are measured there.
 type stage struct {
 	prefix  string // of the rows: nbd-PREFIXread-…
 	onDisk  bool   // the files lie on a disk's file system; else on tmpfs
@@ -55,6 +53,17 @@ var stages = []stage{
 		shape{name: "read-4k-qd32-cold", bytes: 4 << 10, depth: 32, cold: true})},
 }
 
+// comparisons are the rows of each shape, by their first word.
+var comparisons = []struct {
+	group      string
+	ours, peer int
+	goal       func(s shape) float64
+}{
+	{"nbd", tracked, nbdkit, shape.nbdkitGoal},
+	{"tracked", tracked, raw, func(shape) float64 { return 0.98 }},
+	{"control", control, raw, func(shape) float64 { return 0 }},
+}
+
 // nbdkitGoal is what the tracked disk has to reach against nbdkit.
 func (s shape) nbdkitGoal() float64 {
 	if s.depth == 1 && s.bytes < 1<<20 {
@@ -62,9 +71,6 @@ func (s shape) nbdkitGoal() float64 {
 	}
 	return 1
 }
-
-// trackedGoal is what the tracked disk has to reach against the untracked one.
-const trackedGoal = 0.98
 
 func (st stage) row(group string, s shape) string { return group + "-" + st.prefix + s.name }
 

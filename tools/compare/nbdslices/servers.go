@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/binary"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -22,7 +23,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/keelblock/keelblock/blockdev"
 	"github.com/keelblock/keelblock/blockdev/cbt"
 	"github.com/keelblock/keelblock/blockdev/localdisk"
 	"github.com/keelblock/keelblock/blockdev/nbd/server"
@@ -31,23 +31,35 @@ import (
 // diskBytes is the size of an export. It stays in memory.
 const diskBytes = 256 << 20
 
-// peer is one server that is being measured.
+// peer is one side that is being measured.
 type peer struct {
 	name  string
-	file  string
 	pid   int
 	loads []*load
 }
 
-// The servers of a stage, in this order.
+// The sides of a stage, in this order. All are exports of one file: two files of the same
+// content differ in where their pages lie, for as long as they exist. The first three
+// are exports of one process of ours, so that a start that went well favours none.
 const (
-	tracked = iota
-	raw
+	tracked = iota // around the disk, a tracker
+	raw            // the disk itself
+	control        // once more, to see what a difference between equals looks like
 	nbdkit
-	servers
+	sides
 )
 
-var serverNames = [servers]string{"tracked", "raw", "nbdkit"}
+// Exports of our server.
+const (
+	exportRaw     = ""
+	exportTracked = "tracked"
+	exportControl = "control"
+)
+
+var (
+	sideNames   = [sides]string{"tracked", "raw", "control", "nbdkit"}
+	sideExports = [sides]string{exportTracked, exportRaw, exportControl, ""}
+)
 
 // places are the folders and certificates that stages use.
 type places struct {
@@ -74,14 +86,21 @@ func newPlaces(diskDir string) (p places, remove func(), err error) {
 	return p, remove, err
 }
 
-// start starts the three servers of a stage, each over a file of the same content, and
-// connects to them. stop ends them.
-func (p places) start(ctx context.Context, st stage) (peers [servers]*peer, stop func(), err error) {
+// file is the disk of a stage.
+func (p places) file(st stage) string {
+	if st.onDisk {
+		return filepath.Join(p.disk, "disk.raw")
+	}
+	return filepath.Join(p.memory, "disk.raw")
+}
+
+// start starts the servers of a stage and connects to their exports. stop ends them.
+func (p places) start(ctx context.Context, st stage) (peers [sides]*peer, stop func(), err error) {
 	var running []*process
 	end := func() {
-		for _, p := range peers {
-			if p != nil {
-				for _, l := range p.loads {
+		for _, q := range peers {
+			if q != nil {
+				for _, l := range q.loads {
 					l.close() // nbdkit waits for its clients to leave
 				}
 			}
@@ -95,15 +114,12 @@ func (p places) start(ctx context.Context, st stage) (peers [servers]*peer, stop
 			end()
 		}
 	}()
-	dir := p.memory
-	if st.onDisk {
-		dir = p.disk
+	file, certs := p.file(st), ""
+	if err := prepare(file, st.onDisk); err != nil {
+		return peers, nil, err
 	}
-	for i, name := range serverNames {
-		q := &peer{name: name, file: filepath.Join(dir, name+".raw")}
-		if err := fill(q.file); err != nil {
-			return peers, nil, err
-		}
+	var addresses [2]address // ours, nbdkit's
+	for i, name := range []string{"ours", "nbdkit"} {
 		a := address{network: st.network, at: filepath.Join(p.memory, name+".sock")}
 		if st.network == "tcp" {
 			if a.at, err = freePort(); err != nil {
@@ -111,24 +127,34 @@ func (p places) start(ctx context.Context, st stage) (peers [servers]*peer, stop
 			}
 		}
 		os.Remove(a.at) // which nbdkit leaves behind
-		certs := ""
 		if st.tls {
 			certs, a.tls = p.certs, p.client
 		}
-		var c *process
+		addresses[i] = a
+	}
+	ours, err := startServer(ctx, serveOptions{file, true, p.memory, certs, st.network, addresses[0].at})
+	if err != nil {
+		return peers, nil, err
+	}
+	running = append(running, ours)
+	theirs, err := startProcess(nbdkitCommand(ctx, addresses[1], certs, file))
+	if err != nil {
+		return peers, nil, err
+	}
+	running = append(running, theirs)
+	memory := make([]*buffers, st.conns)
+	for i := range memory {
+		memory[i] = newBuffers()
+	}
+	for i, name := range sideNames {
+		a, q := addresses[0], &peer{name: name, pid: ours.cmd.Process.Pid}
 		if i == nbdkit {
-			c, err = startProcess(nbdkitCommand(ctx, a, certs, q.file))
-		} else {
-			c, err = startServer(ctx, serveOptions{q.file, i == tracked, p.memory, certs, a.network, a.at})
+			a, q.pid = addresses[1], theirs.cmd.Process.Pid
 		}
-		if err != nil {
-			return peers, nil, err
-		}
-		running = append(running, c)
-		q.pid = c.cmd.Process.Pid
+		a.export = sideExports[i]
 		peers[i] = q
-		for range st.conns {
-			l, err := connect(a, diskBytes)
+		for k := range st.conns {
+			l, err := connectWith(a, diskBytes, memory[k])
 			if err != nil {
 				return peers, nil, fmt.Errorf("%s: %w", name, err)
 			}
@@ -191,18 +217,46 @@ func freePort() (string, error) {
 	return l.Addr().String(), nil
 }
 
-// fill makes the file, of content without zeros and without anything that repeats, and
-// brings it into the page cache.
-func fill(file string) error {
-	if s, err := os.Stat(file); err == nil && s.Size() == diskBytes { // of an earlier start
-		f, err := os.Open(file)
-		if err != nil {
+// prepare makes the file of a stage and brings it into the page cache, into other pages
+// with every start.
+func prepare(file string, onDisk bool) error {
+	if s, err := os.Stat(file); err == nil && onDisk && s.Size() == diskBytes {
+		if err := dropCache(file); err != nil {
 			return err
 		}
-		defer f.Close()
-		_, err = io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{f}, make([]byte, 1<<20))
+		return readAll(file)
+	}
+	if err := os.RemoveAll(file); err != nil {
 		return err
 	}
+	if err := fill(file); err != nil || !onDisk {
+		return err
+	}
+	// Or the kernel begins to write it in the middle of a row.
+	return syncFile(file)
+}
+
+func readAll(file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{f}, make([]byte, 1<<20))
+	return err
+}
+
+func syncFile(file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+// fill makes the file, of content without zeros and without anything that repeats.
+func fill(file string) error {
 	f, err := os.Create(file)
 	if err != nil {
 		return err
@@ -214,9 +268,7 @@ func fill(file string) error {
 			x ^= x << 13
 			x ^= x >> 7
 			x ^= x << 17
-			for j := range 8 {
-				p[i+j] = byte(x >> (8 * j))
-			}
+			binary.LittleEndian.PutUint64(p[i:], x)
 		}
 		if _, err := f.Write(p); err != nil {
 			return errors.Join(err, f.Close())
@@ -228,7 +280,7 @@ func fill(file string) error {
 // serveOptions are those of our server in a process of its own.
 type serveOptions struct {
 	file        string
-	track       bool
+	track       bool // also as exportTracked and exportControl
 	maps, certs string
 	network, at string
 }
@@ -237,11 +289,11 @@ type serveOptions struct {
 // that of its parent.
 func serve(ctx context.Context, o serveOptions) error {
 	runtime.GOMAXPROCS(2 * runtime.GOMAXPROCS(0)) // as `keelblock serve` has it
-	d, err := o.open()
+	exports, err := o.open()
 	if err != nil {
 		return err
 	}
-	defer d.Close()
+	defer exports[0].Device.Close()
 	var so server.Options
 	if o.certs != "" {
 		if so.TLS, err = server.LoadTLS(o.certs); err != nil {
@@ -250,8 +302,10 @@ func serve(ctx context.Context, o serveOptions) error {
 		so.RequireTLS = true
 	}
 	s := server.New(so)
-	if err := s.Add(server.Export{Device: d}); err != nil {
-		return err
+	for _, e := range exports {
+		if err := s.Add(e); err != nil {
+			return err
+		}
 	}
 	l, err := net.Listen(o.network, o.at)
 	if err != nil {
@@ -269,18 +323,19 @@ func serve(ctx context.Context, o serveOptions) error {
 	return s.Shutdown(context.Background())
 }
 
-// open opens the file as the daemon does, or without its tracker.
-func (o serveOptions) open() (blockdev.Device, error) {
+// open opens the file as the daemon does, or without its tracker. Who closes the first
+// Device closes all.
+func (o serveOptions) open() ([]server.Export, error) {
 	d, err := localdisk.Open(o.file, localdisk.Options{})
 	if err != nil || !o.track {
-		return d, err
+		return []server.Export{{Name: exportRaw, Device: d}}, err
 	}
 	t, err := cbt.Open(d, cbt.NewClock(), cbt.Options{DiskID: "slices", MapPath: filepath.Join(o.maps, "slices.map"), SavePath: o.file + ".saved",
 		IntentPath: o.file + ".intent"})
 	if err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
-	return t, nil
+	return []server.Export{{Name: exportTracked, Device: t}, {Name: exportRaw, Device: d}, {Name: exportControl, Device: d}}, nil
 }
 
 // writeCertificates makes an authority, and certificates of the server (in dir, under

@@ -34,7 +34,7 @@ func (p plan) countSyscalls(ctx context.Context, at places) error {
 	}
 	defer stop()
 	for _, s := range chosen {
-		var each [servers]float64
+		var each [sides]float64
 		for i, q := range peers {
 			if each[i], err = q.syscalls(ctx, s); err != nil {
 				fmt.Printf("# syscalls-%s: %v\n", s.name, err)
