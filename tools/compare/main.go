@@ -8,7 +8,9 @@
 //
 //	compare -bin bin/keelblock                 all rows
 //	compare -only nbd|backup|restore|mount     one group
-//	compare -results FILE                      also as Markdown, with machine and versions
+//	compare -only nbd -row REGEXP              some rows of that group
+//	compare -results FILE                      also as Markdown, with machine and versions;
+//	                                           rows of the file that are not measured stay
 //
 // What makes a figure meaningless, and what is done about it: each side runs in
 // turn, several rounds, and the median of the rounds' ratios counts; both read a
@@ -31,13 +33,14 @@ import (
 func main() {
 	bin := flag.String("bin", "bin/keelblock", "the keelblock binary")
 	only := flag.String("only", "", "one group of rows: nbd, backup, restore, mount")
+	pick := flag.String("row", ".", "rows of the group nbd to measure, a regular expression")
 	content := flag.Int64("content", 768, "MiB of this machine's files on the measured disk")
 	rounds := flag.Int("rounds", 3, "how often each side runs")
 	results := flag.String("results", "", "write the rows to this Markdown file")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
-	if err := run(ctx, *bin, *only, *content<<20, *rounds, *results); err != nil {
+	if err := run(ctx, *bin, *only, *pick, *content<<20, *rounds, *results); err != nil {
 		fmt.Fprintln(os.Stderr, "compare:", err)
 		stop()
 		os.Exit(1)
@@ -47,7 +50,7 @@ func main() {
 // groups are the kinds of rows, in the order in which they run.
 var groups = []string{"nbd", "backup", "restore", "mount"}
 
-func run(ctx context.Context, bin, only string, contentBytes int64, rounds int, results string) (err error) {
+func run(ctx context.Context, bin, only, pick string, contentBytes int64, rounds int, results string) (err error) {
 	if only != "" && !slices.Contains(groups, only) {
 		return fmt.Errorf("there is no group %q; there are %v", only, groups)
 	}
@@ -57,7 +60,7 @@ func run(ctx context.Context, bin, only string, contentBytes int64, rounds int, 
 	wanted := func(group string) bool { return only == "" || only == group }
 	t := newTable(os.Stdout)
 	if wanted("nbd") {
-		if err := nbdRows(ctx, bin, t); err != nil {
+		if err := nbdRows(ctx, bin, pick, t); err != nil {
 			return fmt.Errorf("nbd: %w", err)
 		}
 	}

@@ -11,8 +11,8 @@ import (
 
 // nbdRows runs tools/compare/nbdslices, which measures servers in interleaved
 // slices, and takes over its rows. They take minutes, so they are shown as they come.
-func nbdRows(ctx context.Context, bin string, t *table) error {
-	cmd := exec.CommandContext(ctx, "go", "run", "-buildvcs=false", "./tools/compare/nbdslices", "-bin", bin)
+func nbdRows(ctx context.Context, bin, pick string, t *table) error {
+	cmd := exec.CommandContext(ctx, "go", "run", "-buildvcs=false", "./tools/compare/nbdslices", "-bin", bin, "-row", pick)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
@@ -68,6 +68,7 @@ func nbdComparison(name string) string {
 	text := map[string]string{
 		"nbd":      "interleaved slices, a tracked disk against nbdkit's file plugin",
 		"tracked":  "interleaved slices, a tracked disk without snapshot against the same file untracked",
+		"control":  "interleaved slices, the untracked file against itself by another export of the same process: what noise there is",
 		"syscalls": "system calls per request with 32 under way, against the bar of two",
 		"freeze":   "8 disks of 1 TiB under writes, against the bar of 1 ms",
 		"capture":  "writes as fast as they go while a backup runs, against the moments before it",

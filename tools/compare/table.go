@@ -58,10 +58,15 @@ func (t *table) add(r row) {
 	fmt.Fprintf(t.out, "%-28s %14s %14s %7.2f %6s  %s\n", r.name, r.ours, r.peer, r.ratio, r.goalText(), r.verdict())
 }
 
-// writeMarkdown writes the rows with what a reader needs to judge them.
+// writeMarkdown writes the rows with what a reader needs to judge them. Rows of the file
+// that were not measured now stay in their places and say of when they are.
 func (t *table) writeMarkdown(ctx context.Context, path string) error {
+	old, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "# Results\n\nWritten by `make bench-results` on %s. Nothing above the long runs is edited by hand.\n\n", time.Now().UTC().Format("2006-01-02 15:04 UTC"))
+	fmt.Fprintf(&b, "# Results\n\n"+writtenOn+"%s. Nothing above the profiles is edited by hand.\n\n", time.Now().UTC().Format("2006-01-02 15:04 UTC"))
 	fmt.Fprintf(&b, "Machine: %s, %d cores, %s, kernel %s. Load average when it began: %s.\n\n",
 		cpuModel(), runtime.NumCPU(), memory(), firstLine(ctx, "uname", "-r"), t.load)
 	b.WriteString("Versions:")
@@ -77,32 +82,60 @@ func (t *table) writeMarkdown(ctx context.Context, path string) error {
 	}
 	b.WriteString(".\n\nA ratio above 1 means that ours is better, whatever the unit. Each side ran in turn; the ratio is the median of the\nrounds' ratios, and the figures beside it are the medians of each side.\n\n")
 	b.WriteString("| row | ours | peer | ratio | goal | | what was compared |\n|---|---|---|---|---|---|---|\n")
-	for _, r := range t.rows {
-		fmt.Fprintf(&b, "| %s | %s | %s | %.2f | %s | %s | %s |\n", r.name, r.ours, r.peer, r.ratio, r.goalText(), r.verdict(), r.command)
+	for _, line := range t.lines(strings.TrimSuffix(string(old), byHand(string(old)))) {
+		b.WriteString(line + "\n")
 	}
-	kept, err := longRuns(path)
-	if err != nil {
-		return err
-	}
-	b.WriteString(kept)
+	b.WriteString(byHand(string(old)))
 	return os.WriteFile(path, b.Bytes(), 0o644)
 }
 
-// longRuns is the last section of the file, which is written by hand: the loops that
-// take hours are not part of a bench.
-func longRuns(path string) (string, error) {
-	text, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return "", nil
+// writtenOn is what stands before the time of a run.
+const writtenOn = "Written by `make bench-results` on "
+
+func (r row) line() string {
+	return fmt.Sprintf("| %s | %s | %s | %.2f | %s | %s | %s |", r.name, r.ours, r.peer, r.ratio, r.goalText(), r.verdict(), r.command)
+}
+
+// lines are those of the table: old with the rows that were measured now.
+func (t *table) lines(old string) (lines []string) {
+	_, when, _ := strings.Cut(old, writtenOn)
+	when, _, _ = strings.Cut(when, ".")
+	have := map[string]int{}
+	for line := range strings.Lines(old) {
+		f := strings.Split(strings.TrimSpace(line), " | ")
+		if len(f) != 7 || !strings.HasPrefix(f[0], "| ") || f[0] == "| row" {
+			continue
+		}
+		name := strings.TrimPrefix(f[0], "| ")
+		have[name] = len(lines)
+		if !strings.Contains(f[6], ofAnotherRun) {
+			f[6] = strings.TrimSuffix(f[6], " |") + ofAnotherRun + when + " |"
+		}
+		lines = append(lines, strings.Join(f, " | "))
 	}
-	if err != nil {
-		return "", err
+	for _, r := range t.rows {
+		if i, ok := have[r.name]; ok {
+			lines[i] = r.line()
+		} else {
+			lines = append(lines, r.line())
+		}
 	}
-	i := bytes.Index(text, []byte("\n## Long runs\n"))
-	if i < 0 {
-		return "", nil
+	return lines
+}
+
+// ofAnotherRun is what stands before the time of a row that is not of the file's run.
+const ofAnotherRun = "; of "
+
+// byHand are the last sections of the file: why rows miss their goals, and the loops that
+// take hours, which are not part of a bench.
+func byHand(text string) string {
+	first := len(text)
+	for _, heading := range []string{"\n## Profiles\n", "\n## Long runs\n"} {
+		if i := strings.Index(text, heading); i >= 0 {
+			first = min(first, i)
+		}
 	}
-	return string(text[i:]), nil
+	return text[first:]
 }
 
 func firstLine(ctx context.Context, name string, args ...string) string {

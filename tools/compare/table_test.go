@@ -68,27 +68,55 @@ func TestMarkdownHoldsEveryRow(t *testing.T) {
 	}
 }
 
-// TestResultsKeepTheLongRuns: figures of hours are not lost to a bench of minutes.
-func TestResultsKeepTheLongRuns(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "RESULTS.md")
-	tb := newTable(io.Discard)
-	for range 2 {
-		if err := tb.writeMarkdown(t.Context(), path); err != nil {
-			t.Fatal(err)
-		}
-		text, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, after, ok := strings.Cut(string(text), "\n## Long runs\n"); ok {
-			if after != "kept\n" {
-				t.Errorf("the long runs became %q", after)
+// TestResultsKeepWhatIsWrittenByHand: profiles, and figures of hours, are not lost to a
+// bench of minutes.
+func TestResultsKeepWhatIsWrittenByHand(t *testing.T) {
+	for _, kept := range []string{"\n## Long runs\nkept\n", "\n## Profiles\nkept\n", "\n## Profiles\nkept\n\n## Long runs\nas well\n"} {
+		path := filepath.Join(t.TempDir(), "RESULTS.md")
+		tb := newTable(io.Discard)
+		for round := range 3 {
+			if err := tb.writeMarkdown(t.Context(), path); err != nil {
+				t.Fatal(err)
 			}
-			return
-		}
-		if err := os.WriteFile(path, append(text, "\n## Long runs\nkept\n"...), 0o600); err != nil {
-			t.Fatal(err)
+			text, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if round > 0 {
+				if !strings.HasSuffix(string(text), kept) || strings.Count(string(text), "kept") != 1 {
+					t.Errorf("what was written by hand became %q", text[max(0, len(text)-100):])
+				}
+				continue
+			}
+			if err := os.WriteFile(path, append(text, kept...), 0o600); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
-	t.Error("the long runs are gone")
+}
+
+// TestResultsKeepRowsOfOtherRuns: who measures one group again does not lose the others,
+// and sees of when they are.
+func TestResultsKeepRowsOfOtherRuns(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "RESULTS.md")
+	first := "# Results\n\n" + writtenOn + "2026-01-02 03:04 UTC. Nothing else.\n\n| row | ours | peer | ratio | goal | | what was compared |\n|---|---|---|---|---|---|---|\n" +
+		"| a | 1/s | 2/s | 0.50 | 1.00 | missed | a against b |\n| b | 3/s | 2/s | 1.50 | 1.00 | ok | b; of 2025-12-24 18:00 UTC |\n| c | 3/s | 2/s | 1.50 | - | - | c |\n\n## Profiles\nkept | as | it | is | a | b | c\n"
+	if err := os.WriteFile(path, []byte(first), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tb := newTable(io.Discard)
+	tb.add(row{"c", "9/s", "3/s", 3, 0, "c again"})
+	tb.add(row{"d", "1/s", "1/s", 1, 1, "d"})
+	if err := tb.writeMarkdown(t.Context(), path); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "|---|---|---|---|---|---|---|\n| a | 1/s | 2/s | 0.50 | 1.00 | missed | a against b; of 2026-01-02 03:04 UTC |\n| b | 3/s | 2/s | 1.50 | 1.00 | ok | b; of 2025-12-24 18:00 UTC |\n" +
+		"| c | 9/s | 3/s | 3.00 | - | - | c again |\n| d | 1/s | 1/s | 1.00 | 1.00 | ok | d |\n\n## Profiles\nkept"
+	if !strings.Contains(string(text), want) {
+		t.Errorf("no\n%s\nin\n%s", want, text)
+	}
 }
