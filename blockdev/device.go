@@ -119,6 +119,17 @@ type NowaitWriter interface {
 	WriteAtNowait(p []byte, off int64) (n int, err error)
 }
 
+// PipeWriter is a Device that can take what it writes out of a pipe, so that the kernel
+// moves the pages of a socket and copies them once, into the page cache.
+type PipeWriter interface {
+	// WritePipeNowait is WriteAtNowait of the next n bytes of the pipe with the
+	// descriptor pipe, which holds that many and has no other reader. ErrWouldBlock and
+	// ErrNotSupported say that nothing was taken out of it; the first may be different
+	// next time. After another error taken bytes were. A filter that embeds a Device and
+	// has a WriteAt of its own needs one of these as well, or has to hide it.
+	WritePipeNowait(pipe, n int, off int64) (taken int, err error)
+}
+
 // FileBacked is a Device whose byte at offset x is the byte at offset x of an open
 // file, so that reads may be sent by sendfile(2). A filter over a Device that is not,
 // and a disk of several files, return ErrNotSupported from every ReadFD.

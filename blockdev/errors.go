@@ -18,7 +18,7 @@ var (
 	// ErrCorrupt: the content was read and is not what was stored (checksum or
 	// digest). Never retried silently, always counted.
 	ErrCorrupt = errors.New("content is corrupt")
-	// ErrWouldBlock: NowaitReader and NowaitWriter only; ask again with ReadAt or WriteAt.
+	// ErrWouldBlock: NowaitReader, NowaitWriter and PipeWriter only; ask again with ReadAt or WriteAt.
 	ErrWouldBlock = errors.New("request would block")
 	// ErrNotSupported: the Device cannot do this, whatever the arguments.
 	ErrNotSupported = errors.New("operation is not supported")

@@ -13,6 +13,7 @@ type abilities struct {
 	extents blockdev.ExtentLister
 	nowait  blockdev.NowaitReader
 	file    blockdev.FileBacked
+	pipe    blockdev.PipeWriter
 }
 
 func abilitiesOf(dev blockdev.Device) (a abilities) {
@@ -21,6 +22,7 @@ func abilitiesOf(dev blockdev.Device) (a abilities) {
 	a.extents, _ = dev.(blockdev.ExtentLister)
 	a.nowait, _ = dev.(blockdev.NowaitReader)
 	a.file, _ = dev.(blockdev.FileBacked)
+	a.pipe, _ = dev.(blockdev.PipeWriter)
 	return a
 }
 
@@ -131,6 +133,30 @@ func (t *Tracker) WriteAtNowait(p []byte, off int64) (int, error) {
 	return t.WriteAt(p, off)
 }
 
+// WritePipeNowait is WriteAtNowait out of a pipe, where the Device below can do that. It
+// returns ErrWouldBlock also for a write that has something to preserve.
+func (t *Tracker) WritePipeNowait(pipe, n int, off int64) (int, error) {
+	if t.below.pipe == nil {
+		return 0, blockdev.ErrNotSupported
+	}
+	if err := blockdev.CheckRange(off, int64(n), t.Size()); err != nil {
+		return 0, fmt.Errorf("write %d bytes at %d: %w", n, off, err)
+	}
+	if n == 0 || off>>stripeShift != (off+int64(n)-1)>>stripeShift {
+		return 0, blockdev.ErrWouldBlock
+	}
+	i, how, err := t.enterStripe(off, int64(n))
+	if how != wayDone {
+		return 0, blockdev.ErrWouldBlock
+	}
+	if err != nil {
+		return 0, err
+	}
+	taken, err := t.below.pipe.WritePipeNowait(pipe, n, off)
+	t.leaveStripe(off, i)
+	return taken, err
+}
+
 // way is what came of writeInStripe.
 type way uint8
 
@@ -146,31 +172,48 @@ const (
 // the general way costs 90 ns more, of 150 (BenchmarkWrite on a machine whose raw write
 // takes 2.0 µs).
 func (t *Tracker) writeInStripe(p []byte, off int64) (n int, how way, err error) {
+	i, how, err := t.enterStripe(off, int64(len(p)))
+	if how != wayDone || err != nil {
+		return 0, how, err
+	}
+	n, err = t.dev.WriteAt(p, off)
+	t.leaveStripe(off, i)
+	return n, wayDone, err
+}
+
+// enterStripe registers a write of n bytes within one stripe, in map i, and lists its
+// grains. With wayDone and no error the caller writes, and then leaves the stripe; else
+// it is left.
+func (t *Tracker) enterStripe(off, n int64) (i int, how way, err error) {
 	stripe := int(off>>stripeShift) % stripeCount
-	first, last := off>>grainShift, (off+int64(len(p))-1)>>grainShift
+	first, last := off>>grainShift, (off+n-1)>>grainShift
 	i, w, ok := t.register(stripe, false)
 	if !ok {
 		return 0, wayDone, blockdev.ErrClosed
 	}
-	if off+int64(len(p)) > t.size.Load() { // it shrank: apply says so
-		t.stripes.leave(stripe, mapUnit(i))
-		return 0, wayGeneral, nil
+	if off+n > t.size.Load() { // it shrank: apply says so
+		t.leaveStripe(off, i)
+		return i, wayGeneral, nil
 	}
 	if !t.maps[i].set(first, last) {
 		how = wayGeneral
 	}
 	t.hooks.at(hookBitsSet, t)
-	if !t.active(off, int64(len(p))) {
+	if !t.active(off, n) {
 		how = wayCold
 	}
-	if w.phase() != phaseIdle && i == w.live() && how == wayDone && (w.phase() == phaseTransition || t.pending(w, first, last)) {
+	if how == wayDone && w.phase() != phaseIdle && i == w.live() && (w.phase() == phaseTransition || t.pending(w, first, last)) {
 		how = wayGeneral
 	}
-	if how == wayDone {
-		n, err = t.dev.WriteAt(p, off)
+	if how != wayDone {
+		t.leaveStripe(off, i)
 	}
-	t.stripes.leave(stripe, mapUnit(i))
-	return n, how, err
+	return i, how, nil
+}
+
+// leaveStripe ends what enterStripe began.
+func (t *Tracker) leaveStripe(off int64, i int) {
+	t.stripes.leave(int(off>>stripeShift)%stripeCount, mapUnit(i))
 }
 
 // active reports whether a range, of which a stripe is held, may be written without

@@ -177,6 +177,7 @@ var (
 	_ blockdev.NowaitReader = (*Tracker)(nil)
 	_ blockdev.NowaitWriter = (*Tracker)(nil)
 	_ blockdev.FileBacked   = (*Tracker)(nil)
+	_ blockdev.PipeWriter   = (*Tracker)(nil)
 )
 
 // counts are the numbers behind Stats.

@@ -56,6 +56,8 @@ type Disk struct {
 	// noZeroRange is set once the file system refused FALLOC_FL_ZERO_RANGE,
 	// noPunch once it refused FALLOC_FL_PUNCH_HOLE.
 	noZeroRange, noPunch atomic.Bool
+	// noSplice is set once it refused to take a write out of a pipe.
+	noSplice atomic.Bool
 	// flushErr is the first failure of Flush; see the package comment.
 	flushErr atomic.Pointer[error]
 
@@ -71,6 +73,7 @@ var (
 	_ blockdev.ExtentLister = (*Disk)(nil)
 	_ blockdev.NowaitReader = (*Disk)(nil)
 	_ blockdev.FileBacked   = (*Disk)(nil)
+	_ blockdev.PipeWriter   = (*Disk)(nil)
 	_ blockdev.Resizer      = (*Disk)(nil)
 )
 

@@ -123,6 +123,40 @@ func (d *Disk) pwrite(p []byte, off int64) (int, error) {
 	return done, nil
 }
 
+// WritePipeNowait implements blockdev.PipeWriter with splice(2). It waits where WriteAt
+// does. A segmented disk has blockdev.ErrNotSupported, as a file system has that cannot.
+func (d *Disk) WritePipeNowait(pipe, n int, off int64) (int, error) {
+	if d.parts != nil || d.noSplice.Load() {
+		return 0, blockdev.ErrNotSupported
+	}
+	if err := d.enterWrite("write", off, int64(n)); err != nil {
+		return 0, err
+	}
+	defer d.leave()
+	if err := d.admit(off, int64(n)); err != nil {
+		return 0, d.fail("write", off, int64(n), err)
+	}
+	taken := 0
+	for taken < n {
+		at := off + int64(taken)
+		k, err := unix.Splice(pipe, nil, d.fd, &at, n-taken, 0)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EINVAL && taken == 0:
+			d.noSplice.Store(true)
+			return 0, blockdev.ErrNotSupported
+		case err == nil && k == 0:
+			err = io.ErrShortWrite
+		}
+		if err != nil {
+			return taken, d.fail("write", off, int64(n), err)
+		}
+		taken += int(k)
+	}
+	return taken, nil
+}
+
 // enterWrite is enter for a mutating request on [off, off+n).
 func (d *Disk) enterWrite(op string, off, n int64) error {
 	if d.readOnly {
