@@ -58,6 +58,8 @@ type conn struct {
 	// batch gathers the replies to the requests of one read.
 	batch *buffer
 	grown bool // the socket has large buffers
+	// noPipe: large writes of this connection go through memory; see pipe.go.
+	noPipe bool
 
 	// slots bounds the workers; workers waits for them.
 	slots   chan struct{}
@@ -219,6 +221,9 @@ func (c *conn) readRequest() (request, error) {
 	size := c.requestSize()
 	for c.in.buffered() < size {
 		c.flush()
+		if c.in.atMost > 0 { // behind a write that went through a pipe: the next may, too
+			c.in.atMost = size - c.in.buffered()
+		}
 		if err := c.in.fill(size, false); err != nil {
 			if c.in.buffered() > 0 {
 				err = noEOF(err)
@@ -231,6 +236,9 @@ func (c *conn) readRequest() (request, error) {
 		return r, errors.New("the client sends something that is no request")
 	}
 	c.in.skip(size)
+	if !c.mayPipe(r) {
+		c.in.atMost = 0
+	}
 	return r, nil
 }
 
@@ -291,6 +299,7 @@ func (c *conn) room(n int) *buffer {
 
 // discard drops the payload of a request.
 func (c *conn) discard(n int64) error {
+	c.in.atMost = 0
 	for n > 0 {
 		if c.in.buffered() == 0 {
 			c.flush()
@@ -306,10 +315,14 @@ func (c *conn) discard(n int64) error {
 }
 
 // payload returns the next n bytes of a payload, n <= stripeBytes, once all are
-// there.
-func (c *conn) payload(n int) ([]byte, error) {
+// there. With exactly nothing behind them is read.
+func (c *conn) payload(n int, exactly bool) ([]byte, error) {
 	for c.in.buffered() < n {
 		c.flush()
+		c.in.atMost = 0
+		if exactly {
+			c.in.atMost = n - c.in.buffered()
+		}
 		if err := c.in.fill(n, true); err != nil {
 			return nil, noEOF(err)
 		}

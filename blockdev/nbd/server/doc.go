@@ -58,7 +58,9 @@
 // A large write is carried out in pieces of at most 256 KiB that do not cross a
 // 256 KiB boundary of the disk (the stripes that the tracker locks). Each piece is
 // read whole from the socket before the Device sees any of it, so nothing below
-// ever waits for a socket, and a piece that does not arrive whole is not written.
+// ever waits for a socket, and a piece that does not arrive whole is not written. Where
+// the Device is a blockdev.PipeWriter large pieces wait in a pipe, whose pages the
+// kernel moves there, and not in a buffer (pipe.go).
 // Large reads of file-backed Devices are sent by sendfile(2), but over TLS. There
 // replies are gathered to full records, and many records go with one system call.
 //

@@ -241,19 +241,13 @@ func (c *conn) writeInline(r request) error {
 	off, end := int64(r.Offset), int64(r.Offset)+int64(r.Length)
 	for off < end {
 		n := pieceLength(off, end)
-		p, err := c.payload(n)
-		if err != nil {
-			return err
-		}
-		if c.exp.nowaitWriter != nil {
-			_, err = c.exp.nowaitWriter.WriteAtNowait(p, off)
-		} else {
-			_, err = c.exp.Device.WriteAt(p, off)
+		err, fatal := c.writePiece(r, off, n)
+		if fatal != nil {
+			return fatal
 		}
 		if errors.Is(err, blockdev.ErrWouldBlock) {
 			return c.writePieces(r, off) // and the requests behind it do not wait
 		}
-		c.in.skip(n)
 		off += int64(n)
 		if err != nil {
 			if err := c.discard(end - off); err != nil {
@@ -269,6 +263,33 @@ func (c *conn) writeInline(r request) error {
 	}
 	c.replyOK(r)
 	return nil
+}
+
+// writePiece writes the next n bytes of a payload at off, and uses them up unless err,
+// the Device's, is blockdev.ErrWouldBlock. fatal ends the connection.
+func (c *conn) writePiece(r request, off int64, n int) (err, fatal error) {
+	pipes := c.mayPipe(r)
+	if pipes && n >= spliceBytes && c.in.buffered() == 0 {
+		c.in.atMost = 1 // of the next message its head only
+		err, fatal = c.pipePiece(off, n)
+		if fatal != nil || !errors.Is(err, blockdev.ErrNotSupported) {
+			return err, fatal
+		}
+		pipes = false
+	}
+	p, fatal := c.payload(n, pipes)
+	if fatal != nil {
+		return nil, fatal
+	}
+	if c.exp.nowaitWriter != nil {
+		_, err = c.exp.nowaitWriter.WriteAtNowait(p, off)
+	} else {
+		_, err = c.exp.Device.WriteAt(p, off)
+	}
+	if !errors.Is(err, blockdev.ErrWouldBlock) {
+		c.in.skip(n)
+	}
+	return err, nil
 }
 
 // pieceLength is how much of [off, end) one piece of a write takes.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"fmt"
 	"io"
 )
 
@@ -20,6 +21,8 @@ type input struct {
 	r, w int
 	// received counts all bytes that were ever read.
 	received uint64
+	// atMost bounds what the next fill reads, if it is not 0.
+	atMost int
 	// mid: the fill under way is for the rest of a message.
 	mid bool
 
@@ -33,7 +36,11 @@ func (in *input) init(s *socket, pools *bufferPools) {
 		if in.buf == nil {
 			in.buf = in.pools.get(in.size)
 		}
-		return in.buf.b[in.w:cap(in.buf.b)]
+		end := cap(in.buf.b)
+		if in.atMost > 0 {
+			end = min(end, in.w+in.atMost)
+		}
+		return in.buf.b[in.w:end]
 	}
 	in.idle = func() bool {
 		if in.mid {
@@ -92,6 +99,26 @@ func (in *input) fill(need int, mid bool) error {
 	}
 	in.w += n
 	in.received += uint64(n)
+	return nil
+}
+
+// pour moves up to n bytes of a message from the socket into a pipe. Nothing is
+// buffered.
+func (in *input) pour(p *pipe, n int) (int, error) {
+	k, err := in.sock.readToPipe(p.w, n)
+	in.received += uint64(k)
+	return k, err
+}
+
+// take buffers n bytes, n <= stripeBytes, that pour has moved into a pipe.
+func (in *input) take(p *pipe, n int) error {
+	if in.buf == nil {
+		in.buf = in.pools.get(in.size)
+	}
+	if err := p.read(in.buf.b[:n]); err != nil {
+		return fmt.Errorf("read back %d bytes of a pipe: %w", n, err)
+	}
+	in.r, in.w = 0, n
 	return nil
 }
 

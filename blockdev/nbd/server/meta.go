@@ -147,7 +147,7 @@ func (c *conn) filtered(r request) error {
 		c.replyError(r, nbd.EINVAL, fmt.Sprintf("block status with a payload of %d bytes", r.Length))
 		return nil
 	}
-	p, err := c.payload(int(r.Length))
+	p, err := c.payload(int(r.Length), false)
 	if err != nil {
 		return err
 	}

@@ -178,6 +178,7 @@ func fileConn(fd int) (net.Conn, error) {
 // may still be under way, and no Device must be closed yet. The Server cannot be
 // used again.
 func (s *Server) Shutdown(ctx context.Context) error {
+	defer s.pipes.close()
 	mode := stopSilently
 	if s.o.RefuseOnShutdown {
 		mode = stopRefusing

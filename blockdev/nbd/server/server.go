@@ -155,6 +155,7 @@ func (o Options) withDefaults() Options {
 type Server struct {
 	o       Options
 	buffers bufferPools
+	pipes   pipes
 	// budget counts the bytes of Options.MaxInflightBytes in use.
 	budget *semaphore.Weighted
 	// running bounds the device requests of all workers: each may hold a thread.
@@ -201,6 +202,7 @@ type export struct {
 	nowait       blockdev.NowaitReader
 	nowaitWriter blockdev.NowaitWriter
 	file         blockdev.FileBacked
+	pipe         blockdev.PipeWriter
 	fast         blockdev.FastZeroer
 
 	// conns are its connections, guarded by Server.mu; gone is closed when the
@@ -224,6 +226,7 @@ func (s *Server) Add(x Export) error {
 	e.extents, _ = x.Device.(blockdev.ExtentLister)
 	e.nowait, _ = x.Device.(blockdev.NowaitReader)
 	e.nowaitWriter, _ = x.Device.(blockdev.NowaitWriter)
+	e.pipe, _ = x.Device.(blockdev.PipeWriter)
 	if f, ok := x.Device.(blockdev.FastZeroer); ok && (f.ZeroesFast(true) || f.ZeroesFast(false)) {
 		e.fast = f
 	}

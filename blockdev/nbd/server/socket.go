@@ -64,6 +64,8 @@ type socket struct {
 	// allocate.
 	readOnce  func(fd uintptr) bool
 	readInto  func() []byte // the buffer to fill, asked when data may be there
+	readPipe  int           // or the pipe, if readBytes is not 0,
+	readBytes int           // and how much of it
 	readIdle  func() bool   // nothing was there: true if no message is half read
 	readCount int
 	readErr   error
@@ -137,14 +139,28 @@ func (s *socket) read(into func() []byte, idle func() bool) (int, error) {
 	return s.readCount, nil
 }
 
+// readToPipe is read of at most n bytes of a message into a pipe. errPipeFull: the pipe
+// takes none of what is there.
+func (s *socket) readToPipe(pipe, n int) (int, error) {
+	s.readPipe, s.readBytes = pipe, n
+	n, err := s.read(nothing, never)
+	s.readBytes = 0
+	return n, err
+}
+
+func nothing() []byte { return nil }
+
 func (s *socket) tryRead(fd uintptr) bool {
 	p := s.readInto()
 	s.waiting.Store(false)
 	for {
 		n, err := 0, error(nil)
-		if s.tls != nil {
+		switch {
+		case s.readBytes > 0:
+			n, err = s.splice(int(fd))
+		case s.tls != nil:
 			n, err = s.tls.receive(int(fd), p)
-		} else {
+		default:
 			n, err = unix.Read(int(fd), p)
 		}
 		switch err {
@@ -162,6 +178,21 @@ func (s *socket) tryRead(fd uintptr) bool {
 		s.readCount, s.readErr = n, err
 		return true
 	}
+}
+
+// splice is read(2) into the pipe.
+func (s *socket) splice(fd int) (int, error) {
+	n, err := unix.Splice(fd, nil, s.readPipe, nil, s.readBytes, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+	if err == unix.EAGAIN {
+		if held, e := unix.IoctlGetInt(fd, unix.TIOCINQ); e == nil && held > 0 {
+			// Either it has come this moment, or there is no room.
+			n, err = unix.Splice(fd, nil, s.readPipe, nil, s.readBytes, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+			if err == unix.EAGAIN {
+				err = errPipeFull
+			}
+		}
+	}
+	return int(n), err
 }
 
 // setFixedDeadline bounds everything that follows until clearFixedDeadline.

@@ -14,6 +14,7 @@ type Stats struct {
 	Flushes           uint64 // FLUSH and FUA
 	ReadBytes         uint64 // sent
 	WriteBytes        uint64 // written
+	PipedBytes        uint64 // of WriteBytes, those that went through a pipe; see pipe.go
 	InlineReads       uint64 // answered without a worker
 	SendfileReads     uint64
 	WorkerRequests    uint64 // handed to a worker
@@ -34,6 +35,7 @@ func (a *Stats) add(b Stats) {
 	a.Flushes += b.Flushes
 	a.ReadBytes += b.ReadBytes
 	a.WriteBytes += b.WriteBytes
+	a.PipedBytes += b.PipedBytes
 	a.InlineReads += b.InlineReads
 	a.SendfileReads += b.SendfileReads
 	a.WorkerRequests += b.WorkerRequests
@@ -60,7 +62,7 @@ func (s *Server) Stats() Stats {
 // same cache line.
 type counters struct {
 	handshakesFailed, requests, reads, writes, flushes    atomic.Uint64
-	readBytes, writeBytes                                 atomic.Uint64
+	readBytes, writeBytes, pipedBytes                     atomic.Uint64
 	inlineReads, sendfileReads, workerRequests            atomic.Uint64
 	errors, unexpectedErrors, stalledClients, loggedLines atomic.Uint64
 }
@@ -75,6 +77,7 @@ func (c *counters) snapshot() Stats {
 		Flushes:          c.flushes.Load(),
 		ReadBytes:        c.readBytes.Load(),
 		WriteBytes:       c.writeBytes.Load(),
+		PipedBytes:       c.pipedBytes.Load(),
 		InlineReads:      c.inlineReads.Load(),
 		SendfileReads:    c.sendfileReads.Load(),
 		WorkerRequests:   c.workerRequests.Load(),
