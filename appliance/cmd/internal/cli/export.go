@@ -23,7 +23,23 @@ func (a *app) exportCommand() *cobra.Command {
 With --since Q, an older or newer point of the same disk, the export has the metadata
 context qemu:dirty-bitmap:since-ID, ID being the full id of Q: the ranges in which the
 two differ, to 4 KiB where the points between have kept their lists of changes, else to
-the vault's block.`,
+the vault's block.
+
+QEMU's tools show a dirty range as one without data. So "qemu-img convert" of an export
+with x-dirty-bitmap copies what did not change; ask "qemu-img map" for the ranges, and
+copy each: into a raw copy of Q, or into a qcow2 file that holds the increment alone
+(with a copy of Q as its backing file it is P, and "qemu-img convert" makes one image):
+
+  nbd=server.type=unix,server.path=/var/lib/keelblock/run/nbd.sock,export=inc
+  qemu-img create -f qcow2 -F raw -b "$uri" inc.qcow2
+  qemu-img map --output=json --image-opts driver=nbd,$nbd,x-dirty-bitmap=qemu:dirty-bitmap:since-$id |
+    jq -r '.[] | select(.data | not) | "\(.start) \(.length)"' | while read start length; do
+      qemu-io -C -f qcow2 -c "read $start $length" inc.qcow2                # the increment
+      part=driver=raw,offset=$start,size=$length
+      qemu-img convert -n --image-opts $part,file.driver=nbd,file.${nbd//,/,file.} \
+        --target-image-opts $part,file.driver=file,file.filename=old.raw    # or the copy
+    done
+  qemu-img rebase -u -F raw -b old.raw inc.qcow2`,
 		Example: "  keelblock export web@latest:web0 --as look\n  qemu-img info \"$(keelblock export web@latest --as look)\"",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
