@@ -31,7 +31,8 @@ func (a *app) diskImport() *cobra.Command {
 		Short: "make a disk of an image file; prints its address",
 		Long: `Creates disk NAME with the size of the image and copies the image to it. What is sparse
 stays sparse. The format is taken from the suffix; a raw file needs no suffix. Formats
-other than raw are read by qemu-img (Debian package qemu-utils).`,
+other than raw are read by qemu-img (Debian package qemu-utils), a qcow2 overlay with all
+the files of its backing chain.`,
 		Example: "  keelblock disk import web0 debian-12.qcow2",
 		Args:    cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -117,21 +118,47 @@ func qemuInfo(ctx context.Context, path, format string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	out, err := run(ctx, qemu, "info", "--output=json", "-f", format, path)
+	out, err := run(ctx, qemu, "info", "--backing-chain", "--output=json", "-f", format, path)
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("import %q: %w", path, err)
 	}
-	var info struct {
-		Size    int64  `json:"virtual-size"`
-		Backing string `json:"backing-filename"`
+	var chain []chainLink
+	if err := json.Unmarshal(out, &chain); err != nil || len(chain) == 0 {
+		return 0, fmt.Errorf("import %q: what qemu-img says about it is not understood: %w", path, errors.Join(err, errNothing))
 	}
-	if err := json.Unmarshal(out, &info); err != nil {
-		return 0, fmt.Errorf("read what qemu-img says about %q: %w", path, err)
+	return chain[0].Size, checkChain(path, chain)
+}
+
+// maxChain bounds the files of a backing chain.
+const maxChain = 64
+
+// chainLink is an image of a backing chain, as qemu-img describes it.
+type chainLink struct {
+	File          string `json:"filename"`
+	Size          int64  `json:"virtual-size"`
+	Backing       string `json:"backing-filename"`
+	BackingFormat string `json:"backing-filename-format"`
+}
+
+// checkChain refuses what the user has not said. An overlay that does not name the format
+// of what lies below it leaves that to a look at the content, which a guest may have
+// written; and one that names something else than a file would be read over the network.
+func checkChain(path string, chain []chainLink) error {
+	if len(chain) > maxChain {
+		return fmt.Errorf("import %q: its backing chain has %d images, the limit is %d; flatten it first: qemu-img convert -O qcow2 %s flat.qcow2", path, len(chain), maxChain, path)
 	}
-	if info.Backing != "" {
-		return 0, fmt.Errorf("import %q: the image is an overlay over %q; flatten it first: qemu-img convert -O qcow2 %s flat.qcow2", path, info.Backing, path)
+	for _, link := range chain {
+		switch {
+		case link.Backing == "":
+		case link.BackingFormat == "":
+			return fmt.Errorf("import %q: %s is an overlay over %q and does not say in which format that is; say it: qemu-img rebase -u -b %s -F FORMAT %s",
+				path, link.File, link.Backing, link.Backing, link.File)
+		case strings.Contains(link.Backing, "://") || strings.HasPrefix(link.Backing, "json:") || strings.HasPrefix(link.Backing, "nbd:"):
+			return fmt.Errorf("import %q: %s is an overlay over %q, which is no file; flatten it first: qemu-img convert -O qcow2 %s flat.qcow2",
+				path, link.File, link.Backing, path)
+		}
 	}
-	return info.Size, nil
+	return nil
 }
 
 func findQEMU(format string) (string, error) {
