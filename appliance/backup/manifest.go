@@ -98,6 +98,11 @@ func (a *attemptState) manifest(ctx context.Context, cut *snapshot.Cut, shared s
 			return nil, acc, fmt.Errorf("definition: %w", err)
 		}
 	}
+	if a.h.Store.Encrypted() { // before its id is computed
+		if err := m.PutPrivate(ctx, b, a.h.Store.BlockSize()); err != nil {
+			return nil, acc, err
+		}
+	}
 	acc = pt.cost
 	acc.ChangedBytes = m.ChangedBytes
 	acc.StoredBytes += b.stored

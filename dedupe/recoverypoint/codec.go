@@ -58,9 +58,10 @@ func (m *Manifest) Encode() ([]byte, error) {
 	w.raw([]byte{consistencyCode(m.Consistency), trackingCode(m.Tracking)})
 	w.zeros(manifestFixed - len(w.b))
 
-	w.text(m.MachineName)
-	w.text(m.Reason)
-	w.text(m.Note)
+	t := m.clearTexts()
+	w.text(t.machine)
+	w.text(t.reason)
+	w.text(t.note)
 	w.content(m.Definition)
 	cut := slices.Clone(m.CutMachines)
 	slices.SortFunc(cut, func(a, b ID) int { return bytes.Compare(a[:], b[:]) })
@@ -78,18 +79,19 @@ func (m *Manifest) Encode() ([]byte, error) {
 		w.u64(uint64(d.ChangedBytes))
 		w.raw([]byte{trackingCode(d.Tracking)})
 		w.zeros(7)
-		w.text(d.Name)
+		w.text(t.disks[i])
 		w.content(d.ChangeSet)
 	}
 	w.u16(uint16(len(m.Excluded)))
-	for _, d := range m.Excluded {
+	for i, d := range m.Excluded {
 		w.raw(d.ID[:])
 		w.u64(uint64(d.SizeBytes))
-		w.text(d.Name)
-		w.text(d.Reason)
+		w.text(t.excluded[i][0])
+		w.text(t.excluded[i][1])
 	}
-	w.u16(uint16(len(m.Extensions)))
-	for _, e := range m.Extensions {
+	extensions := m.allExtensions()
+	w.u16(uint16(len(extensions)))
+	for _, e := range extensions {
 		w.u16(e.Type)
 		w.u32(uint32(len(e.Data)))
 		w.raw(e.Data)
@@ -102,7 +104,18 @@ func (m *Manifest) Encode() ([]byte, error) {
 	return w.seal(), nil
 }
 
-// Decode is the inverse of Encode. It refuses bytes that Encode would not have
+// allExtensions are those of later releases and our own, whose types are above theirs.
+func (m *Manifest) allExtensions() []Extension {
+	if m.Private.IsZero() {
+		return m.Extensions
+	}
+	var w writer
+	w.content(m.Private)
+	return append(slices.Clip(m.Extensions), Extension{Type: extensionPrivate, Data: w.b})
+}
+
+// Decode is the inverse of Encode, but for private texts: the fields have the neutral
+// ones then, until Reveal. It refuses bytes that Encode would not have
 // written (dedupe.ErrCorrupt) and versions that it does not know
 // (dedupe.ErrUnknownFormat).
 func Decode(p []byte) (*Manifest, error) {
@@ -183,10 +196,16 @@ func decode(p []byte) (*Manifest, error) {
 	for range r.count(6) {
 		e := Extension{Type: r.u16()}
 		e.Data = append([]byte{}, r.take(int(r.u32()))...)
-		if r.err == nil && e.Type&extensionCritical != 0 {
+		switch {
+		case r.err == nil && e.Type == extensionPrivate:
+			private := reader{b: e.Data}
+			m.Private = private.content()
+			r.err = private.err
+		case r.err == nil && e.Type&extensionCritical != 0:
 			return nil, fmt.Errorf("extension %#x: %w", e.Type, dedupe.ErrUnknownFormat)
+		default:
+			m.Extensions = append(m.Extensions, e)
 		}
-		m.Extensions = append(m.Extensions, e)
 	}
 	if r.err != nil {
 		return nil, fmt.Errorf("%w: %w", r.err, dedupe.ErrCorrupt)

@@ -29,6 +29,13 @@
 // (dedupe.SumAll); and not ahead of a client who keeps all cores busy with what he has
 // asked for. A block that came from the cache was verified when it went there.
 //
+// # What stands in clear
+//
+// In an encrypted store the manifest itself can be read without the key, so that points
+// can be listed, compared and collected. Its texts (names, reasons, the user's note) are
+// sealed blocks to which it refers ([Manifest.PutPrivate]); it shows neutral ones in their
+// place. OpenIndex reads them back, one block for all points with the same texts.
+//
 // # Rules
 //
 // A note is durable before its effect can be seen. A manifest is never changed; what

@@ -80,9 +80,11 @@ type Index struct {
 // OpenIndex reads all manifests and notes of s. A manifest that cannot be read is no
 // error: the other points must stay usable. It is listed by Problems, and naming it
 // says why. Nor is a note: it may have said anything, so points that were deleted may
-// be back, and no point can be deleted.
+// be back, and no point can be deleted. Without the key of an encrypted store all notes
+// are such, and points have neutral names: the id of the machine, disk-1.
 func OpenIndex(ctx context.Context, s dedupe.Store) (*Index, error) {
 	x := &Index{store: s, entries: censusEntries, points: make(map[dedupe.Digest]*Point), settings: DefaultSettings()}
+	names := &textLoader{store: s}
 	err := s.Manifests(ctx, func(id dedupe.Digest) bool {
 		p, err := loadPoint(ctx, s, id)
 		if err != nil {
@@ -90,7 +92,11 @@ func OpenIndex(ctx context.Context, s dedupe.Store) (*Index, error) {
 			return ctx.Err() == nil
 		}
 		x.points[id] = p
-		return true
+		err = p.Manifest.reveal(func(c Content) (*texts, error) { return names.load(ctx, c) })
+		if err != nil && !errors.Is(err, dedupe.ErrNoKey) { // the point itself is good
+			x.problems = append(x.problems, Problem{ID: id, Err: fmt.Errorf("recovery point %v has neutral names: %w", id, err)})
+		}
+		return ctx.Err() == nil
 	})
 	if err == nil {
 		err = ctx.Err()
@@ -99,7 +105,7 @@ func OpenIndex(ctx context.Context, s dedupe.Store) (*Index, error) {
 		return nil, fmt.Errorf("list recovery points: %w", err)
 	}
 	err = s.Notes(ctx, func(n dedupe.Note) bool { x.replay(n); return true })
-	if errors.Is(err, dedupe.ErrCorrupt) {
+	if errors.Is(err, dedupe.ErrCorrupt) || errors.Is(err, dedupe.ErrNoKey) {
 		x.problems = append(x.problems, Problem{Err: fmt.Errorf("recovery points are held, as a note is not readable: %w", err)})
 		x.holdAll()
 		x.settings = x.settings.inDoubt()
@@ -295,7 +301,8 @@ func sortPoints(list []*Point) {
 
 // Publish commits b with the manifests of one cut, each signed by signer (unless it
 // is nil) and with its accounting (acc is nil or as long as ms), all or none. The
-// ids are those of Manifest.ID.
+// ids are those of Manifest.ID; in an encrypted store, of the manifests after
+// Manifest.PutPrivate, which Publish does for those that it gets.
 func (x *Index) Publish(ctx context.Context, b dedupe.Batch, ms []*Manifest, acc []Accounting, signer ed25519.PrivateKey) ([]*Point, error) {
 	return x.PublishOnTerms(ctx, b, ms, acc, Terms{}, signer)
 }
@@ -305,6 +312,10 @@ func (x *Index) Publish(ctx context.Context, b dedupe.Batch, ms []*Manifest, acc
 func (x *Index) PublishOnTerms(ctx context.Context, b dedupe.Batch, ms []*Manifest, acc []Accounting, terms Terms, signer ed25519.PrivateKey) ([]*Point, error) {
 	if acc != nil && len(acc) != len(ms) {
 		return nil, errors.Join(fmt.Errorf("publish recovery points: %d manifests with %d accounts", len(ms), len(acc)), b.Abort())
+	}
+	ms, err := x.putPrivate(ctx, b, ms)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("publish recovery points: %w", err), b.Abort())
 	}
 	pub, points, err := x.publication(ms, acc, terms, signer)
 	if err != nil {
@@ -334,6 +345,22 @@ func (x *Index) PublishOnTerms(ctx context.Context, b dedupe.Batch, ms []*Manife
 	return points, nil
 }
 
+// putPrivate is ms with their texts in blocks of the batch, where the store is encrypted.
+func (x *Index) putPrivate(ctx context.Context, b dedupe.Batch, ms []*Manifest) ([]*Manifest, error) {
+	if !x.store.Encrypted() {
+		return ms, nil
+	}
+	list := make([]*Manifest, len(ms))
+	for i, m := range ms {
+		own := *m // the caller keeps m
+		if err := own.PutPrivate(ctx, b, x.store.BlockSize()); err != nil {
+			return nil, err
+		}
+		list[i] = &own
+	}
+	return list, nil
+}
+
 func (x *Index) publication(ms []*Manifest, acc []Accounting, terms Terms, signer ed25519.PrivateKey) (pub dedupe.Publication, points []*Point, err error) {
 	for i, m := range ms {
 		b, err := m.Encode()
@@ -341,6 +368,9 @@ func (x *Index) publication(ms []*Manifest, acc []Accounting, terms Terms, signe
 			return pub, nil, err
 		}
 		own, err := Decode(b) // the caller keeps m
+		if err == nil && !m.Private.IsZero() {
+			err = own.setTexts(m.texts())
+		}
 		if err != nil {
 			return pub, nil, err
 		}

@@ -111,6 +111,10 @@ type Manifest struct {
 	ChangedBytes int64
 	// Note is the user's text.
 	Note string
+	// Private, when present, is where the texts are kept (the names of machine, disks
+	// and excluded disks, reasons and Note), and the manifest's own bytes have neutral
+	// ones. See PutPrivate and Reveal.
+	Private Content
 
 	// Extensions are fields of later releases, kept as they are.
 	Extensions []Extension
@@ -208,7 +212,7 @@ func (m *Manifest) validate() error {
 		return invalid("more than %d extensions", maxExtensions)
 	}
 	if err := errors.Join(checkName("machine name", m.MachineName), checkText("reason", m.Reason),
-		checkText("note", m.Note), m.Definition.validate()); err != nil {
+		checkText("note", m.Note), m.Definition.validate(), m.Private.validate()); err != nil {
 		return err
 	}
 	if !slices.Contains(m.CutMachines, m.MachineID) {
@@ -243,6 +247,9 @@ func (m *Manifest) validate() error {
 	for i, e := range m.Extensions {
 		if i > 0 && e.Type <= m.Extensions[i-1].Type {
 			return invalid("extensions do not ascend")
+		}
+		if e.Type&extensionCritical != 0 { // none is kept: who does not know it refuses it
+			return invalid("extension of type %#x", e.Type)
 		}
 	}
 	return nil

@@ -172,7 +172,7 @@ func reachKinds(ctx context.Context, nodes hashtree.Nodes, m *Manifest, visit fu
 			return err
 		}
 	}
-	for _, c := range contentsOf(m) {
+	for _, c := range m.Contents() {
 		for _, d := range c.Blocks {
 			if d.IsZero() {
 				continue

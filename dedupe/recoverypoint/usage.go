@@ -237,7 +237,7 @@ func (c *census) move(ctx context.Context, from, to *Manifest) error {
 			pair[i] = m.Disks[j].Root
 			roots[m.Disks[j].ID] = pair
 		}
-		for _, content := range contentsOf(m) {
+		for _, content := range m.Contents() {
 			for _, d := range content.Blocks {
 				if !d.IsZero() {
 					c.add(d, int64(2*i-1))
@@ -279,13 +279,4 @@ func (t *tally) estimate(ctx context.Context, list []*Point, at map[*Point]*Poin
 		t.usage.Unique += pu.Unique
 	}
 	return nil
-}
-
-// contentsOf are what a manifest keeps as blocks of the store beside its disks.
-func contentsOf(m *Manifest) []Content {
-	contents := []Content{m.Definition}
-	for i := range m.Disks {
-		contents = append(contents, m.Disks[i].ChangeSet)
-	}
-	return contents
 }

@@ -46,7 +46,7 @@ func (r Report) Err() error {
 type Bad struct {
 	// Disk is the disk's name; "" for a block of the definition.
 	Disk string
-	// Part is "data", "definition" or "change set".
+	// Part is "data", "change set", "definition" or "names".
 	Part string
 	Kind dedupe.Kind // KindBlock or KindNode
 	// Offset and Length of the range that is lost, in bytes of the disk or of the
@@ -166,6 +166,9 @@ func (v *verifier) list(ctx context.Context, m *recoverypoint.Manifest, todo cha
 			return err
 		}
 	}
+	if err := v.listContent(m.Private, Bad{Part: "names", order: -2}, send); err != nil {
+		return err
+	}
 	return v.listContent(m.Definition, Bad{Part: "definition", order: -1}, send)
 }
 
@@ -221,7 +224,7 @@ func (v *verifier) bad(ctx context.Context, b Bad) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if errors.Is(b.Err, dedupe.ErrClosed) {
+	if errors.Is(b.Err, dedupe.ErrClosed) || errors.Is(b.Err, dedupe.ErrNoKey) { // nothing is wrong with it
 		return b.Err
 	}
 	if l, ok := v.store.(locator); ok {

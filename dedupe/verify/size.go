@@ -19,9 +19,10 @@ func Bytes(ctx context.Context, s dedupe.Store, m *recoverypoint.Manifest) (n in
 			}
 		}
 	}
-	content(m.Definition)
+	for _, c := range m.Contents() {
+		content(c)
+	}
 	for _, d := range m.Disks {
-		content(d.ChangeSet)
 		err := hashtree.Visit(ctx, hashtree.Direct(s), d.Root, 0, d.Root.SizeBytes, func(e hashtree.Entry) (bool, error) {
 			if e.Level < 0 {
 				n += e.Length
