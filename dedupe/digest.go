@@ -11,8 +11,9 @@ import (
 // DigestSize is the length of a Digest in bytes.
 const DigestSize = 32
 
-// Digest is the id of a block, a node, a manifest or a note: a SHA-256. The zero
-// Digest is no content's id; as a child it means a hole.
+// Digest is the id of a block, a node, a manifest or a note: a SHA-256, or in an
+// encrypted key domain an HMAC-SHA-256 for blocks and notes. The zero Digest is no
+// content's id; as a child it means a hole.
 type Digest [DigestSize]byte
 
 // Sum is the digest of a block, manifest or note of an unencrypted key domain:

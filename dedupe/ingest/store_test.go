@@ -8,6 +8,7 @@ import (
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/blockstore"
 	"github.com/keelblock/keelblock/dedupe/dedupetest"
+	"github.com/keelblock/keelblock/dedupe/keyring"
 )
 
 // memStore is a store in memory that counts what is read.
@@ -39,14 +40,18 @@ func (s *memStore) damage(kind dedupe.Kind, d dedupe.Digest, how error) {
 
 // stores are the stores that every test of content runs over.
 var stores = map[string]func(t testing.TB, blockSize int) dedupe.Store{
-	"memory":     func(_ testing.TB, blockSize int) dedupe.Store { return newMemStore(blockSize) },
-	"blockstore": openBlockstore,
+	"memory": func(_ testing.TB, blockSize int) dedupe.Store { return newMemStore(blockSize) },
+	"blockstore": func(t testing.TB, blockSize int) dedupe.Store {
+		return openBlockstore(t, blockstore.Options{BlockSize: blockSize})
+	},
+	"encrypted blockstore": func(t testing.TB, blockSize int) dedupe.Store {
+		return openBlockstore(t, blockstore.Options{BlockSize: blockSize, Keys: []*keyring.Keys{keyring.New(dedupe.DomainID{1})}})
+	},
 }
 
-func openBlockstore(t testing.TB, blockSize int) dedupe.Store {
+func openBlockstore(t testing.TB, o blockstore.Options) dedupe.Store {
 	t.Helper()
 	dir := t.TempDir()
-	o := blockstore.Options{BlockSize: blockSize}
 	if err := blockstore.Create(dir, o); err != nil {
 		t.Fatal(err)
 	}

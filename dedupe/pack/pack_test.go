@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"testing"
 	"time"
 
@@ -127,6 +128,13 @@ func goldenSuperblock() []byte {
 	return sb.Encode()
 }
 
+// encryptedSuperblock is that of a vault with an encrypted and a plain domain.
+func encryptedSuperblock() *pack.Superblock {
+	return &pack.Superblock{BlockSize: 65536, Vault: pack.VaultID{0xb, 2}, Created: testTime, Domains: []pack.Domain{
+		{ID: dedupe.DomainID{0xc, 3}, Scheme: pack.SchemeHMAC, Cipher: pack.CipherXAES, Check: pack.KeyCheck{1, 2, 13: 14}, KeyID: pack.KeyID{7, 15: 8}},
+		{ID: dedupe.DomainID{0xc, 4}, Scheme: pack.SchemeSHA256}}}
+}
+
 // golden compares bytes with a file of testdata, which -update rewrites.
 func golden(t *testing.T, name string, got []byte) []byte {
 	t.Helper()
@@ -194,6 +202,16 @@ func TestGoldenSuperblock(t *testing.T) {
 	}
 	if !bytes.Equal(sb.Encode(), b) {
 		t.Error("decoding and encoding a superblock changes it")
+	}
+	encrypted := golden(t, "superblock-v1-encrypted", encryptedSuperblock().Encode())
+	if sb, err = pack.DecodeSuperblock(encrypted); err != nil || !reflect.DeepEqual(sb, encryptedSuperblock()) {
+		t.Errorf("superblock of an encrypted vault: %+v, %v", sb, err)
+	}
+	for _, d := range []pack.Domain{{Scheme: pack.SchemeHMAC}, {Scheme: pack.SchemeSHA256, Cipher: pack.CipherXAES}, {Scheme: 3}, {Scheme: pack.SchemeHMAC, Cipher: 2}} {
+		sb := pack.Superblock{BlockSize: 65536, Created: testTime, Domains: []pack.Domain{d}}
+		if _, err := pack.DecodeSuperblock(sb.Encode()); !errors.Is(err, dedupe.ErrUnknownFormat) {
+			t.Errorf("domain of id scheme %d with cipher %d: %v", d.Scheme, d.Cipher, err)
+		}
 	}
 	state := golden(t, "state-v1", pack.State{Clean: true, Epoch: 7}.Encode())
 	if s, err := pack.DecodeState(state); err != nil || s != (pack.State{Clean: true, Epoch: 7}) {
