@@ -166,11 +166,12 @@ type diskError struct {
 func (e *diskError) Error() string { return fmt.Sprintf("disk %q: %v", e.name, e.err) }
 func (e *diskError) Unwrap() error { return e.err }
 
-// each calls fn for plans in parallel.
+// each calls fn for plans in parallel, on threads that leave guests the cores.
 func (a *attemptState) each(ctx context.Context, plans []int, fn func(ctx context.Context, i int) error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, i := range plans {
 		g.Go(func() error {
+			job.Background()
 			if err := fn(ctx, i); err != nil {
 				return &diskError{plan: i, name: a.plans[i].disk.Name(), err: err}
 			}
@@ -181,7 +182,7 @@ func (a *attemptState) each(ctx context.Context, plans []int, fn func(ctx contex
 }
 
 func (a *attemptState) options() ingest.Options {
-	return ingest.Options{Workers: max(a.e.o.Workers/len(a.plans), 1)}
+	return ingest.Options{Workers: max(a.e.o.Workers/len(a.plans), 1), Begin: job.Background}
 }
 
 // cut freezes all disks at one instant. From here the job answers no new requests.

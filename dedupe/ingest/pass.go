@@ -17,6 +17,9 @@ type Options struct {
 	// Workers is how many blocks are hashed and compressed at once; 0 is one per
 	// core.
 	Workers int
+	// Begin is called by each worker on its goroutine, before its first block. The
+	// goroutine is not used again afterwards. nil: nothing.
+	Begin func()
 	// Progress is called with the total of bytes given to Write that have gone
 	// through, from one goroutine of the Pass, often; it must not block. nil: none.
 	Progress func(doneBytes int64)

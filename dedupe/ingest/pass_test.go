@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 
 	"github.com/keelblock/keelblock/blockdev"
@@ -247,6 +248,17 @@ func TestBaseError(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestBeginOfWorkers: Begin runs once on the goroutine of each worker, before its first block.
+func TestBeginOfWorkers(t *testing.T) {
+	s := newMemStore(64 << 10)
+	var begun atomic.Int64
+	data := bytes.Repeat([]byte{1}, 4*s.BlockSize())
+	_, stats, _ := run(t, s, hashtree.Root{}, int64(len(data)), ingest.Options{Workers: 3, Begin: func() { begun.Add(1) }}, change{data: data})
+	if stats.ReadBytes != int64(len(data)) || begun.Load() != 3 {
+		t.Errorf("%d bytes read after %d calls of Begin, want %d after 3", stats.ReadBytes, begun.Load(), len(data))
 	}
 }
 

@@ -98,6 +98,9 @@ func (p *Pass) send(ctx context.Context, j *job) error {
 }
 
 func (p *Pass) worker() {
+	if p.o.Begin != nil {
+		p.o.Begin()
+	}
 	other := make([]byte, p.blockSize) // the base's block
 	for j := range p.pipe.work {
 		select {
