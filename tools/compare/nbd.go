@@ -72,7 +72,7 @@ func nbdComparison(name string) string {
 		"syscalls": "system calls per request with 32 under way, against the bar of two",
 		"freeze":   "8 disks of 1 TiB under writes, against the bar of 1 ms",
 		"capture":  "writes as fast as they go while a backup runs, against the moments before it",
-		"guest":    "p99 of 1000 random writes/s of 4 KiB beside backups, against an untracked disk in the moments between",
+		"guest":    "p99 of 1000 random writes/s of 4 KiB beside backups, against an untracked disk in the seconds before each; the median of the backups",
 	}[kind]
 	for _, part := range strings.Split(name, "-") {
 		switch part {
@@ -84,6 +84,8 @@ func nbdComparison(name string) string {
 			text += ", files on a disk"
 		case "4conn":
 			text += ", four connections"
+		case "untracked":
+			text += "; here the writes go to the untracked disk, too"
 		}
 	}
 	return text

@@ -22,7 +22,8 @@
 //	syscalls-…  system calls per request, against the bar of two
 //	freeze-…    freezing 8 disks of 1 TiB under load, against the bar of 1 ms
 //	capture-…   writes while a backup runs, against the quiet moments around it
-//	guest-…     p99 of a guest's writes beside backups, against an untracked disk
+//	guest-…     p99 of a guest's writes beside backups, against an untracked disk in the
+//	            seconds before each; median of the backups
 //
 // Where a name says nothing else: unix socket, tmpfs, one connection.
 package main
