@@ -117,14 +117,47 @@ type Batch interface {
 	Abort() error
 }
 
+// PatchBatch is a Batch that can keep a block as a patch: as the grains in which it
+// differs from another block. It is asked for once, when a Batch is put to use.
+type PatchBatch interface {
+	// Patches begins a run of blocks that lie near one another, such as one pass over
+	// a disk. Any number may be open at once.
+	Patches() Patches
+}
+
+// Patches are blocks that are put as patches, in the order of their places on a disk
+// as a rule: what is written together is read together.
+//
+// PutPatch may be called from any number of goroutines; it follows the rules of
+// Batch.PutBlock. What it takes is readable and held from then on, and is made durable
+// by the Batch like any other block.
+type Patches interface {
+	// PutPatch is PutBlock of p for a caller who knows a block that is much like it,
+	// of which the Store has the digest base: the same place of a disk at the point
+	// before. was returns the content of base, as Get has verified it, and is called
+	// at most once, before PutPatch returns, and only if p is not held; what it
+	// returns is only read. If it is an error, or the Store thinks better of it, p is
+	// stored whole. The content is given and not a list of changed grains because a
+	// patch that misses one could never be read: whoever writes it compares.
+	//
+	// StoredBytes of the Put is 0 for a patch: Flush tells.
+	PutPatch(ctx context.Context, p []byte, base Digest, was func() ([]byte, error)) (Put, error)
+	// Flush writes what is kept back to be written together, and returns what the
+	// patches put since the last Flush take in packs.
+	Flush(ctx context.Context) (storedBytes int64, err error)
+}
+
 // Put says what became of a put.
 type Put struct {
 	Digest Digest
 	// New is false when the Store already held it.
 	New bool
 	// StoredBytes is what the record takes in its pack, headers included; 0
-	// unless New.
+	// unless New, and 0 for a patch.
 	StoredBytes int64
+	// RawBytes is what of the content is stored, before compression: all of it, or
+	// the grains of a patch; 0 unless New.
+	RawBytes int64
 }
 
 // Publication is what one Commit makes visible in one transaction.
@@ -156,7 +189,7 @@ type Stats struct {
 	Nodes         int64 // index entries of KindNode
 	PutBlocks     int64 // blocks put
 	NewBlocks     int64 // of these, not held before
-	NewRawBytes   int64 // their bytes before compression
+	NewRawBytes   int64 // what of them was stored, before compression
 	NewBytes      int64 // their bytes in packs
 	ReadBlocks    int64 // blocks read and verified
 	CorruptBlocks int64 // reads that did not verify

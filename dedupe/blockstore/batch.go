@@ -33,6 +33,7 @@ type Batch struct {
 	done    bool
 	err     error           // the first one that fails the batch for good
 	touched map[entry]place // verified entries to be rewritten with this epoch
+	patches []*patches      // all that were begun
 }
 
 // entry names what a place belongs to.
@@ -113,6 +114,13 @@ func (b *Batch) fail(err error) error {
 
 // PutBlock implements dedupe.Batch.
 func (b *Batch) PutBlock(ctx context.Context, p []byte) (dedupe.Put, error) {
+	return b.putBlock(ctx, p, func(d dedupe.Digest) (dedupe.Put, error) {
+		return b.putContent(ctx, dedupe.KindBlock, 0, d, p)
+	})
+}
+
+// putBlock is what all puts of a block have in common; store is told its digest.
+func (b *Batch) putBlock(ctx context.Context, p []byte, store func(d dedupe.Digest) (dedupe.Put, error)) (dedupe.Put, error) {
 	if len(p) != b.s.sb.BlockSize {
 		return dedupe.Put{}, fmt.Errorf("put block of %d bytes, want %d", len(p), b.s.sb.BlockSize)
 	}
@@ -124,7 +132,7 @@ func (b *Batch) PutBlock(ctx context.Context, p []byte) (dedupe.Put, error) {
 		return dedupe.Put{}, fmt.Errorf("put block: %w", err)
 	}
 	d := b.s.BlockDigest(p)
-	put, err := b.putContent(ctx, dedupe.KindBlock, 0, d, p)
+	put, err := store(d)
 	if err != nil {
 		return put, fmt.Errorf("put block %v: %w", d, err)
 	}
@@ -132,7 +140,7 @@ func (b *Batch) PutBlock(ctx context.Context, p []byte) (dedupe.Put, error) {
 	c.putBlocks.Add(1)
 	if put.New {
 		c.newBlocks.Add(1)
-		c.newRawBytes.Add(int64(len(p)))
+		c.newRawBytes.Add(put.RawBytes)
 		c.newBytes.Add(put.StoredBytes)
 	}
 	return put, nil
@@ -168,24 +176,44 @@ func (b *Batch) putContent(ctx context.Context, kind dedupe.Kind, level uint8, d
 	if held || err != nil {
 		return put, err
 	}
-	e, _, err := b.appendRecord(ctx, kind, level, d, content)
+	return b.putWhole(ctx, put, kind, level, content)
+}
+
+// putWhole stores content that is not held.
+func (b *Batch) putWhole(ctx context.Context, put dedupe.Put, kind dedupe.Kind, level uint8, content []byte) (dedupe.Put, error) {
+	e, _, err := b.appendRecord(ctx, kind, level, put.Digest, content)
 	if err != nil {
 		return put, err
 	}
-	put.New, put.StoredBytes = true, e.Size()
+	put.New, put.StoredBytes, put.RawBytes = true, e.Size(), int64(len(content))
 	return put, nil
 }
 
 // held reports whether content is in this batch, or synced and verified since the
 // last unclean stop (B2). An entry of an earlier epoch, or one whose record did not
 // verify when it was read, is verified now, and believed from now on. One that does not verify is not held.
+//
+// A patch is held when its base is, too: both are read and verified by themselves.
 func (b *Batch) held(kind dedupe.Kind, d dedupe.Digest) (bool, error) {
+	return b.heldBelow(kind, d, 0)
+}
+
+// heldBelow is held of what lies below depth patches.
+func (b *Batch) heldBelow(kind dedupe.Kind, d dedupe.Digest, depth int) (bool, error) {
 	if _, ok := b.pending(kind, d); ok {
 		return true, nil
 	}
 	p, ok, err := b.s.index.lookup(kind, d)
 	if err != nil || !ok {
 		return false, err
+	}
+	if p.isPatch() {
+		if depth == pack.MaxPatchDepth {
+			return false, nil
+		}
+		if ok, err := b.heldBelow(kind, p.base, depth+1); !ok || err != nil {
+			return false, err
+		}
 	}
 	suspect := b.s.suspect.has(entry{kind, d})
 	if p.epoch == b.s.Epoch() && !suspect {
@@ -263,16 +291,22 @@ func (b *Batch) writeTouched() error {
 // appendRecord compresses content, seals it where that is due, and appends it to the batch's pack of its kind. It
 // returns the record's entry and the pack's number.
 func (b *Batch) appendRecord(ctx context.Context, kind dedupe.Kind, level uint8, d dedupe.Digest, content []byte) (pack.Entry, uint32, error) {
-	buf := b.s.codec.buffer(len(content))
+	return b.appendContent(ctx, pack.Record{Kind: kind, Level: level, Digest: d}, nil, content, b.placed)
+}
+
+// appendContent is appendRecord with what else the record's header says, with a part of
+// the payload that stays in clear, and with who is told its place.
+func (b *Batch) appendContent(ctx context.Context, rec pack.Record, clear, content []byte, placed func(number uint32, e *pack.Entry)) (pack.Entry, uint32, error) {
+	buf := b.s.codec.buffer(len(clear) + len(content))
 	defer b.s.codec.put(buf)
-	rec := pack.Record{Kind: kind, Level: level, Domain: b.s.Domain(), Digest: d, LogicalLength: uint32(len(content))}
-	*buf, rec.Codec = b.s.codec.appendPayload(*buf, content)
+	rec.Domain, rec.LogicalLength = b.s.Domain(), uint32(len(content))
+	*buf, rec.Codec = b.s.codec.appendPayload(append(*buf, clear...), content)
 	var err error
 	if *buf, err = b.s.seal(&rec, *buf); err != nil {
 		return pack.Entry{}, 0, err
 	}
 	st := &b.data
-	if pack.ClassOf(kind) == pack.ClassMetadata {
+	if pack.ClassOf(rec.Kind) == pack.ClassMetadata {
 		st = &b.meta
 	}
 	for {
@@ -280,7 +314,7 @@ func (b *Batch) appendRecord(ctx context.Context, kind dedupe.Kind, level uint8,
 		if err != nil {
 			return pack.Entry{}, 0, err
 		}
-		e, err := p.w.Append(&rec, *buf, func(e pack.Entry) { b.placed(p.number, &e) })
+		e, err := p.w.Append(&rec, *buf, func(e pack.Entry) { placed(p.number, &e) })
 		if err == nil {
 			return e, p.number, nil
 		}
@@ -417,6 +451,9 @@ func (st *stream) waitLocked() error {
 
 // flushData makes every block put so far durable and enters it into the index.
 func (b *Batch) flushData() error {
+	if err := b.flushPatches(); err != nil {
+		return err
+	}
 	st := &b.data
 	st.mu.Lock()
 	defer st.mu.Unlock()

@@ -292,7 +292,7 @@ func BenchmarkSmallCommit(b *testing.B) {
 		batch := dedupetest.Begin(b, s)
 		for range 4 {
 			n++
-			dedupetest.FillBlock(p, n)
+			fillBlock(p, n)
 			if _, err := batch.PutBlock(context.Background(), p); err != nil {
 				b.Fatal(err)
 			}

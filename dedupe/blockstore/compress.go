@@ -102,7 +102,7 @@ func compressible(content []byte) bool {
 // decode returns a record's content, in dst's storage when it has the capacity.
 // payload, opened if it was sealed, is not retained unless it stands in dst already.
 func (c *codec) decode(r *pack.Record, payload, dst []byte) ([]byte, error) {
-	if r.Encoding != pack.EncodingWhole {
+	if r.Encoding != pack.EncodingWhole && r.Kind != pack.KindBundle {
 		return nil, fmt.Errorf("record with encoding %d: %w", r.Encoding, dedupe.ErrUnknownFormat)
 	}
 	n := int(r.LogicalLength)

@@ -73,6 +73,7 @@ func glob(t testing.TB, dir, pattern string) []string {
 func TestDamagedBlock(t *testing.T) { eachDomain(t, testDamagedBlock) }
 
 func testDamagedBlock(t *testing.T, crashOptions blockstore.Options) {
+	crashOptions.WholeBlocks = true // one record for each block; see TestDamagedPatch
 	t.Parallel()
 	dir, points := writtenVault(t, crashOptions)
 	ctx := context.Background()
@@ -81,7 +82,7 @@ func testDamagedBlock(t *testing.T, crashOptions blockstore.Options) {
 	var block []byte
 	var d dedupe.Digest
 	for ; ; seed++ { // one that is in the vault
-		block = dedupetest.Block(s, seed)
+		block = testBlock(s, seed)
 		d = s.BlockDigest(block)
 		if _, err := s.Get(ctx, dedupe.KindBlock, d, nil); err == nil {
 			break
@@ -116,10 +117,10 @@ func testDamagedBlock(t *testing.T, crashOptions blockstore.Options) {
 	if put := dedupetest.PutBlock(t, b, block); !put.New {
 		t.Error("a damaged record counts as held after an unclean stop")
 	}
-	intact := dedupetest.Block(s, seed+1)
+	intact := testBlock(s, seed+1)
 	for !located(s, intact) {
 		seed++
-		intact = dedupetest.Block(s, seed+1)
+		intact = testBlock(s, seed+1)
 	}
 	if put := dedupetest.PutBlock(t, b, intact); put.New {
 		t.Error("an intact record is stored again after an unclean stop")
@@ -142,6 +143,7 @@ func located(s *blockstore.Store, block []byte) bool {
 func TestMissingPack(t *testing.T) { eachDomain(t, testMissingPack) }
 
 func testMissingPack(t *testing.T, crashOptions blockstore.Options) {
+	crashOptions.WholeBlocks = true // and not ErrCorrupt, as without a base
 	t.Parallel()
 	for _, tt := range []struct {
 		name   string
@@ -156,7 +158,7 @@ func testMissingPack(t *testing.T, crashOptions blockstore.Options) {
 			s := openVault(t, dir, crashOptions)
 			var block []byte
 			for seed := uint64(0); block == nil || !located(s, block); seed++ {
-				block = dedupetest.Block(s, seed)
+				block = testBlock(s, seed)
 			}
 			path, off, _, err := s.Locate(s.BlockDigest(block))
 			if err != nil {
@@ -400,7 +402,7 @@ func testRecordThatDidNotVerifyIsStoredAgain(t *testing.T, crashOptions blocksto
 		t.Fatal(err)
 	}
 	s := openVault(t, dir, crashOptions)
-	block := dedupetest.Block(s, 1)
+	block := testBlock(s, 1)
 	d := s.BlockDigest(block)
 	b := dedupetest.Begin(t, s)
 	dedupetest.PutBlock(t, b, block)

@@ -39,18 +39,46 @@
 // with the present one. An entry whose record does not verify is not held: the block
 // is stored again, and that heals it.
 //
+// # Patches
+//
+// A block that differs from another one, its base, in at most half of its grains of 4
+// KiB is kept as a patch: the grains alone. Patches come together in a bundle, one
+// record of some 128 KiB of grains from neighbouring blocks, which are compressed and
+// sealed together: alone a grain hardly compresses, and a database's increment took
+// twice as much. Until its bundle is written a patch is read from the batch's memory.
+//
+// A read follows the bases to a whole block and lays the grains of each patch over it;
+// the outcome is compared with the block's digest, which speaks for all of them. If it
+// is wrong, the first of the bases that does not verify is named, and not believed any
+// more; a patch is held only when its base is.
+//
+// Patches lie at most four deep, and lay at most half a block over a whole one. Where
+// one more would be too much, the block becomes a patch over the whole block itself, if
+// that is half a block or less, and otherwise a whole block. So a page that changes
+// again and again costs a grain each time and stays near its base.
+//
+// No block ever lies over itself, whatever is lost, stored again, or found twice when
+// an index is made anew. Whoever becomes a patch is not in the index, in any form, so
+// nothing can be made of it yet; a block that is in the index and not held is stored
+// whole. A patch never replaces an entry of the index, so an entry only ever gets
+// closer to a whole block. [RebuildIndex] enters whole blocks first and then patches by
+// depth, each only over a base that the index has at a smaller one. Readers bound what
+// they follow all the same.
+//
 // # Memory and space
 //
 // A batch keeps places of what is not in the index yet: those of its unfinished
-// packs and of at most two that are being sealed. Packs are preallocated, so that a
+// packs and of at most two that are being sealed, and the open bundle of each of its
+// runs of patches. Packs are preallocated, so that a
 // full disk is an error of one call, not of a sync later; free space is read before
 // each of them and before each write of the index, because Badger dies of SIGBUS on
 // a full file system.
 //
 // # Locks
 //
-// In this order: a batch's digest shard; Store.publishing; a batch's streams, metadata
-// before data; index.mu; Store.mu; a shard's map or the file cache. A digest shard is
+// In this order: a batch's digest shard; Store.publishing; a batch's stream of metadata;
+// mu, then flight, of its patches; its stream of data; index.mu; Store.mu; a shard's map, the file cache or
+// the bundle cache. A digest shard is
 // held from the question "held?" until the record is in its pack, over the read of a
 // record to be verified and over compression, so that two puts of one block store it
 // once; there are 256. A stream is held while a pack is made, synced or waited for:

@@ -1,5 +1,7 @@
 package blockstore
 
+import "github.com/keelblock/keelblock/dedupe"
+
 // WithHook calls fn before each system call that changes or syncs a file, and fails
 // the call with its error.
 func (o Options) WithHook(fn func(op, name string) error) Options {
@@ -50,4 +52,42 @@ func (s *Store) PendingPlaces() (n int) {
 		}
 	}
 	return n
+}
+
+// PatchOf says whether a block is a patch, over how many others, and how many grains
+// they lay over a whole one.
+func (s *Store) PatchOf(d dedupe.Digest) (depth, total int, ok bool) {
+	p, _, err := s.find(dedupe.KindBlock, d)
+	return int(p.depth), int(p.total), err == nil && p.isPatch()
+}
+
+// PatchDepths counts the blocks of the index by the patches that they are made of.
+func (s *Store) PatchDepths() (n []int) {
+	err := s.index.scan(prefixBlock, func(_, val []byte) error {
+		p, err := decodePlace(val)
+		for len(n) <= int(p.depth) {
+			n = append(n, 0)
+		}
+		n[p.depth]++
+		return err
+	})
+	if err != nil {
+		panic(err)
+	}
+	return n
+}
+
+// Row is an index entry's value, for comparison with its bytes.
+type Row struct {
+	Pack, Offset, Stored, Epoch uint32
+	Encoding, Level, Flags      uint8
+	Base                        dedupe.Digest
+	Depth, Total, Slot          uint8
+	Share                       uint32
+}
+
+// DecodeRow reads an index entry's value, and encodes it again.
+func DecodeRow(b []byte) (Row, []byte, error) {
+	p, err := decodePlace(b)
+	return Row{p.pack, p.offset, p.stored, p.epoch, uint8(p.encoding), p.level, p.flags, p.base, p.depth, p.total, p.slot, p.share}, p.append(nil), err
 }

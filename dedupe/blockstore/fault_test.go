@@ -232,7 +232,7 @@ func TestReserve(t *testing.T) {
 	for i := uint64(0); err == nil && i < 50; i++ {
 		list := make([]uint64, 100)
 		for j := range list {
-			list[j] = i*100 + uint64(j)
+			list[j] = (i*100 + uint64(j)) * versions
 		}
 		_, err = tryPoint(s, "x", list)
 	}

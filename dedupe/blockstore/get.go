@@ -83,7 +83,10 @@ func (s *Store) find(kind dedupe.Kind, d dedupe.Digest) (place, bool, error) {
 func (s *Store) read(p place, kind dedupe.Kind, d dedupe.Digest, buf []byte) ([]byte, error) {
 	r, err := s.fetch(p, kind, d, buf)
 	if err == nil {
-		err = checkSum(r.ids, kind, r.level, r.content, d)
+		err = checkContent(&r, kind, d)
+		if err != nil && p.isPatch() {
+			err = s.blame(p, d, err)
+		}
 	}
 	if err = s.counted(p, kind, d, r.pack, err); err != nil {
 		return nil, err
@@ -116,6 +119,10 @@ type fetched struct {
 
 // fetch reads a record and decodes it. The pack is known with an error too.
 func (s *Store) fetch(p place, kind dedupe.Kind, d dedupe.Digest, buf []byte) (r fetched, err error) {
+	if p.isPatch() {
+		err = s.fetchPatch(&r, p, d, buf, 0)
+		return r, err
+	}
 	var f *cachedFile
 	if f, r.pack, err = s.openPackFile(p.pack); err != nil {
 		return r, err
@@ -144,6 +151,11 @@ func (s *Store) fetch(p place, kind dedupe.Kind, d dedupe.Digest, buf []byte) (r
 	}
 	r.content, err = s.codec.decode(&rec, payload, buf)
 	return r, err
+}
+
+// checkContent compares what was fetched with its digest.
+func checkContent(r *fetched, kind dedupe.Kind, d dedupe.Digest) error {
+	return checkSum(r.ids, kind, r.level, r.content, d)
 }
 
 // checkSum compares content with its digest.
@@ -260,6 +272,20 @@ func (s *Store) Locate(d dedupe.Digest) (path string, off, length int64, err err
 		return s.packPath(row.id), int64(p.offset), p.account(), nil
 	}
 	return "", 0, 0, fmt.Errorf("locate %v: %w", d, dedupe.ErrNotFound)
+}
+
+// Base is the block that a block is made of, when it is stored as a patch; not ok when it
+// is stored whole, or not at all. Whatever needs the block needs its base.
+func (s *Store) Base(d dedupe.Digest) (base dedupe.Digest, ok bool, err error) {
+	if err := s.enter(); err != nil {
+		return base, false, err
+	}
+	defer s.leave()
+	p, ok, err := s.find(dedupe.KindBlock, d)
+	if err != nil {
+		return base, false, fmt.Errorf("base of block %v: %w", d, err)
+	}
+	return p.base, ok && p.isPatch(), nil
 }
 
 // errStop ends a scan of the index early.

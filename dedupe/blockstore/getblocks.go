@@ -63,6 +63,9 @@ func (s *Store) getBlocks(digests []dedupe.Digest, bufs [][]byte, errs []error) 
 	for k := range n {
 		i, p := index[k], places[k]
 		err := compareSum(sums[k], digests[i])
+		if err != nil && p.isPatch() {
+			err = s.blame(p, digests[i], err)
+		}
 		if err = s.counted(p, kind, digests[i], records[k].pack, err); err != nil {
 			errs[i] = s.getMoved(p, digests[i], bufs[i], err)
 			continue

@@ -26,7 +26,7 @@ func TestGetBlocksDamaged(t *testing.T) {
 			var want [n][]byte
 			digests, bufs, errs := make([]dedupe.Digest, n), make([][]byte, n), make([]error, n)
 			for i := range n {
-				want[i] = bytes.Repeat(dedupetest.Block(s, uint64(i))[:s.BlockSize()/64], 64) // compresses
+				want[i] = bytes.Repeat(testBlock(s, uint64(i)*versions)[:s.BlockSize()/64], 64) // compresses
 				dedupetest.PutBlock(t, b, want[i])
 				digests[i], bufs[i] = s.BlockDigest(want[i]), make([]byte, s.BlockSize())
 			}

@@ -304,8 +304,9 @@ func (x *index) addRows(row packRow, rows []indexRow, set func(c *change, r *ind
 // depth. Called for all packs with one depth after the other it takes a whole record
 // of a block before its patches, and a patch only when the index has its base at a
 // smaller depth, so that following bases always ends. What has no base is left out:
-// it could not be read.
-func (x *index) addFound(row packRow, entries []pack.Entry, depth uint8) error {
+// it could not be read. Of two records of one content the one that the index has is
+// kept if intact says so: the other one was stored to heal it.
+func (x *index) addFound(row packRow, entries []pack.Entry, depth uint8, intact func(indexRow) bool) error {
 	rows := rowsOf(row.number, 0, entries)
 	return x.addRows(row, slices.DeleteFunc(rows, func(r indexRow) bool { return r.place.depth != depth }),
 		func(c *change, r *indexRow) error {
@@ -315,7 +316,11 @@ func (x *index) addFound(row packRow, entries []pack.Entry, depth uint8) error {
 					return err
 				}
 			}
-			return c.setPlace(r.kind, r.digest, r.place, true)
+			old, had, err := c.lookup(r.kind, r.digest)
+			if err != nil || (had && (depth > 0 || old.same(r.place) || intact(indexRow{r.kind, r.digest, old}))) {
+				return err
+			}
+			return c.setPlace(r.kind, r.digest, r.place, false)
 		})
 }
 

@@ -52,6 +52,8 @@ type place struct {
 	total uint8  // grains that they lay over it
 	slot  uint8  // in the bundle
 	share uint32 // of the bundle's size, for accounts
+	// memory is the patch itself while its bundle is not in a pack; else nil.
+	memory *patchInMemory
 }
 
 // size is what the record takes in its pack.

@@ -94,7 +94,9 @@ func (s *Store) ownIDs() *dedupe.IDKey {
 // isSealed reports whether records of a kind are sealed in an encrypted domain. Nodes,
 // manifests and publications are not, so that trees can be walked, compared and
 // collected, and an index be made anew, without a key.
-func isSealed(kind dedupe.Kind) bool { return kind == dedupe.KindBlock || kind == dedupe.KindNote }
+func isSealed(kind dedupe.Kind) bool {
+	return kind == dedupe.KindBlock || kind == pack.KindBundle || kind == dedupe.KindNote
+}
 
 // seal encrypts the payload of a new record in its buffer, where its kind and domain say
 // so.
@@ -109,10 +111,11 @@ func (s *Store) seal(r *pack.Record, buf []byte) ([]byte, error) {
 }
 
 // payload is the payload of a record that was read, decrypted if it is sealed: in its
-// place, or when it is the content itself into dst's storage if there is room.
+// place, or when it is the content itself into dst's storage if there is room. What a
+// bundle has in clear, its directory, is not part of it.
 func (s *Store) payload(r *pack.Record, record, dst []byte) ([]byte, error) {
 	if r.Cipher == pack.CipherNone {
-		return record[pack.RecordHeaderSize:], nil
+		return record[pack.RecordHeaderSize+int(r.ClearLength):], nil
 	}
 	k := s.keys.domains[r.Domain]
 	if k == nil {

@@ -149,7 +149,7 @@ func TestWithoutKeys(t *testing.T) {
 		t.Errorf("%d notes, %v, want ErrNoKey", notes, err)
 	}
 	b := dedupetest.Begin(t, s)
-	if _, err := b.PutBlock(t.Context(), dedupetest.Block(s, 1)); !errors.Is(err, dedupe.ErrNoKey) {
+	if _, err := b.PutBlock(t.Context(), testBlock(s, 1)); !errors.Is(err, dedupe.ErrNoKey) {
 		t.Errorf("put a block: %v, want ErrNoKey", err)
 	}
 	if _, err := b.Commit(t.Context(), dedupe.Publication{Notes: []dedupe.Note{{Type: 1, Body: []byte("x")}}}); !errors.Is(err, dedupe.ErrNoKey) {
@@ -186,7 +186,7 @@ func TestDomainsInOneVault(t *testing.T) {
 		batch := dedupetest.Begin(t, s)
 		content = nil
 		for seed := range uint64(10) {
-			p := dedupetest.Block(s, seed)
+			p := testBlock(s, seed)
 			put := dedupetest.PutBlock(t, batch, p)
 			if !put.New || put.Digest != k.IDKey().Sum(p) {
 				t.Errorf("block %d in domain %x: %+v", seed, k.Domain(), put)
@@ -258,14 +258,14 @@ func TestSealedRecordsInAVault(t *testing.T) {
 			o.Compression = compression
 			dir := newVault(t, o)
 			s := openVault(t, dir, o)
-			writePoint(t, s, "one", []uint64{1, 2})
-			block := dedupetest.Block(s, 1)
+			writePoint(t, s, "one", []uint64{versions, 2 * versions})
+			block := testBlock(s, versions)
 			d := s.BlockDigest(block)
 			path, off, length, err := s.Locate(d)
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, otherOff, otherLength, err := s.Locate(s.BlockDigest(dedupetest.Block(s, 2)))
+			_, otherOff, otherLength, err := s.Locate(s.BlockDigest(testBlock(s, 2*versions)))
 			if err != nil || otherLength != length {
 				t.Fatalf("the second block takes %d bytes, the first %d: %v", otherLength, length, err)
 			}

@@ -100,7 +100,7 @@ func testModel(t *testing.T, crashOptions blockstore.Options) {
 		b := dedupetest.Begin(t, s)
 		for range 5 {
 			x := uint64(r.IntN(1500))
-			put, err := b.PutBlock(ctx, dedupetest.Block(s, x))
+			put, err := b.PutBlock(ctx, testBlock(s, x))
 			fatal(err)
 			if m.stored[x] && put.New {
 				t.Fatalf("SEED=%d step %d: committed block %d is not held", seed, step, x)
@@ -116,7 +116,7 @@ func testModel(t *testing.T, crashOptions blockstore.Options) {
 
 func wantSame(t testing.TB, s dedupe.Store, seed uint64) {
 	t.Helper()
-	want := dedupetest.Block(s, seed)
+	want := testBlock(s, seed)
 	got, err := s.Get(context.Background(), dedupe.KindBlock, s.BlockDigest(want), nil)
 	if err != nil || string(got) != string(want) {
 		t.Fatalf("block %d of an open batch: %v", seed, err)
@@ -140,7 +140,7 @@ func TestMemoryBound(t *testing.T) {
 		wg.Go(func() {
 			p := make([]byte, s.BlockSize())
 			for i := range uint64(blocks / 4) {
-				dedupetest.FillBlock(p, g<<32|i)
+				fillBlock(p, g<<32|i)
 				if _, err := b.PutBlock(ctx, p); err != nil {
 					t.Errorf("put: %v", err)
 					return

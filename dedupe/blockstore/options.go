@@ -57,6 +57,8 @@ type Options struct {
 	ReadOnly bool
 	// Compression of new records.
 	Compression Compression
+	// WholeBlocks stores every new block whole, none as a patch.
+	WholeBlocks bool
 	// ReserveBytes of the file system stay free: below it nothing new is stored.
 	// A small part is always kept for the index, also when this is zero.
 	ReserveBytes int64

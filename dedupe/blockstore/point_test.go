@@ -9,6 +9,7 @@ import (
 
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/dedupetest"
+	"github.com/keelblock/keelblock/dedupe/pack"
 )
 
 // testPoint is a manifest of these tests: it lists all that it reaches.
@@ -32,10 +33,9 @@ func putPoint(ctx context.Context, s dedupe.Store, b dedupe.Batch, name string, 
 		clear(children[:])
 		return nil
 	}
-	buf := make([]byte, s.BlockSize())
+	patches := b.(dedupe.PatchBatch).Patches()
 	for i, seed := range seeds {
-		dedupetest.FillBlock(buf, seed)
-		put, err := b.PutBlock(ctx, buf)
+		put, err := putVersion(ctx, s, b, patches, seed)
 		if err != nil {
 			return nil, err
 		}
@@ -72,6 +72,37 @@ func commitPoint(ctx context.Context, b dedupe.Batch, p *testPoint) (dedupe.Dige
 	return ids[0], nil
 }
 
+// Blocks of these tests come in four versions: seed 4n is a whole block, and each of the
+// next three has one more grain changed than the one before.
+const versions = 4
+
+// fillBlock fills p with the block of a seed.
+func fillBlock(p []byte, seed uint64) {
+	dedupetest.FillBlock(p, seed/versions)
+	for v := uint64(1); v <= seed%versions; v++ {
+		r := rand.New(rand.NewPCG(seed/versions, v))
+		at := r.IntN(len(p)/pack.GrainSize) * pack.GrainSize
+		for i := range pack.GrainSize {
+			p[at+i] = byte(r.Uint64())
+		}
+	}
+}
+
+func testBlock(s dedupe.Store, seed uint64) []byte {
+	p := make([]byte, s.BlockSize())
+	fillBlock(p, seed)
+	return p
+}
+
+// putVersion puts the block of a seed, with the version before it as its base.
+func putVersion(ctx context.Context, s dedupe.Store, b dedupe.Batch, patches dedupe.Patches, seed uint64) (dedupe.Put, error) {
+	if seed%versions == 0 {
+		return b.PutBlock(ctx, testBlock(s, seed))
+	}
+	was := testBlock(s, seed-1)
+	return patches.PutPatch(ctx, testBlock(s, seed), s.BlockDigest(was), func() ([]byte, error) { return was, nil })
+}
+
 // writePoint is one batch from begin to commit.
 func writePoint(t testing.TB, s dedupe.Store, name string, seeds []uint64) dedupe.Digest {
 	t.Helper()
@@ -105,7 +136,7 @@ func checkPoint(s dedupe.Store, id dedupe.Digest) error {
 		if got, err = s.Get(ctx, dedupe.KindBlock, d, got); err != nil {
 			return fmt.Errorf("point %s, block %d: %w", p.Name, i, err)
 		}
-		dedupetest.FillBlock(want, p.Seeds[i])
+		fillBlock(want, p.Seeds[i])
 		if string(got) != string(want) {
 			return fmt.Errorf("point %s, block %d: other bytes", p.Name, i)
 		}
@@ -164,11 +195,15 @@ func cmpErr(errs ...error) error {
 	return nil
 }
 
-// seeds are n block seeds out of a universe, so that points share blocks.
+// seeds are n block seeds out of a universe, so that points share blocks and some are
+// versions of one another.
 func seeds(r *rand.Rand, n, universe int) []uint64 {
 	list := make([]uint64, n)
 	for i := range list {
 		list[i] = uint64(r.IntN(universe))
+		if i > 0 && list[i-1]%versions < versions-1 && r.IntN(2) == 0 {
+			list[i] = list[i-1] + 1 // its next version
+		}
 	}
 	return list
 }

@@ -176,7 +176,7 @@ func (s *Store) addPatches(p *patchedPack, depth uint8) error {
 		return err
 	}
 	defer f.Close()
-	return s.index.addFound(p.row, c.entries, depth)
+	return s.index.addFound(p.row, c.entries, depth, s.isIntact)
 }
 
 func (s *Store) packSizes(ids []pack.ID) (total int64) {
@@ -265,7 +265,7 @@ func (s *Store) addPack(id pack.ID, wanted map[dedupe.Digest]bool, places map[de
 	if c.sealed {
 		row.state = packSealed
 	}
-	if err := s.index.addFound(row, c.entries, 0); err != nil {
+	if err := s.index.addFound(row, c.entries, 0, s.isIntact); err != nil {
 		return 0, err
 	}
 	patches.add(row, c.entries, true)

@@ -201,7 +201,7 @@ func (s *Store) recover() error {
 		metaEntries = append(metaEntries, entries...)
 	}
 	if err := patches.enter(func(p *patchedPack, depth uint8) error {
-		return s.index.addFound(p.row, p.entries, depth)
+		return s.index.addFound(p.row, p.entries, depth, s.isIntact)
 	}); err != nil {
 		return err
 	}
@@ -307,6 +307,21 @@ func (l patchedPacks) enter(fn func(p *patchedPack, depth uint8) error) error {
 	return nil
 }
 
+// isIntact reports whether the record of an index entry is there and its checksums are
+// right, which can be said without a key.
+func (s *Store) isIntact(r indexRow) bool {
+	f, _, err := s.openPackFile(r.place.pack)
+	if err != nil {
+		return false
+	}
+	defer s.files.release(f)
+	buf := s.codec.buffer(int(r.place.stored))
+	defer s.codec.put(buf)
+	rec, _, grown, err := pack.ReadRecord(f.f, int64(r.place.offset), r.place.stored, *buf)
+	*buf = grown
+	return err == nil && rec.Kind == r.kind && rec.Digest == r.digest
+}
+
 // recoverPack reads one pack that was open, seals it and enters its records. Of its
 // patches it only takes note.
 func (s *Store) recoverPack(row packRow, known bool, patches *patchedPacks) ([]foundPublication, []recoveredEntry, error) {
@@ -338,7 +353,7 @@ func (s *Store) recoverPack(row packRow, known bool, patches *patchedPacks) ([]f
 		return nil, nil, err
 	}
 	// Epoch 0: nothing is believed before it was read back.
-	if err := s.index.addFound(row, c.entries, 0); err != nil {
+	if err := s.index.addFound(row, c.entries, 0, s.isIntact); err != nil {
 		return nil, nil, err
 	}
 	patches.add(row, slices.DeleteFunc(slices.Clone(c.entries), func(e pack.Entry) bool { return e.Kind != pack.KindBundle }), false)

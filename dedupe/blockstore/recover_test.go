@@ -65,7 +65,7 @@ func testHalfWrittenPack(t *testing.T, crashOptions blockstore.Options) {
 	if err := checkPoint(s, first); err != nil {
 		t.Errorf("committed before: %v", err)
 	}
-	if _, err := s.Get(context.Background(), dedupe.KindBlock, s.BlockDigest(dedupetest.Block(s, 8)), nil); !errors.Is(err, dedupe.ErrNotFound) && !errors.Is(err, dedupe.ErrCorrupt) {
+	if _, err := s.Get(context.Background(), dedupe.KindBlock, s.BlockDigest(testBlock(s, 8)), nil); !errors.Is(err, dedupe.ErrNotFound) && !errors.Is(err, dedupe.ErrCorrupt) {
 		t.Errorf("get past the valid end: %v", err)
 	}
 	third := writePoint(t, s, "third", []uint64{4, 5, 6, 7, 8})
@@ -194,7 +194,7 @@ func testDamagedOpenPack(t *testing.T, crashOptions blockstore.Options) {
 	}
 	first := writePoint(t, s, "first", []uint64{1, 2, 3})
 	second := writePoint(t, s, "second", []uint64{4, 5, 6})
-	path, off, length, err := s.Locate(s.BlockDigest(dedupetest.Block(s, 2)))
+	path, off, length, err := s.Locate(s.BlockDigest(testBlock(s, 2)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,6 +49,7 @@ type Store struct {
 	scratch string // the folder of a read-only Store's own index
 	writing writingPacks
 	suspect suspects
+	bundles *bundleCache
 
 	// publishing is held by a commit from its first note to its transaction of
 	// the index, so that serials and sequences ascend in the order of publication.
@@ -164,7 +165,7 @@ func newStore(dir string, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{dir: dir, o: o, sb: sb, codec: c, keys: k, packs: packs, files: newFileCache(), log: o.Logger,
+	s := &Store{dir: dir, o: o, sb: sb, codec: c, keys: k, packs: packs, files: newFileCache(), bundles: newBundleCache(), log: o.Logger,
 		batches: make(map[*Batch]struct{}), pool: make(map[pack.Class][]*openPack)}
 	s.keys.own = k.domains[s.Domain()]
 	return s, nil

@@ -209,7 +209,7 @@ func (b *memoryBatch) put(ctx context.Context, kind dedupe.Kind, d dedupe.Digest
 		return put, nil
 	}
 	b.content[k] = append([]byte(nil), p...)
-	put.New, put.StoredBytes = true, int64(len(p))
+	put.New, put.StoredBytes, put.RawBytes = true, int64(len(p)), int64(len(p))
 	if kind == dedupe.KindBlock {
 		m.stats.NewBlocks++
 		m.stats.NewRawBytes += int64(len(p))

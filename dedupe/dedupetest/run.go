@@ -21,6 +21,7 @@ func Run(t *testing.T, open func(t *testing.T) dedupe.Store) {
 		{"content kinds do not mix", testKinds},
 		{"a block is stored once", testHeld},
 		{"many goroutines storing one block store it once", testOnce},
+		{"patches read back as the blocks that they are", testPatches},
 		{"an aborted batch publishes nothing", testAbort},
 		{"the uncommitted is readable, and is no point", testPending},
 		{"batches beside each other", testBatches},

@@ -14,13 +14,15 @@ const Overhead = tagSize
 // Seal encrypts a record's payload in its buffer: RecordHeaderSize bytes of room for the
 // header, then the payload, which is replaced. It returns the buffer, longer by Overhead,
 // and fills in what r says of cipher, domain, key, nonce and ciphertext hash; everything
-// else of r must be as it will be written, for the header is authenticated.
+// else of r must be as it will be written, for the header is authenticated. What r has in
+// clear, the directory of a bundle, stays: the header's digest is that of it.
 func (k *Keys) Seal(r *pack.Record, buf []byte) ([]byte, error) {
 	d := k.dataKeys()[0]
 	r.Cipher, r.Domain, r.KeyID = pack.CipherXAES, k.domain, d.id
 	r.StoredLength = uint32(len(buf) - pack.RecordHeaderSize + Overhead)
 	r.HasCiphertextHash, r.CiphertextHash = true, dedupe.Digest{}
-	header, payload := buf[:pack.RecordHeaderSize], buf[pack.RecordHeaderSize:]
+	plain := pack.RecordHeaderSize + int(r.ClearLength)
+	header, payload := buf[:pack.RecordHeaderSize], buf[plain:]
 	nonce := header[pack.NonceOffset:][:nonceSize]
 	rand.Read(nonce) // never fails
 	r.Nonce = [nonceSize]byte(nonce)
@@ -28,18 +30,18 @@ func (k *Keys) Seal(r *pack.Record, buf []byte) ([]byte, error) {
 		return buf, err
 	}
 	sealed := d.cipher.seal(payload[:0], nonce, payload, header)
-	if cap(buf) >= len(header)+len(sealed) { // in place
-		buf = buf[:len(header)+len(sealed)]
+	if cap(buf) >= plain+len(sealed) { // in place
+		buf = buf[:plain+len(sealed)]
 	} else {
-		buf = append(header, sealed...)
+		buf = append(buf[:plain], sealed...)
 	}
 	r.CiphertextHash = dedupe.Sum(buf[pack.RecordHeaderSize:])
 	return buf, nil
 }
 
 // Open decrypts the payload of a record that was read: record is its header and payload
-// as they stand in the pack, r its decoded header. The payload is appended to dst; with
-// nil it takes the place of the ciphertext in record. The header in record is changed.
+// as they stand in the pack, r its decoded header. The payload, without what of it is in
+// clear, is appended to dst; with nil it takes the place of the ciphertext in record. The header in record is changed.
 //
 // dedupe.ErrNoKey when r names a key that is not among these; dedupe.ErrCorrupt when the
 // payload or the header is not what was sealed, and then nothing is returned of it.
@@ -51,10 +53,10 @@ func (k *Keys) Open(r *pack.Record, record, dst []byte) ([]byte, error) {
 	if d == nil {
 		return nil, fmt.Errorf("sealed by key %x of domain %x: %w", r.KeyID, r.Domain, dedupe.ErrNoKey)
 	}
-	if len(record) != pack.RecordHeaderSize+int(r.StoredLength) || r.StoredLength < Overhead {
+	if len(record) != pack.RecordHeaderSize+int(r.StoredLength) || r.StoredLength-min(r.StoredLength, r.ClearLength) < Overhead {
 		return nil, fmt.Errorf("sealed record of %d bytes: %w", len(record), dedupe.ErrCorrupt)
 	}
-	header, payload := record[:pack.RecordHeaderSize], record[pack.RecordHeaderSize:]
+	header, payload := record[:pack.RecordHeaderSize], record[pack.RecordHeaderSize+int(r.ClearLength):]
 	pack.ClearUnauthenticated(header)
 	if dst == nil {
 		dst = payload[:0]
