@@ -31,6 +31,29 @@ type locator interface {
 	Locate(d dedupe.Digest) (pack string, off, length int64, err error)
 }
 
+// patcher is a store that keeps some blocks as what differs from another block, their
+// base: whatever needs such a block needs the base too.
+type patcher interface {
+	Base(d dedupe.Digest) (base dedupe.Digest, ok bool, err error)
+}
+
+// visitBases calls visit for the block that a block is made of, if it is, and goes on
+// with that one's own base when visit says so.
+func visitBases(s dedupe.Store, d dedupe.Digest, visit func(dedupe.Digest) (bool, error)) error {
+	ps, ok := s.(patcher)
+	for deeper := ok; deeper; {
+		base, ok, err := ps.Base(d)
+		if !ok || err != nil {
+			return err
+		}
+		if deeper, err = visit(base); err != nil {
+			return err
+		}
+		d = base
+	}
+	return nil
+}
+
 // UniqueBytes is Unique(ctx, id).Bytes.
 func (x *Index) UniqueBytes(ctx context.Context, id dedupe.Digest) (int64, error) {
 	u, err := x.Unique(ctx, id)
@@ -89,7 +112,7 @@ func (x *Index) census(ctx context.Context, list []*Point) (map[dedupe.Digest]Un
 	own := make(owners)
 	exact := true
 	for i, p := range list {
-		err := reach(ctx, nodes, p.Manifest, func(d dedupe.Digest) (bool, error) {
+		err := reach(ctx, x.store, nodes, p.Manifest, func(d dedupe.Digest) (bool, error) {
 			o, seen := own[ownerKey(d)]
 			switch {
 			case seen && (o == int32(i) || o == shared):
@@ -113,7 +136,7 @@ func (x *Index) census(ctx context.Context, list []*Point) (map[dedupe.Digest]Un
 	for i, p := range list {
 		u := Unique{Exact: exact}
 		u.add(x.store, p.ID, dedupe.KindManifest)
-		err := reachKinds(ctx, nodes, p.Manifest, func(d dedupe.Digest, kind dedupe.Kind) (bool, error) {
+		err := reachKinds(ctx, x.store, nodes, p.Manifest, func(d dedupe.Digest, kind dedupe.Kind) (bool, error) {
 			if own[ownerKey(d)] != int32(i) {
 				return false, nil
 			}
@@ -148,13 +171,20 @@ func (u *Unique) add(s dedupe.Store, d dedupe.Digest, kind dedupe.Kind) {
 	}
 }
 
-// reach calls visit for every node and block that the manifest refers to, and goes
-// below a node when visit says so. unreadable is told of nodes that are passed over.
-func reach(ctx context.Context, nodes hashtree.Nodes, m *Manifest, visit func(dedupe.Digest) (bool, error), unreadable func(error)) error {
-	return reachKinds(ctx, nodes, m, func(d dedupe.Digest, _ dedupe.Kind) (bool, error) { return visit(d) }, unreadable)
+// reach calls visit for every node and block that the manifest needs, and goes below a
+// node, or on to the base of a block, when visit says so. unreadable is told of nodes that are passed over.
+func reach(ctx context.Context, s dedupe.Store, nodes hashtree.Nodes, m *Manifest, visit func(dedupe.Digest) (bool, error), unreadable func(error)) error {
+	return reachKinds(ctx, s, nodes, m, func(d dedupe.Digest, _ dedupe.Kind) (bool, error) { return visit(d) }, unreadable)
 }
 
-func reachKinds(ctx context.Context, nodes hashtree.Nodes, m *Manifest, visit func(dedupe.Digest, dedupe.Kind) (bool, error), unreadable func(error)) error {
+func reachKinds(ctx context.Context, s dedupe.Store, nodes hashtree.Nodes, m *Manifest, visit func(dedupe.Digest, dedupe.Kind) (bool, error), unreadable func(error)) error {
+	block := func(d dedupe.Digest) (bool, error) {
+		deeper, err := visit(d, dedupe.KindBlock)
+		if !deeper || err != nil {
+			return false, err
+		}
+		return false, visitBases(s, d, func(base dedupe.Digest) (bool, error) { return visit(base, dedupe.KindBlock) })
+	}
 	for i := range m.Disks {
 		r := m.Disks[i].Root
 		err := hashtree.Visit(ctx, nodes, r, 0, r.SizeBytes, func(e hashtree.Entry) (bool, error) {
@@ -162,11 +192,10 @@ func reachKinds(ctx context.Context, nodes hashtree.Nodes, m *Manifest, visit fu
 				unreadable(e.Err)
 				return false, ctx.Err()
 			}
-			kind := dedupe.KindNode
 			if e.Level < 0 {
-				kind = dedupe.KindBlock
+				return block(e.Digest)
 			}
-			return visit(e.Digest, kind)
+			return visit(e.Digest, dedupe.KindNode)
 		})
 		if err != nil {
 			return err
@@ -177,7 +206,7 @@ func reachKinds(ctx context.Context, nodes hashtree.Nodes, m *Manifest, visit fu
 			if d.IsZero() {
 				continue
 			}
-			if _, err := visit(d, dedupe.KindBlock); err != nil {
+			if _, err := block(d); err != nil {
 				return err
 			}
 		}
@@ -188,7 +217,8 @@ func reachKinds(ctx context.Context, nodes hashtree.Nodes, m *Manifest, visit fu
 // bounds counts for each point the blocks that differ, in their place, from both the
 // point before and the point after it of the same machine. A block of it that
 // another place or machine has as well is counted though it is shared, so this is
-// an upper bound of its blocks; nodes, some 6 % of that or less, are left out.
+// an upper bound of its blocks; nodes, some 6 % of that or less, are left out, and so is
+// what its blocks are made of.
 func (x *Index) bounds(ctx context.Context, nodes hashtree.Nodes, list []*Point) (map[dedupe.Digest]Unique, error) {
 	out := make(map[dedupe.Digest]Unique, len(list))
 	before := make(map[*Point]*Point, len(list))

@@ -1,6 +1,7 @@
 package recoverypoint_test
 
 import (
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -12,9 +13,9 @@ import (
 	"github.com/keelblock/keelblock/dedupe/recoverypoint"
 )
 
-// reached is everything that a point reaches, by going through it: the slow and
-// plain way to count what Unique counts.
-func reached(t *testing.T, s dedupe.Store, p *recoverypoint.Point) map[dedupe.Digest]bool {
+// reached is everything that a point reaches, by going through it, bases of blocks
+// included: the slow and plain way to count what Unique counts.
+func reached(t *testing.T, s *blockstore.Store, p *recoverypoint.Point) map[dedupe.Digest]bool {
 	t.Helper()
 	out := map[dedupe.Digest]bool{p.ID: true}
 	for _, d := range p.Manifest.Disks {
@@ -31,6 +32,18 @@ func reached(t *testing.T, s dedupe.Store, p *recoverypoint.Point) map[dedupe.Di
 	}
 	for _, c := range p.Manifest.Definition.Blocks {
 		out[c] = true
+	}
+	for _, d := range slices.Collect(maps.Keys(out)) {
+		for {
+			base, ok, err := s.Base(d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !ok {
+				break
+			}
+			out[base], d = true, base
+		}
 	}
 	return out
 }

@@ -150,7 +150,7 @@ func (t *tally) claim(ctx context.Context, p *Point, point, machine int32) error
 	if _, err := mark(p.ID, dedupe.KindManifest); err != nil {
 		return err
 	}
-	return reachKinds(ctx, t.nodes, p.Manifest, mark, func(error) { t.usage.Exact = false })
+	return reachKinds(ctx, t.x.store, t.nodes, p.Manifest, mark, func(error) { t.usage.Exact = false })
 }
 
 // size of a record in its pack. One whose place is not known makes the count inexact.
@@ -225,6 +225,15 @@ func (c *census) add(d dedupe.Digest, n int64) {
 	}
 }
 
+// addBlock is add of a block and of what it is made of.
+func (c *census) addBlock(d dedupe.Digest, n int64) error {
+	c.add(d, n)
+	return visitBases(c.tally.x.store, d, func(base dedupe.Digest) (bool, error) {
+		c.add(base, n)
+		return true, nil
+	})
+}
+
 // move goes from the records of one manifest, nil for none, to those of the next.
 func (c *census) move(ctx context.Context, from, to *Manifest) error {
 	roots := map[ID][2]hashtree.Root{}
@@ -239,19 +248,25 @@ func (c *census) move(ctx context.Context, from, to *Manifest) error {
 		}
 		for _, content := range m.Contents() {
 			for _, d := range content.Blocks {
-				if !d.IsZero() {
-					c.add(d, int64(2*i-1))
+				if d.IsZero() {
+					continue
+				}
+				if err := c.addBlock(d, int64(2*i-1)); err != nil {
+					return err
 				}
 			}
 		}
 	}
 	for _, pair := range roots {
 		err := hashtree.DiffEntries(ctx, c.tally.nodes, pair[0], pair[1], func(e hashtree.Entry, inB bool) error {
+			n := int64(-1)
 			if inB {
-				c.add(e.Digest, 1)
-			} else {
-				c.add(e.Digest, -1)
+				n = 1
 			}
+			if e.Level < 0 {
+				return c.addBlock(e.Digest, n)
+			}
+			c.add(e.Digest, n)
 			return nil
 		})
 		var ne *hashtree.NodeError
