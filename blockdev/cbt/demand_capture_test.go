@@ -78,8 +78,7 @@ func TestDemand18CaptureCostsWhatChanged(t *testing.T) {
 // TestDemand19ScatteredCostsWhatSequentialDoes: the same bytes scattered and in one
 // piece cost the disk the same bytes and the vault's side the same grains, none of
 // their neighbours. The other half of the demand, storing one changed grain of a
-// block of 64 KiB without storing the block (patches), is a later issue: until then
-// the whole backup of scattered grains costs up to sixteen times as many blocks.
+// block of 64 KiB without storing the block, is in package dedupe/ingest.
 func TestDemand19ScatteredCostsWhatSequentialDoes(t *testing.T) {
 	sequential := countCapture(t, 64*mib, every(1, 4*mib, 0))
 	scattered := countCapture(t, 64*mib, every(1024, 4096, 64<<10))
@@ -93,7 +92,7 @@ func TestDemand19ScatteredCostsWhatSequentialDoes(t *testing.T) {
 
 // TestDemand20SmallWritesCostWhatLargeOnesDo: 4 KiB is the grain of the map, so writes
 // of 4 KiB list, read and hand on exactly their bytes, as those of 64 KiB do. The
-// vault's half is a later issue; see TestDemand19ScatteredCostsWhatSequentialDoes.
+// vault's half is in package dedupe/ingest.
 func TestDemand20SmallWritesCostWhatLargeOnesDo(t *testing.T) {
 	small := countCapture(t, 128*mib, every(1024, 4<<10, 128<<10))
 	large := countCapture(t, 128*mib, every(64, 64<<10, 2*mib))

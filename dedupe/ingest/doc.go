@@ -25,6 +25,14 @@
 // order at the end. At most a few blocks per core are under way; Write waits when
 // they are. Results do not depend on the number of cores.
 //
+// # Patches
+//
+// A block that is much like the base's is put as a patch over it where the Batch makes
+// patches, so that scattered changes cost about their own bytes and not a block each.
+// The comparison is the Batch's; here it is only known which block was there before.
+// It is read for a block of which some grains are given, and for a full compare
+// ([Options.Trim]); a block that is given in full otherwise is put as it is.
+//
 // # Rules
 //
 // Of a block of which only some grains are given, the others come from the base

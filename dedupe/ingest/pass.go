@@ -36,8 +36,8 @@ type Stats struct {
 	// ChangedBytes is the size of the grains listed by Changes, each of them whole
 	// except the disk's last.
 	ChangedBytes int64
-	// NewBytes is the size of the blocks that the store did not hold, before
-	// compression.
+	// NewBytes is what was stored of the blocks that the store did not hold, before
+	// compression: all of a block, or the grains of a patch.
 	NewBytes int64
 	// StoredBytes is what those blocks, and the new nodes, take in packs.
 	StoredBytes int64
@@ -64,6 +64,7 @@ var ErrOrder = errors.New("range out of order or not of whole grains")
 // Pass is one run over one disk.
 type Pass struct {
 	batch     dedupe.Batch
+	patches   dedupe.Patches  // nil when the batch makes none
 	source    hashtree.Getter // reads the base: committed content, and the batch's own
 	nodes     hashtree.Nodes
 	base      hashtree.Root
@@ -108,6 +109,9 @@ func NewPass(s dedupe.Store, b dedupe.Batch, base hashtree.Root, sizeBytes int64
 	}
 	p := &Pass{batch: b, source: source, nodes: hashtree.Cached(source, nodeWindow), base: base, size: sizeBytes,
 		blockSize: s.BlockSize(), o: o, changes: recoverypoint.NewChangeSet()}
+	if pb, ok := b.(dedupe.PatchBatch); ok && !base.IsZero() {
+		p.patches = pb.Patches()
+	}
 	var err error
 	p.tree, err = hashtree.NewWriter(p.nodes, nodeCounter{p}, base, sizeBytes, p.blockSize)
 	if err != nil {
@@ -253,6 +257,9 @@ func (p *Pass) Finish(ctx context.Context) (hashtree.Root, Stats, error) {
 	}
 	p.stop()
 	p.done = true
+	if p.err == nil {
+		p.err = p.flushPatches(ctx)
+	}
 	if p.err != nil {
 		return hashtree.Root{}, Stats{}, p.err
 	}
@@ -263,6 +270,19 @@ func (p *Pass) Finish(ctx context.Context) (hashtree.Root, Stats, error) {
 	}
 	p.stats.ChangedBytes = p.changedBytes()
 	return root, p.stats, nil
+}
+
+// flushPatches writes the patches that are kept back, and counts what all of them take.
+func (p *Pass) flushPatches(ctx context.Context) error {
+	if p.patches == nil {
+		return nil
+	}
+	n, err := p.patches.Flush(ctx)
+	p.stats.StoredBytes += n
+	if err != nil {
+		return fmt.Errorf("ingest: %w", err)
+	}
+	return nil
 }
 
 // cutEnd drops what the base has behind the new end of the disk in its last block,

@@ -139,7 +139,7 @@ func (p *Pass) process(j *job, other []byte) error {
 		}
 	}
 	if !allZero(j.buf) {
-		if j.put, err = p.batch.PutBlock(j.ctx, j.buf); err != nil {
+		if known, err = p.put(j, was, other, known); err != nil {
 			return fmt.Errorf("ingest block at %d: %w", at, err)
 		}
 	}
@@ -168,6 +168,26 @@ func (p *Pass) process(j *job, other []byte) error {
 		}
 	}
 	return nil
+}
+
+// put stores the block: as a patch over the base's block where that is known to be much
+// like it, or will be read to see what differs. known: other holds the base's content.
+func (p *Pass) put(j *job, was dedupe.Digest, other []byte, known bool) (bool, error) {
+	var err error
+	if p.patches == nil || was.IsZero() || !(known || p.o.Trim) {
+		j.put, err = p.batch.PutBlock(j.ctx, j.buf)
+		return known, err
+	}
+	j.put, err = p.patches.PutPatch(j.ctx, j.buf, was, func() ([]byte, error) {
+		if !known {
+			if err := p.readBase(j.ctx, was, other); err != nil {
+				return nil, err
+			}
+			known = true
+		}
+		return other, nil
+	})
+	return known, err
 }
 
 // complete takes the grains that were not given from the base (invariant V8: never
@@ -237,7 +257,6 @@ func (p *Pass) take(j *job) error {
 	if j.err != nil {
 		return j.err
 	}
-	bs := int64(p.blockSize)
 	if j.holes > 0 {
 		err := p.tree.Zero(j.ctx, j.index, j.holes, func(e hashtree.Entry) { p.dropped(j.ctx, e) })
 		return baseError(err)
@@ -250,10 +269,8 @@ func (p *Pass) take(j *job) error {
 		p.listGrains(j)
 	}
 	p.stats.ReadBytes += j.given
-	if j.put.New {
-		p.stats.NewBytes += bs
-		p.stats.StoredBytes += j.put.StoredBytes
-	}
+	p.stats.NewBytes += j.put.RawBytes
+	p.stats.StoredBytes += j.put.StoredBytes
 	if p.o.Progress != nil && j.given > 0 {
 		p.o.Progress(p.stats.ReadBytes)
 	}
