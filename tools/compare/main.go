@@ -7,7 +7,7 @@
 // because it is missed. Rows that only inform have none.
 //
 //	compare -bin bin/keelblock                 all rows
-//	compare -only nbd|backup|restore|mount     one group
+//	compare -only nbd|backup|restore|vault|mount     one group
 //	compare -only nbd -row REGEXP              some rows of that group
 //	compare -results FILE                      also as Markdown, with machine and versions;
 //	                                           rows of the file that are not measured stay
@@ -32,7 +32,7 @@ import (
 
 func main() {
 	bin := flag.String("bin", "bin/keelblock", "the keelblock binary")
-	only := flag.String("only", "", "one group of rows: nbd, backup, restore, mount")
+	only := flag.String("only", "", "one group of rows: nbd, backup, restore, vault, mount")
 	pick := flag.String("row", ".", "rows of the group nbd to measure, a regular expression")
 	content := flag.Int64("content", 768, "MiB of this machine's files on the measured disk")
 	rounds := flag.Int("rounds", 3, "how often each side runs")
@@ -48,7 +48,7 @@ func main() {
 }
 
 // groups are the kinds of rows, in the order in which they run.
-var groups = []string{"nbd", "backup", "restore", "mount"}
+var groups = []string{"nbd", "backup", "restore", "vault", "mount"}
 
 func run(ctx context.Context, bin, only, pick string, contentBytes int64, rounds int, results string) (err error) {
 	if only != "" && !slices.Contains(groups, only) {
@@ -64,8 +64,8 @@ func run(ctx context.Context, bin, only, pick string, contentBytes int64, rounds
 			return fmt.Errorf("nbd: %w", err)
 		}
 	}
-	if wanted("backup") || wanted("restore") || wanted("mount") {
-		if err := rig.Need("restic", "cp", "sfdisk", "mke2fs", "qemu-img"); err != nil {
+	if wanted("backup") || wanted("restore") || wanted("vault") || wanted("mount") {
+		if err := rig.Need("restic", "borg", "cp", "sfdisk", "mke2fs", "qemu-img"); err != nil {
 			return err
 		}
 		b, err := newBench(ctx, bin, contentBytes, rounds, t)
@@ -85,6 +85,11 @@ func run(ctx context.Context, bin, only, pick string, contentBytes int64, rounds
 		if wanted("restore") {
 			if err := b.restoreRows(); err != nil {
 				return fmt.Errorf("restore: %w", err)
+			}
+		}
+		if wanted("vault") {
+			if err := b.vaultRows(); err != nil {
+				return fmt.Errorf("vault: %w", err)
 			}
 		}
 		if wanted("mount") {

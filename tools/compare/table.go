@@ -71,7 +71,7 @@ func (t *table) writeMarkdown(ctx context.Context, path string) error {
 		cpuModel(), runtime.NumCPU(), memory(), firstLine(ctx, "uname", "-r"), t.load)
 	b.WriteString("Versions:")
 	for i, v := range []string{
-		firstLine(ctx, "nbdkit", "--version"), firstLine(ctx, "restic", "version"), firstLine(ctx, "cp", "--version"),
+		firstLine(ctx, "nbdkit", "--version"), firstLine(ctx, "restic", "version"), firstLine(ctx, "borg", "--version"), firstLine(ctx, "cp", "--version"),
 		firstLine(ctx, "qemu-img", "--version"), "keelblock " + firstLine(ctx, "git", "describe", "--tags", "--always", "--dirty"),
 		"built with " + runtime.Version(),
 	} {

@@ -29,6 +29,7 @@ setfattr            attr
 setfacl             acl
 losetup             mount
 restic              restic
+borg                borgbackup
 curl                curl
 strace              strace
 ip                  iproute2

@@ -168,3 +168,24 @@ func (r *Rig) Close() error {
 	}
 	return errors.Join(append(errs, os.RemoveAll(r.Dir))...)
 }
+
+// LiveBytes is what all recovery points need of the vault.
+func (r *Rig) LiveBytes(ctx context.Context) (int64, error) {
+	out, err := r.Keelblock(ctx, "vault", "usage", "--json")
+	if err != nil {
+		return 0, err
+	}
+	var usage struct {
+		Vaults []struct {
+			LiveBytes int64 `json:"liveBytes"`
+		} `json:"vaults"`
+	}
+	if err := json.Unmarshal([]byte(out), &usage); err != nil {
+		return 0, fmt.Errorf("read the vault's usage: %w", err)
+	}
+	var sum int64
+	for _, v := range usage.Vaults {
+		sum += v.LiveBytes
+	}
+	return sum, nil
+}
