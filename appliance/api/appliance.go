@@ -50,6 +50,7 @@ func (s service) alerts(all []*kb.Disk) []Alert {
 	for _, v := range s.Vaults.All() {
 		out = append(out, vaultAlerts(v)...)
 	}
+	out = append(out, s.keyAlerts()...)
 	if f := s.Parts.Doctor.Space(); f.Result != doctor.OK {
 		severity := map[doctor.Result]string{doctor.Warn: "warning", doctor.Fail: "critical"}[f.Result]
 		out = append(out, Alert{Severity: severity, Object: s.Info.DataDir, Text: f.Text})

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/keelblock/keelblock/appliance"
+	"github.com/keelblock/keelblock/appliance/keys"
 	"github.com/keelblock/keelblock/blockdev"
 	"github.com/keelblock/keelblock/blockdev/cbt"
 	"github.com/keelblock/keelblock/blockdev/localdisk"
@@ -37,6 +38,10 @@ var codes = []struct {
 	{appliance.ErrInUse, connect.CodeFailedPrecondition},
 	{localdisk.ErrInUse, connect.CodeFailedPrecondition},
 	{appliance.ErrUnavailable, connect.CodeUnavailable},
+	{keys.ErrWrongSecret, connect.CodeUnauthenticated},
+	{keys.ErrOtherSite, connect.CodeFailedPrecondition},
+	{dedupe.ErrNoKey, connect.CodeUnavailable},
+	{dedupe.ErrWrongKey, connect.CodeUnavailable},
 	{dedupe.ErrClosed, connect.CodeUnavailable},
 	{dedupe.ErrCorrupt, connect.CodeDataLoss},
 	{blockdev.ErrCorrupt, connect.CodeDataLoss},

@@ -21,6 +21,7 @@ import (
 	"github.com/keelblock/keelblock/appliance/doctor"
 	"github.com/keelblock/keelblock/appliance/expiry"
 	"github.com/keelblock/keelblock/appliance/job"
+	"github.com/keelblock/keelblock/appliance/keys"
 	"github.com/keelblock/keelblock/appliance/machine"
 	"github.com/keelblock/keelblock/appliance/readers"
 	"github.com/keelblock/keelblock/appliance/restore"
@@ -66,6 +67,7 @@ type Parts struct {
 	Machines *machine.Set
 	Cursors  *cursor.Set
 	Vaults   *vault.Set
+	Keys     *keys.Store
 	Jobs     *job.Manager
 	Clock    *clock.Clock
 	Expiry   *expiry.Engine
@@ -79,6 +81,8 @@ type Parts struct {
 	Stop func()
 	// Rebuild makes a vault's index anew and opens it.
 	Rebuild func(ctx context.Context, t *job.Task, v *vault.Vault) error
+	// Reopen opens a vault that was closed for want of its keys.
+	Reopen func(ctx context.Context, vault string) error
 	// Alerts are those of the daemon itself.
 	Alerts func() []Alert
 	Logger *slog.Logger
@@ -149,6 +153,7 @@ var immediate = map[string]bool{
 	keelblockv1connect.ApplianceStopProcedure:        true,
 	keelblockv1connect.ApplianceVaultStatusProcedure: true,
 	keelblockv1connect.ApplianceDoctorProcedure:      true,
+	keelblockv1connect.KeysShowProcedure:             true,
 }
 
 // interceptor waits for the opening, maps errors, and keeps a panic in one call.

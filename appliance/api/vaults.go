@@ -9,6 +9,7 @@ import (
 	kb "github.com/keelblock/keelblock/appliance/api/keelblockv1"
 	"github.com/keelblock/keelblock/appliance/api/keelblockv1/keelblockv1connect"
 	"github.com/keelblock/keelblock/appliance/job"
+	"github.com/keelblock/keelblock/appliance/keys"
 	"github.com/keelblock/keelblock/appliance/vault"
 )
 
@@ -25,6 +26,11 @@ func (s vaultsService) Create(ctx context.Context, r *connect.Request[kb.CreateV
 	if err != nil {
 		return nil, err
 	}
+	key, err := keys.ParseSpec(r.Msg.Key, r.Msg.Passphrase)
+	if err != nil {
+		return nil, err
+	}
+	spec.Keys = func(name, dir string) vault.Keys { return s.Keys.Vault(name, dir, key) }
 	t, err := s.Jobs.Start("CreateVault", r.Msg.Name, func(ctx context.Context, t *job.Task) error {
 		v, err := s.Vaults.Create(ctx, spec)
 		if err != nil {
@@ -65,12 +71,27 @@ func (s vaultsService) List(context.Context, *connect.Request[kb.ListVaultsReque
 	return connect.NewResponse(out), nil
 }
 
+// encryption is how a vault is encrypted, and the kind of key that wraps its keys; "" for
+// what is not known of a vault that was never open.
+func (s service) encryption(vault string) (cipher, kind string) {
+	for _, d := range s.Keys.Show() {
+		if d.Vault == vault {
+			if d.Kind == keys.KindNone {
+				return "none", "none"
+			}
+			return "XAES-256-GCM", string(d.Kind)
+		}
+	}
+	return "", ""
+}
+
 // vault describes a vault. Of one that is closed it says what is known.
 func (s service) vault(v *vault.Vault) *kb.Vault {
 	spec := v.Spec()
 	state, reason := v.State()
 	out := &kb.Vault{Name: spec.Name, State: string(state), Redundancy: string(spec.Redundancy), BlockSizeBytes: int64(spec.BlockSizeBytes),
-		SiteName: s.Info.SiteName, Encryption: "none", KeyKind: "none"}
+		SiteName: s.Info.SiteName}
+	out.Encryption, out.KeyKind = s.encryption(spec.Name)
 	if !spec.CreatedAt.IsZero() {
 		out.CreatedAt = timestamp(spec.CreatedAt)
 	}

@@ -56,6 +56,16 @@ type Config struct {
 	CacheBytes int64 `toml:"cache"`
 	// Workers bounds the goroutines of one backup or restore. 0: one per core.
 	Workers int `toml:"workers"`
+	// PassphraseFile has passphrases, one in a line, that are tried for vaults whose keys
+	// are wrapped by one.
+	PassphraseFile string `toml:"passphrase-file"`
+	// KMSTokenFile has the token for key-management services; it is read at each request.
+	KMSTokenFile string `toml:"kms-token-file"`
+	// KMSCACert is the PEM file of who signs the services' certificates. "": the system's
+	// authorities.
+	KMSCACert string `toml:"kms-ca-cert"`
+	// KMSNamespace is the namespace of keys whose address names none.
+	KMSNamespace string `toml:"kms-namespace"`
 	// DrainSeconds bounds each step of a stop. 0: 10.
 	DrainSeconds int `toml:"drain-seconds"`
 	// ClockLeapDays is how many days the clock may be ahead of where it was at the last
@@ -70,6 +80,12 @@ type Config struct {
 	Sockets []Socket `toml:"-"`
 	// NotifySocket is the socket of systemd's notification protocol, or "".
 	NotifySocket string `toml:"-"`
+	// Passphrases are tried beside those of PassphraseFile.
+	Passphrases []string `toml:"-"`
+	// KMSToken is used without a KMSTokenFile.
+	KMSToken string `toml:"-"`
+	// KMSRetry is how often a service that did not answer is asked again. 0: 15 s.
+	KMSRetry time.Duration `toml:"-"`
 	// LogWriter gets the log. nil: standard error.
 	LogWriter io.Writer `toml:"-"`
 	// ReadClock reads the clocks of the host. nil: those that it has.
@@ -137,6 +153,9 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.DrainSeconds == 0 {
 		c.DrainSeconds = 10
+	}
+	if c.KMSRetry == 0 {
+		c.KMSRetry = 15 * time.Second
 	}
 	if c.LogLevel == "" {
 		c.LogLevel = "info"
@@ -246,6 +265,12 @@ func (c Config) DisksDir() string { return c.path("disks") }
 
 // VaultDir holds packs and index.
 func (c Config) VaultDir() string { return c.path("vault") }
+
+// KeysDir holds a copy of every vault's wrapped keys.
+func (c Config) KeysDir() string { return c.path("keys") }
+
+// PlatformKeyFile holds the appliance's own keys, which wrap.
+func (c Config) PlatformKeyFile() string { return c.path("platform.key") }
 
 // CatalogDir holds the Badger database of machines and jobs.
 func (c Config) CatalogDir() string { return c.path("catalog") }

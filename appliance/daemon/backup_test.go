@@ -14,6 +14,7 @@ import (
 	"connectrpc.com/connect"
 
 	kb "github.com/keelblock/keelblock/appliance/api/keelblockv1"
+	"github.com/keelblock/keelblock/appliance/keys/keystest"
 	"github.com/keelblock/keelblock/blockdev"
 )
 
@@ -29,26 +30,8 @@ func TestRottenBaseBlockIsReadFromTheDisk(t *testing.T) {
 	first := a.backup(t, "web")
 	then := append([]byte(nil), g.want...)
 	a.stop()
-	damaged := 0
-	packs, err := filepath.Glob(filepath.Join(cfg.VaultDir(), "packs", "*"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range packs {
-		data, err := os.ReadFile(p)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if i := bytes.Index(data, then[1<<20+8192:1<<20+8192+64]); i >= 0 {
-			data[i] ^= 1
-			damaged++
-			if err := os.WriteFile(p, data, 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if damaged != 1 {
-		t.Fatalf("the block is in %d packs", damaged)
+	if n := keystest.FlipBlock(t, cfg.DataDir, then[1<<20:1<<20+64<<10]); n != 1 {
+		t.Fatalf("the block is in %d packs", n)
 	}
 	a = start(t, cfg)
 	v := a.wait(t, call(t, a.points.Verify, &kb.VerifyRequest{Point: first.Id}))

@@ -26,6 +26,7 @@ import (
 	"github.com/keelblock/keelblock/appliance/doctor"
 	"github.com/keelblock/keelblock/appliance/expiry"
 	"github.com/keelblock/keelblock/appliance/job"
+	"github.com/keelblock/keelblock/appliance/keys"
 	"github.com/keelblock/keelblock/appliance/machine"
 	"github.com/keelblock/keelblock/appliance/readers"
 	"github.com/keelblock/keelblock/appliance/restore"
@@ -44,6 +45,8 @@ type Ready struct {
 	NBD []string // unix:PATH, tcp:HOST:PORT …
 	// NBDTLS is "", or whether TLS is "offered" or "required" over TCP.
 	NBDTLS string
+	// UnsavedKeys are the vaults whose keys are in no escrow file.
+	UnsavedKeys []string
 }
 
 // daemon is a running appliance.
@@ -61,6 +64,7 @@ type daemon struct {
 	cursors  *cursor.Set
 	site     *vault.Site
 	siteErr  error
+	keys     *keys.Store
 	vaults   *vault.Set
 	jobs     *job.Manager
 	readers  *readers.Set
@@ -74,6 +78,9 @@ type daemon struct {
 	opened   chan struct{} // catalog and vault are open, or refused
 	openOnce sync.Once
 	stop     context.CancelFunc
+
+	// openMu is held while a vault is opened, and taken before mu.
+	openMu sync.Mutex
 
 	mu      sync.Mutex
 	catalog *catalog.DB // nil while closed
@@ -171,8 +178,9 @@ func (d *daemon) compose() {
 	if d.site, d.siteErr = vault.LoadSite(d.cfg.DataDir, name); d.siteErr != nil {
 		d.site = &vault.Site{Name: name}
 	}
+	d.keys = d.newKeys()
 	d.vaults = vault.NewSet(vault.SetOptions{DataDir: d.cfg.DataDir, DefaultDir: d.cfg.VaultDir(), Site: d.site,
-		ReserveBytes: d.vaultReserve, CacheBytes: d.cfg.CacheBytes, Logger: d.log})
+		ReserveBytes: d.vaultReserve, CacheBytes: d.cfg.CacheBytes, Keys: d.keysOf, Logger: d.log})
 	d.openClock()
 	d.machines = machine.NewSet(d.disks, disks.NewID)
 	d.cursors = cursor.NewSet(d.disks, d.vaults)
@@ -186,7 +194,7 @@ func (d *daemon) compose() {
 		Info: api.Info{Version: d.cfg.Version, PID: os.Getpid(), StartedAt: time.Now(), DataDir: d.cfg.DataDir,
 			SiteName: d.site.Name, APIURI: "unix:" + d.cfg.APISocket(), NBDURIs: d.uris(kindNBD), NBDTLS: d.tlsMode(),
 			NBDSocket: d.cfg.NBDSocket(), PointsPath: d.cfg.PointsSocket()},
-		Disks: d.disks, Machines: d.machines, Cursors: d.cursors, Vaults: d.vaults, Jobs: d.jobs, Readers: d.readers,
+		Disks: d.disks, Machines: d.machines, Cursors: d.cursors, Vaults: d.vaults, Keys: d.keys, Jobs: d.jobs, Readers: d.readers,
 		Clock: d.time, Expiry: d.expiry,
 		Backup: backup.New(backup.Options{Disks: d.disks, Machines: d.machines, Vaults: d.vaults, Jobs: d.jobs,
 			Clock: d.clock, Now: d.time.Now, Workers: workers, Alert: d.alert, Logger: d.log}),
@@ -194,7 +202,7 @@ func (d *daemon) compose() {
 			DiskReserveBytes: d.diskReserve, Workers: workers, Logger: d.log}),
 		Doctor: &doctor.Doctor{DataDir: d.cfg.DataDir, MapDir: d.cfg.MapDir, DiskReserveBytes: d.diskReserve,
 			VaultReserveBytes: d.vaultReserve},
-		Opened: d.opened, Stop: d.stop, Rebuild: d.rebuild, Alerts: d.listAlerts, Logger: d.log,
+		Opened: d.opened, Stop: d.stop, Rebuild: d.rebuild, Reopen: d.reopen, Alerts: d.listAlerts, Logger: d.log,
 	})
 	var p http.Protocols
 	p.SetHTTP1(true)
@@ -229,6 +237,7 @@ func (d *daemon) serve(ctx context.Context, ready func(Ready)) error {
 	readersGroup.Go(func() error { return d.time.Run(sweep) })
 	readersGroup.Go(func() error { return d.expiry.Run(sweep) })
 	readersGroup.Go(func() error { d.disks.KeepAttached(sweep); return nil })
+	readersGroup.Go(func() error { d.retryKeys(sweep); return nil })
 	opening := make(chan struct{})
 	g.Go(func() error {
 		defer close(opening)
@@ -243,7 +252,7 @@ func (d *daemon) serve(ctx context.Context, ready func(Ready)) error {
 	if ctx.Err() == nil {
 		d.log.Info("ready", "data", d.cfg.DataDir, "site", d.site.Name)
 		d.notify("READY=1")
-		ready(Ready{PID: os.Getpid(), API: "unix:" + d.cfg.APISocket(), NBD: d.uris(kindNBD), NBDTLS: d.tlsMode()})
+		ready(Ready{PID: os.Getpid(), API: "unix:" + d.cfg.APISocket(), NBD: d.uris(kindNBD), NBDTLS: d.tlsMode(), UnsavedKeys: d.unsavedKeys()})
 	}
 	<-ctx.Done()
 	d.log.Info("stopping")

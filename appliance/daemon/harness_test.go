@@ -48,6 +48,7 @@ type clients struct {
 	jobs     keelblockv1connect.JobsClient
 	app      keelblockv1connect.ApplianceClient
 	vaults   keelblockv1connect.VaultsClient
+	keys     keelblockv1connect.KeysClient
 }
 
 func dial(socket string) clients {
@@ -58,7 +59,7 @@ func dial(socket string) clients {
 	return clients{keelblockv1connect.NewDisksClient(hc, base), keelblockv1connect.NewMachinesClient(hc, base),
 		keelblockv1connect.NewGroupsClient(hc, base), keelblockv1connect.NewCursorsClient(hc, base),
 		keelblockv1connect.NewRecoveryPointsClient(hc, base), keelblockv1connect.NewJobsClient(hc, base),
-		keelblockv1connect.NewApplianceClient(hc, base), keelblockv1connect.NewVaultsClient(hc, base)}
+		keelblockv1connect.NewApplianceClient(hc, base), keelblockv1connect.NewVaultsClient(hc, base), keelblockv1connect.NewKeysClient(hc, base)}
 }
 
 // dataDir is a short path: sockets have at most 107 bytes.

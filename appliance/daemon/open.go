@@ -23,9 +23,7 @@ func (d *daemon) openStores(ctx context.Context) {
 		d.alert("site", fmt.Sprintf("no backup can be made: %v", d.siteErr))
 	}
 	for _, v := range d.vaults.All() {
-		if state, _ := v.State(); state != vault.Open { // it is open when another's index was rebuilt
-			d.openVault(ctx, v)
-		}
+		d.openVault(ctx, v)
 	}
 	if err := d.ballast.Fill(d.vaultReserve); err != nil {
 		d.log.Warn("there is no ballast", "error", err)
@@ -42,6 +40,14 @@ func (d *daemon) markerOf(v *vault.Vault) *vault.Marker {
 
 // openVault opens a vault, and with the default one the catalog, under the marker.
 func (d *daemon) openVault(ctx context.Context, v *vault.Vault) {
+	d.openMu.Lock()
+	defer d.openMu.Unlock()
+	if state, _ := v.State(); state == vault.Open {
+		return
+	}
+	// Asking for its keys may take long, and a kill meanwhile is not the vault's fault. The
+	// error comes again from Open.
+	_ = d.keys.Prepare(ctx, v.Name())
 	marker := d.markerOf(v)
 	ok, err := true, os.MkdirAll(filepath.Dir(marker.Path()), 0o700)
 	if err == nil {

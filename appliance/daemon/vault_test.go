@@ -247,6 +247,7 @@ func TestUnusableMapDirectoryLeavesDisksServed(t *testing.T) {
 	g.write(t, 0, 1<<20)
 	p := a.backup(t, "web")
 	a.comparePoint(t, p.Id, "", g.want)
+	a.saveKeys(t)
 	alerts := call(t, a.app.Status, &kb.StatusRequest{}).Alerts
 	if len(alerts) != 1 || !strings.Contains(alerts[0].Text, "--map-dir") {
 		t.Errorf("alerts: %v", alerts)

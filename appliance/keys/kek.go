@@ -193,7 +193,7 @@ const (
 func readKeyFile(path string) (kek, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return kek{}, &appliance.Error{Op: "read the key file", Kind: appliance.ErrUnavailable, Err: errors.Join(dedupe.ErrNoKey, err), Text: "",
+		return kek{}, &appliance.Error{Op: "read the key file", Kind: appliance.ErrUnavailable, Err: fmt.Errorf("%w: %w", dedupe.ErrNoKey, err),
 			Hint: "put it there, or run keelblock key restore FILE"}
 	}
 	defer f.Close() // only read

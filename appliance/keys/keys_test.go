@@ -67,9 +67,10 @@ func (s *site) tryCreate(name string, spec Spec) (*keyring.Keys, error) {
 	if err := os.MkdirAll(dir+".new", 0o700); err != nil {
 		return nil, err
 	}
-	keys, err := s.store.Vault(name, dir, spec).Make(ctx, dir+".new")
+	v := s.store.Vault(name, dir, spec)
+	keys, err := v.Make(ctx, dir+".new")
 	if err != nil {
-		s.store.Forget(name)
+		v.Forget()
 		return nil, err
 	}
 	sb := &pack.Superblock{BlockSize: dedupe.DefaultBlockSize, Created: time.Now(), Domains: []pack.Domain{{ID: dedupe.DomainID{1}, Scheme: pack.SchemeSHA256}}}

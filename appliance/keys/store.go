@@ -5,7 +5,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -136,10 +138,10 @@ func (s *Store) Vault(name, dir string, spec Spec) *Vault {
 }
 
 // Forget ends the knowledge of a vault that was not made in the end. Its files stay.
-func (s *Store) Forget(name string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.vaults = slices.DeleteFunc(s.vaults, func(v *Vault) bool { return v.name == name })
+func (v *Vault) Forget() {
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	v.s.vaults = slices.DeleteFunc(v.s.vaults, func(o *Vault) bool { return o == v })
 }
 
 // find gives a vault by its name.
@@ -214,7 +216,12 @@ func (v *Vault) failed(op string, err error) error {
 // Prepare opens the keys for the next call of Open, which then neither waits for a
 // key-management service nor stretches a passphrase: the vault's opening is guarded by a
 // marker that counts a kill as a death.
+//
+// A vault that is not there yet has no keys to open, and Open is not called before Make.
 func (v *Vault) Prepare(ctx context.Context) error {
+	if _, err := os.Stat(filepath.Join(v.dir, "superblock")); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	keys, err := v.open(ctx, nil)
 	v.s.mu.Lock()
 	defer v.s.mu.Unlock()
@@ -233,6 +240,15 @@ func (v *Vault) Open(ctx context.Context) ([]*keyring.Keys, error) {
 		return r.keys, r.err
 	}
 	return v.open(ctx, nil)
+}
+
+// Prepare is Vault.Prepare of the vault of a name.
+func (s *Store) Prepare(ctx context.Context, vault string) error {
+	v, err := s.find(vault)
+	if err != nil {
+		return err
+	}
+	return v.Prepare(ctx)
 }
 
 // Unlock opens the keys with a passphrase that was not given at the start.
@@ -397,6 +413,10 @@ type Domain struct {
 	Available  bool
 	Reason     error // why they are not available
 }
+
+// Unsaved reports whether the keys are here and in no escrow file: an operator who loses
+// them loses the vault.
+func (d Domain) Unsaved() bool { return d.Kind != KindNone && d.Available && d.BackedUpAt.IsZero() }
 
 // Show lists the domains of all vaults. It never waits.
 func (s *Store) Show() []Domain {

@@ -42,6 +42,8 @@ type Spec struct {
 	// Site is the id of the site that the vault belongs to.
 	Site      string    `json:"siteId"`
 	CreatedAt time.Time `json:"createdAt"`
+	// Keys gives the keys of a vault that is being made; nil: that of SetOptions.
+	Keys func(name, dir string) Keys `json:"-"`
 }
 
 // SetOptions of a Set. DataDir, DefaultDir and Site are required.
@@ -57,6 +59,9 @@ type SetOptions struct {
 	ReserveBytes int64
 	// CacheBytes bounds the cache that all readers of all vaults share.
 	CacheBytes int64
+	// Keys gives the keys of the vault of a name in a folder; nil: new vaults are not
+	// encrypted.
+	Keys func(name, dir string) Keys
 	// Logger; nil: silent.
 	Logger *slog.Logger
 }
@@ -119,6 +124,12 @@ func (s *Set) newVault(spec Spec) *Vault {
 	o := Options{Spec: spec, Site: s.o.Site, Cache: s.cache, Logger: s.o.Logger}
 	if spec.Name == DefaultName {
 		o.ReserveBytes = s.o.ReserveBytes
+	}
+	if give := spec.Keys; give != nil || s.o.Keys != nil {
+		if give == nil {
+			give = s.o.Keys
+		}
+		o.Keys = give(spec.Name, spec.Dir)
 	}
 	v := New(o)
 	v.pins = s.pins
@@ -234,6 +245,9 @@ func (s *Set) Create(ctx context.Context, spec Spec) (*Vault, error) {
 		s.mu.Lock()
 		delete(s.vaults, spec.Name)
 		s.mu.Unlock()
+		if v.o.Keys != nil {
+			v.o.Keys.Forget()
+		}
 		return nil, errors.Join(err, v.Close())
 	}
 	return v, nil

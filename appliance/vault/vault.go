@@ -2,7 +2,6 @@ package vault
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,6 +13,7 @@ import (
 	"github.com/keelblock/keelblock/appliance/statefile"
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/blockstore"
+	"github.com/keelblock/keelblock/dedupe/keyring"
 	"github.com/keelblock/keelblock/dedupe/recoverypoint"
 )
 
@@ -43,8 +43,21 @@ type Options struct {
 	ReserveBytes int64
 	// Cache is what all readers share.
 	Cache *recoverypoint.Cache
+	// Keys of encryption at rest; nil: a new vault is not encrypted.
+	Keys Keys
 	// Logger; nil: silent.
 	Logger *slog.Logger
+}
+
+// Keys has the keys of one vault.
+type Keys interface {
+	// Make makes those of a new vault, which is being made in the folder unborn, and has
+	// them safely on disk when it returns. nil: the vault is not to be encrypted.
+	Make(ctx context.Context, unborn string) (*keyring.Keys, error)
+	// Open gives those of the vault that there is, none when it is not encrypted.
+	Open(ctx context.Context) ([]*keyring.Keys, error)
+	// Forget is called when the vault was not made in the end.
+	Forget()
 }
 
 // Handle is an open vault. It is valid until the Vault is closed, which the daemon
@@ -141,6 +154,8 @@ func hintFor(err error) string {
 		return "" // it says what to do
 	case errors.Is(err, dedupe.ErrLocked):
 		return "end the other process"
+	case errors.Is(err, dedupe.ErrNoKey), errors.Is(err, dedupe.ErrWrongKey):
+		return "see keelblock key show; keelblock key restore FILE brings keys back"
 	case errors.Is(err, dedupe.ErrNoSpace):
 		return "free space on the vault's file system and start the daemon again"
 	case errors.Is(err, dedupe.ErrUnknownFormat):
@@ -161,7 +176,7 @@ func (v *Vault) open(ctx context.Context) (h *Handle, err error) {
 			h, err = nil, fmt.Errorf("%w: %v", dedupe.ErrCorrupt, p)
 		}
 	}()
-	if err := v.create(); err != nil {
+	if err := v.create(ctx); err != nil {
 		return nil, err
 	}
 	if v.o.ReserveBytes == 0 {
@@ -174,7 +189,15 @@ func (v *Vault) open(ctx context.Context) (h *Handle, err error) {
 	if err := v.claim(); err != nil {
 		return nil, err
 	}
-	s, err := blockstore.Open(v.o.Dir, v.options())
+	o := v.options()
+	if v.o.Keys != nil {
+		keys, err := v.o.Keys.Open(ctx)
+		if err != nil {
+			return nil, err
+		}
+		o.Keys = keys
+	}
+	s, err := blockstore.Open(v.o.Dir, o)
 	if err != nil {
 		return nil, err
 	}
@@ -235,7 +258,7 @@ func (v *Vault) make(ctx context.Context) error {
 
 // create makes the vault of a first start beside its place and renames it: a kill
 // leaves no half vault.
-func (v *Vault) create() error {
+func (v *Vault) create(ctx context.Context) error {
 	entries, err := os.ReadDir(v.o.Dir)
 	if err == nil && len(entries) > 0 || err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -244,10 +267,11 @@ func (v *Vault) create() error {
 	if err := os.RemoveAll(unborn); err != nil {
 		return err
 	}
-	var domain dedupe.DomainID
-	rand.Read(domain[:]) // never fails, see crypto/rand
 	o := v.options()
-	o.Domain, o.BlockSize = domain, v.o.BlockSizeBytes
+	o.BlockSize = v.o.BlockSizeBytes
+	if err := v.makeKeys(ctx, unborn, &o); err != nil {
+		return err
+	}
 	if err := blockstore.Create(unborn, o); err != nil {
 		return fmt.Errorf("create vault: %w", err)
 	}
@@ -258,6 +282,21 @@ func (v *Vault) create() error {
 		return err
 	}
 	return statefile.SyncDir(parent(v.o.Dir))
+}
+
+// makeKeys makes the keys of a vault that is to be encrypted, and puts them into o.
+func (v *Vault) makeKeys(ctx context.Context, unborn string, o *blockstore.Options) error {
+	if v.o.Keys == nil {
+		return nil
+	}
+	if err := os.Mkdir(unborn, 0o700); err != nil {
+		return err
+	}
+	keys, err := v.o.Keys.Make(ctx, unborn)
+	if keys != nil {
+		o.Keys = []*keyring.Keys{keys}
+	}
+	return err
 }
 
 // State and, when it is closed, the reason with the next step.

@@ -75,6 +75,7 @@ var constructors = map[string]struct {
 	"appliance/catalog":   {[]string{"Open"}, nil},
 	"appliance/disks":     {[]string{"Open"}, nil},
 	"appliance/job":       {[]string{"New"}, nil},
+	"appliance/keys":      {[]string{"New"}, []string{"appliance/keys"}},
 	"appliance/machine":   {[]string{"NewSet"}, nil},
 	"appliance/readers":   {[]string{"New"}, nil},
 	"appliance/restore":   {[]string{"New"}, nil},
@@ -85,7 +86,7 @@ var constructors = map[string]struct {
 }
 
 // forTests are packages that no product code imports.
-var forTests = []string{"blockdev/faultdev", "blockdev/blockdevtest", "blockdev/looptest", "blockdev/filesystem/fstest", "dedupe/dedupetest", "appliance/transit/transittest"}
+var forTests = []string{"blockdev/faultdev", "blockdev/blockdevtest", "blockdev/looptest", "blockdev/filesystem/fstest", "dedupe/dedupetest", "appliance/transit/transittest", "appliance/keys/keystest"}
 
 // Wiring is the rule of the composition root. Tests may open what they test.
 func Wiring(t *Tree) []Violation {

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/keelblock/keelblock/appliance/keys/keystest"
 )
 
 // protected starts a daemon with one machine whose disk holds an ext4 with a file that
@@ -62,32 +64,17 @@ func TestCorruptBlockIsAnErrorWithALineInSTATUS(t *testing.T) {
 	must(t, dir, "keelblock", "stop") // its cache may hold the block
 	big := randomBytes()
 	const at = 10<<20 + 100
-	packs, err := filepath.Glob(dir + "/d/vault/packs/*")
+	disk, err := os.ReadFile(dir + "/d/disks/web0.raw")
 	if err != nil {
 		t.Fatal(err)
 	}
-	flipped := 0
-	for _, path := range packs {
-		p, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		i := bytes.Index(p, big[at:at+64])
-		if i < 0 {
-			continue
-		}
-		f, err := os.OpenFile(path, os.O_WRONLY, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, err = f.WriteAt([]byte{p[i] ^ 1}, int64(i))
-		if err := errors.Join(err, f.Close()); err != nil {
-			t.Fatal(err)
-		}
-		flipped++
+	i := bytes.Index(disk, big[at:at+64])
+	if i < 0 {
+		t.Fatal("the file is not on the disk")
 	}
-	if flipped != 1 {
-		t.Fatalf("the block was found in %d of %d packs", flipped, len(packs))
+	block := disk[i&^(64<<10-1):][:64<<10]
+	if n := keystest.FlipBlock(t, dir+"/d", block); n != 1 {
+		t.Fatalf("the block was found in %d packs", n)
 	}
 	must(t, dir, "keelblock", "serve", "-d", "--map-dir", dir+"/maps")
 	mnt := dir + "/mnt"
