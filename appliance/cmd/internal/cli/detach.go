@@ -22,8 +22,9 @@ const childFD = 3
 
 // detached runs this program again in a session of its own, with other arguments, and
 // waits until it has written to the pipe on descriptor childFD and closed it, or
-// ended. What it wrote is returned. The child's standard error goes to log.
-func detached(ctx context.Context, args []string, log *os.File) (text []byte, pid int, err error) {
+// ended. What it wrote is returned. The child's standard error goes to log; its standard
+// input is in, or nothing.
+func detached(ctx context.Context, args []string, in io.Reader, log *os.File) (text []byte, pid int, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, 0, err
@@ -35,7 +36,7 @@ func detached(ctx context.Context, args []string, log *os.File) (text []byte, pi
 	defer r.Close()
 	cmd := exec.Command(self, args...)
 	cmd.Args[0] = "keelblock"
-	cmd.Stderr = log
+	cmd.Stdin, cmd.Stderr = in, log
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
@@ -89,12 +90,19 @@ func (a *app) serveDetached(cmd *cobra.Command, s *serveFlags) error {
 		return err
 	}
 	args := slices.DeleteFunc(slices.Clone(a.args), func(s string) bool { return s == "-d" || s == "--detach" || s == "--detach=true" })
-	line, _, err := detached(cmd.Context(), append(args, fmt.Sprintf("--ready-fd=%d", childFD)), log)
+	args = append(args, fmt.Sprintf("--ready-fd=%d", childFD))
+	var in io.Reader
+	if len(cfg.Passphrases) > 0 {
+		args, in = append(args, "--passphrase-fd=0"), passphrasePipe(cfg)
+	}
+	text, _, err := detached(cmd.Context(), args, in, log)
 	if err != nil {
 		return childFailed(err, log, began, path)
 	}
+	line, advice, _ := bytes.Cut(text, []byte{0}) // see serve
 	_, err = a.Out.Write(line)
-	return err
+	_, err2 := a.Err.Write(advice)
+	return errors.Join(err, err2)
 }
 
 // childFailed says why a child did not become ready, in its own words.

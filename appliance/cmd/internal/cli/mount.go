@@ -182,7 +182,7 @@ func (a *app) mountDetached(ctx context.Context, dir string) error {
 	}
 	defer said.Close()
 	_ = os.Remove(said.Name())
-	_, pid, err := detached(ctx, args, said)
+	_, pid, err := detached(ctx, args, nil, said)
 	if err != nil {
 		return childFailed(err, said, 0, "")
 	}

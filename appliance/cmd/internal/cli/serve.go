@@ -20,15 +20,19 @@ import (
 
 // serveFlags are the flags of serve. Their names are the keys of the TOML file.
 type serveFlags struct {
-	file                                               string
-	nbdListen                                          []string
-	nbdTLS                                             string
-	nbdTLSRequire                                      bool
-	mapDir, site, logLevel, logFormat                  string
-	spill, diskReserve, vaultReserve                   sizeValue
-	ballast, cache                                     sizeValue
-	workers, drainSeconds, clockLeapDays, readyDescrip int
-	detach                                             bool
+	file                                string
+	nbdListen                           []string
+	nbdTLS                              string
+	nbdTLSRequire                       bool
+	mapDir, site, logLevel, logFormat   string
+	spill, diskReserve, vaultReserve    sizeValue
+	ballast, cache                      sizeValue
+	workers, drainSeconds, readyDescrip int
+	clockLeapDays                       int
+	passphraseFile                      string
+	passphraseDescrip                   int
+	kmsTokenFile, kmsCACert, kmsSpace   string
+	detach                              bool
 }
 
 func (a *app) serveCommand() *cobra.Command {
@@ -50,6 +54,11 @@ certificate of a client. With --nbd-tls-require nothing else is answered over TC
 with a list of names (keelblock disk edit NAME --allow CN) is then for clients with one of
 these certificates; others cannot use it over TCP. Over unix sockets the permissions of
 DIR/run decide.
+
+A vault is encrypted at rest. A passphrase that opens its keys is taken from --passphrase-fd,
+--passphrase-file, systemd's credential keelblock.passphrase, $KEELBLOCK_PASSPHRASE, or asked
+for at a terminal; the token for a key-management service from --kms-token-file, the
+credential keelblock.kms-token, or $VAULT_TOKEN. See keelblock help keys.
 
 Under systemd it tells readiness (Type=notify), and takes sockets over that systemd has
 opened: FileDescriptorName= nbd, api or points says which they are; without, the address
@@ -85,6 +94,11 @@ file.`,
 	f.IntVar(&s.workers, "workers", 0, "goroutines of one backup or restore (default: one per core)")
 	f.IntVar(&s.drainSeconds, "drain-seconds", 0, "bound of each step of a stop (default: 10)")
 	f.IntVar(&s.clockLeapDays, "clock-leap-days", 0, "days that the clock may be ahead after a start before it is in doubt (default: 7)")
+	f.StringVar(&s.passphraseFile, "passphrase-file", "", "file with the passphrases of vaults, one in a line (also $KEELBLOCK_PASSPHRASE)")
+	f.IntVar(&s.passphraseDescrip, "passphrase-fd", -1, "descriptor to read passphrases from, one in a line")
+	f.StringVar(&s.kmsTokenFile, "kms-token-file", "", "file with the token for key-management services (default: $VAULT_TOKEN)")
+	f.StringVar(&s.kmsCACert, "kms-ca-cert", "", "PEM file of who signs their certificates (default: $VAULT_CACERT, then the system's)")
+	f.StringVar(&s.kmsSpace, "kms-namespace", "", "namespace of keys whose address names none (default: $VAULT_NAMESPACE)")
 	f.StringVar(&s.logLevel, "log-level", "", "debug, info, warn or error (default: info)")
 	f.StringVar(&s.logFormat, "log-format", "", "text or json (default: text)")
 	f.IntVar(&s.readyDescrip, "ready-fd", 0, "")
@@ -121,6 +135,10 @@ func (a *app) serveConfig(cmd *cobra.Command, s *serveFlags) (config.Config, err
 		"workers":         func() { cfg.Workers = s.workers },
 		"drain-seconds":   func() { cfg.DrainSeconds = s.drainSeconds },
 		"clock-leap-days": func() { cfg.ClockLeapDays = s.clockLeapDays },
+		"passphrase-file": func() { cfg.PassphraseFile = s.passphraseFile },
+		"kms-token-file":  func() { cfg.KMSTokenFile = s.kmsTokenFile },
+		"kms-ca-cert":     func() { cfg.KMSCACert = s.kmsCACert },
+		"kms-namespace":   func() { cfg.KMSNamespace = s.kmsSpace },
 		"log-level":       func() { cfg.LogLevel = s.logLevel },
 		"log-format":      func() { cfg.LogFormat = s.logFormat },
 	}
@@ -129,7 +147,7 @@ func (a *app) serveConfig(cmd *cobra.Command, s *serveFlags) (config.Config, err
 			apply()
 		}
 	}
-	for _, dir := range []*string{&cfg.MapDir, &cfg.NBDTLS} { // a detached daemon works in another folder
+	for _, dir := range []*string{&cfg.MapDir, &cfg.NBDTLS, &cfg.PassphraseFile, &cfg.KMSTokenFile, &cfg.KMSCACert} { // a detached daemon works in another folder
 		if *dir == "" {
 			continue
 		}
@@ -145,7 +163,7 @@ func (a *app) serveConfig(cmd *cobra.Command, s *serveFlags) (config.Config, err
 	if n := len(cfg.PointsSocket()); n > 107 {
 		return cfg, usageError{fmt.Errorf("the folder %q is too long a path: the sockets in it would have %d bytes and the system allows 107", cfg.DataDir, n)}
 	}
-	return cfg, nil
+	return cfg, a.serveSecrets(&cfg, s.passphraseDescrip)
 }
 
 // serve runs the daemon in this process. With readyFD it is the child of serve -d.
@@ -177,6 +195,11 @@ func (a *app) serve(ctx context.Context, cfg config.Config, readyFD int) error {
 		line := *a
 		line.Out = out
 		_ = line.print(readyShape{r.PID, r.API, list(r.NBD)}, func(w io.Writer) { fmt.Fprintln(w, readyLine(r)) })
+		if advice := unsavedText(r); detached && advice != "" {
+			fmt.Fprint(out, "\x00", advice) // the parent writes it where its user reads
+		} else {
+			fmt.Fprint(a.Err, advice)
+		}
 	})
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		err = nil

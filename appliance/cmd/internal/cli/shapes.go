@@ -235,6 +235,32 @@ func toVaultDetails(v *kb.Vault) vaultDetailsShape {
 		})}
 }
 
+type keyDomainShape struct {
+	VaultName     string   `json:"vaultName"`
+	DomainID      string   `json:"domainId"`
+	Kind          string   `json:"kind"`
+	Source        string   `json:"source"`
+	WrappingKeyID string   `json:"wrappingKeyId"`
+	DataKeyIDs    []string `json:"dataKeyIds"`
+	WrappedAt     *string  `json:"wrappedAt"`
+	BackedUpAt    *string  `json:"backedUpAt"`
+	Available     bool     `json:"available"`
+	Reason        string   `json:"reason"`
+}
+
+func toKeyDomain(d *kb.KeyDomain) keyDomainShape {
+	return keyDomainShape{VaultName: d.GetVault(), DomainID: d.GetDomainId(), Kind: d.GetKind(), Source: d.GetSource(),
+		WrappingKeyID: d.GetWrappingKeyId(), DataKeyIDs: list(d.GetDataKeyIds()), WrappedAt: stamp(d.GetWrappedAt()),
+		BackedUpAt: stamp(d.GetBackedUpAt()), Available: d.GetAvailable(), Reason: d.GetReason()}
+}
+
+type keyBackupShape struct {
+	File          string   `json:"file"`
+	Secret        string   `json:"secret"`
+	Domains       int64    `json:"domains"`
+	MissingVaults []string `json:"missingVaults"`
+}
+
 type statusShape struct {
 	Version     string         `json:"version"`
 	PID         int64          `json:"pid"`

@@ -68,6 +68,7 @@ Numbers are integers, every field is present, times are RFC 3339 in UTC or null.
   recovery-point …   RecoveryPoint; backup prints it too, of a group an array
   job …              Job; everything with --no-wait prints it too
   disk map           [{offset, length}]
+  key …              key domain, an array but for rotate; backup {file, secret, domains, missingVaults}
   cursor …           {name, diskName, pointId, frozenAt, createdAt, advancedAt}
   recovery-point diff [{diskName, extents: [{offset, length}]}]
 
@@ -89,10 +90,49 @@ An ordinary user can mount too, with fusermount3 (Debian: fuse3) and a way to th
 sockets. For the members of a group:
 
   chgrp GROUP DATA DATA/run && chmod g+s DATA/run     and start the daemon anew`},
+	{"keys", "encryption at rest: where keys are, and how not to lose them", `Vaults are encrypted. A vault's keys are made with it and never leave the appliance but
+wrapped: encrypted by a key of one of these kinds, which --key of vault create and of
+key rotate chooses.
+
+  platform     a key of the appliance in DIR/platform.key (the default). Whoever takes the
+               whole machine has it; whoever takes the vault's disk alone does not.
+  KEYFILE      a file of yours, 32 bytes or more, as they are or in hexadecimal or base64;
+               read when the vault is opened, so it may be on a stick:
+               head -c 32 /dev/urandom > KEYFILE
+  passphrase   asked for at the terminal; a daemon takes it from --passphrase-fd,
+               --passphrase-file, systemd's LoadCredential=keelblock.passphrase:PATH or
+               $KEELBLOCK_PASSPHRASE, or later from keelblock key unlock
+  kms:URL      a key of a key-management service with the transit API of HashiCorp Vault and
+               OpenBao: kms:https://HOST:PORT/MOUNT/NAME[?namespace=NS]. The token, whose
+               policy allows encrypt, decrypt and rewrap, is in --kms-token-file,
+               LoadCredential=keelblock.kms-token:PATH or $VAULT_TOKEN
+  none         no encryption; for vault create only
+
+Save the keys: keelblock key backup FILE. It prints a recovery secret, once. The file is
+worth nothing without the secret, and the secret nothing without the file; both, kept away
+from the machine, are all that is needed to read its vaults.
+
+When keys are lost (platform.key is gone, nobody knows the passphrase), the vault stays
+closed, disks are served, and nothing is overwritten:
+
+  keelblock key restore FILE      asks for the recovery secret, and opens the vault
+
+Without an escrow file, nobody can read the vault any more. The wrapped keys are in
+DIR/keys and in the vault's own folder; one of the two is enough, with what wraps them.
+
+  keelblock key rotate                          another key wraps; no block is rewritten
+  keelblock key rotate --key KEYFILE            and is of another kind
+  keelblock key rotate --new-data-key           what is written from now on has a new key
+
+Without keys one sees sizes, which blocks are equal, and which are zero; no contents.`},
 	{"environment", "environment variables", `KEELBLOCK_DATA   the daemon's folder DIR (--data)
 KEELBLOCK_API    the address of the daemon: unix:PATH or https://HOST:PORT (--api)
 
-The daemon also knows NOTIFY_SOCKET of systemd, and LISTEN_FDS, LISTEN_PID and
+KEELBLOCK_PASSPHRASE  the passphrase of a vault: for serve, vault create, key rotate, key unlock
+
+For key-management services the daemon knows VAULT_TOKEN, VAULT_CACERT and VAULT_NAMESPACE.
+
+The daemon also knows CREDENTIALS_DIRECTORY and NOTIFY_SOCKET of systemd, and LISTEN_FDS, LISTEN_PID and
 LISTEN_FDNAMES, with which systemd hands over sockets; keelblock nbd knows these, too.`},
 }
 

@@ -23,15 +23,19 @@ func (a *app) vaultCreate() *cobra.Command {
 	r := &kb.CreateVaultRequest{}
 	var blockSize sizeValue
 	var noWait bool
+	var passphraseFile string
 	cmd := &cobra.Command{
-		Use:   "create NAME [--location DIR]... [--redundancy LRS|GRS|RA-GRS] [--block-size S]",
+		Use:   "create NAME [--location DIR]... [--redundancy LRS|GRS|RA-GRS] [--block-size S] [--key KEYFILE|passphrase|kms:URL|none]",
 		Short: "make a vault",
 		Long: `Makes a vault beside the one named default, and prints its name. Its packs and index lie in
 the first --location, else in a folder of the appliance's own; what machines it keeps is
 said by keelblock machine edit NAME --vault V, or for one backup by keelblock backup --vault.
 
 Nothing is shared between vaults: a block that two vaults hold is stored in both. The
-redundancy can be changed until the vault holds its first point.`,
+redundancy can be changed until the vault holds its first point.
+
+A vault is encrypted, and its keys are wrapped by a key of the appliance unless --key says
+otherwise; see keelblock help keys. Save them: keelblock key backup FILE.`,
 		Example: "  keelblock vault create archive --location /mnt/big/keelblock --redundancy LRS",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -44,6 +48,9 @@ redundancy can be changed until the vault holds its first point.`,
 				if r.Locations[i], err = filepath.Abs(dir); err != nil {
 					return err
 				}
+			}
+			if r.Passphrase, err = a.keySource(&r.Key, passphraseFile); err != nil {
+				return err
 			}
 			j, err := c.vaults.Create(cmd.Context(), connect.NewRequest(r))
 			if err != nil {
@@ -71,6 +78,8 @@ redundancy can be changed until the vault holds its first point.`,
 	f.StringArrayVar(&r.Locations, "location", nil, "folder for packs; the first has the index too; may be repeated")
 	f.StringVar(&r.Redundancy, "redundancy", "", "LRS, GRS (the default) or RA-GRS")
 	f.Var(&blockSize, "block-size", "size of a block, a power of two from 16KiB to 1MiB (default 64KiB)")
+	f.StringVar(&r.Key, "key", "", "what wraps its keys: "+keyFlag+", or none for no encryption")
+	f.StringVar(&passphraseFile, "passphrase-file", "", "file with the passphrase; - is standard input (default: $KEELBLOCK_PASSPHRASE, then asked for)")
 	f.BoolVar(&noWait, "no-wait", false, "print the job's id and return at once")
 	_ = cmd.RegisterFlagCompletionFunc("redundancy", cobra.FixedCompletions([]string{"LRS", "GRS", "RA-GRS"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
