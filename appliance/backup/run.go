@@ -234,7 +234,8 @@ func (a *attemptState) transfer(ctx context.Context, cut *snapshot.Cut) ([]*reco
 		return nil, err
 	}
 	a.t.Detail("publishing")
-	terms := recoverypoint.Terms{At: a.e.o.Now().At, Retain: a.req.Retain, Actor: a.req.Actor}
+	now := a.e.o.Now()
+	terms := recoverypoint.Terms{At: now.At, Proven: now.Proven, Retain: a.req.Retain, Actor: a.req.Actor}
 	return a.h.Points.PublishOnTerms(ctx, a.batch, manifests, costs, terms, a.h.Site.Key)
 }
 

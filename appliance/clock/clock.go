@@ -91,7 +91,8 @@ func Open(path string, o Options) (*Clock, error) {
 	c.serial, c.fresh = l.Serial, err == nil && l.Serial == 0
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.look()
+	c.s = c.s.next(c.o.Read(), c.rules)
+	c.tell(false) // a doubt of the last run is news to this one
 	return c, errors.Join(err, c.save())
 }
 

@@ -34,6 +34,7 @@ func newHost(t *testing.T) *host {
 
 func (h *host) open() {
 	h.t.Helper()
+	h.alert = ""
 	c, err := clock.Open(h.path, clock.Options{Read: func() clock.Reading { return h.r }, Alert: func(s string) { h.alert = s }})
 	if err != nil {
 		h.t.Fatal(err)

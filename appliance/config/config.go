@@ -89,7 +89,7 @@ type Config struct {
 	// LogWriter gets the log. nil: standard error.
 	LogWriter io.Writer `toml:"-"`
 	// ReadClock reads the clocks of the host. nil: those that it has.
-	ReadClock func() clock.Reading `toml:"-"`
+	ReadClock func() clock.Reading `toml:"-" json:"-"`
 	// ExpiryInterval is the time between two passes of expiry. 0: a minute.
 	ExpiryInterval time.Duration `toml:"-"`
 	// Version is what status reports as the version of the binary.

@@ -163,9 +163,7 @@ func (e *Engine) due(h *vault.Handle, rules map[string]retention.Rules) (work, e
 		case !p.Deleted:
 			id := p.Manifest.MachineID.String()
 			byMachine[id] = append(byMachine[id], p)
-		case p.DeletedUntil.IsZero() || w.now.At.Before(p.DeletedUntil) || e.protection(p, settings, w.now) != "":
-		case settings.Immutability != recoverypoint.Disabled && w.now.Proven.Before(p.DeletedUntil):
-		default:
+		case p.Purgeable(settings, w.now.At, w.now.Proven) && e.protection(p, settings, w.now) == "":
 			w.purge = append(w.purge, p)
 		}
 	}
@@ -193,7 +191,7 @@ func (e *Engine) protection(p *recoverypoint.Point, s recoverypoint.Settings, no
 	if p.Held {
 		return "held"
 	}
-	if end := p.LockEnd(s); now.Proven.Before(end) {
+	if end, locked := p.Locked(s, now.Proven); locked {
 		return "locked until " + end.UTC().Format("2006-01-02T15:04:05Z")
 	}
 	if who := e.o.Vaults.PinnedBy(p.ID); len(who) > 0 {

@@ -225,6 +225,7 @@ func notes(t testing.TB) map[string][]byte {
 	add("note-v1-release.bin", p, err)
 	p, err = recoverypoint.EncodeEvent(recoverypoint.NoteExpiry, e)
 	add("note-v1-expiry.bin", p, err)
+	e.Proven = e.At.Add(-time.Hour)
 	p, err = recoverypoint.EncodeEvent(recoverypoint.NoteLock, e)
 	add("note-v1-lock.bin", p, err)
 	p, err = recoverypoint.EncodeSettings(recoverypoint.Settings{At: e.At, SoftDelete: 14 * 24 * time.Hour, MinimumRetention: 90 * time.Second,

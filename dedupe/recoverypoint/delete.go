@@ -140,31 +140,37 @@ func (p *Point) refuses(s Settings, noteType uint16, e Event) error {
 		if noteType == NoteDelete && p.Deleted {
 			return nil
 		}
-		end := p.LockEnd(s)
-		if noteType == NotePurge {
-			end = later(end, p.purgeEnd(s, e))
-		}
-		if e.proven().Before(end) {
+		if end, locked := p.Locked(s, e.proven()); locked {
 			return &LockedError{ID: p.ID, Until: end}
 		}
+		if noteType == NotePurge {
+			return p.refusesPurge(s, e)
+		}
 	case NoteExpiry:
-		if s.Immutability != Disabled && e.proven().Before(p.RetainUntil) && e.Until.Before(p.RetainUntil) {
+		if s.Immutability != Disabled && e.proven().Add(p.lag).Before(p.RetainUntil) && e.Until.Before(p.RetainUntil) {
 			return &LockedError{ID: p.ID, Until: p.RetainUntil}
 		}
 	}
 	return nil
 }
 
-// purgeEnd is the time before which an immutable vault does not purge a point: a
-// deletion has to run its whole soft-delete period first.
-func (p *Point) purgeEnd(s Settings, e Event) time.Time {
+// refusesPurge says that an immutable vault does not purge the point yet: a deletion has
+// to run its whole soft-delete period first.
+func (p *Point) refusesPurge(s Settings, e Event) error {
 	switch {
 	case s.Immutability == Disabled:
-		return time.Time{}
-	case p.Deleted:
-		return p.DeletedUntil
+	case p.Deleted && p.softDeleted(e.proven()):
+		return &LockedError{ID: p.ID, Until: p.DeletedUntil}
+	case !p.Deleted && s.SoftDelete > 0:
+		return &LockedError{ID: p.ID, Until: e.At.Add(s.SoftDelete)}
 	}
-	return later(e.At, e.proven()).Add(s.SoftDelete)
+	return nil
+}
+
+// softDeleted says that the point is deleted and its soft-delete period, by proven time,
+// is not over.
+func (p *Point) softDeleted(proven time.Time) bool {
+	return p.Deleted && proven.Add(p.deletedLag).Before(p.DeletedUntil)
 }
 
 // has says that the event would change nothing.

@@ -35,6 +35,10 @@ type Point struct {
 	LockedUntil time.Time
 	LockedAt    time.Time
 
+	// How far proven time was behind the time stated when it was made, and when it was
+	// deleted.
+	lag, deletedLag time.Duration
+
 	purged   bool
 	statedAt time.Time // of its newest event
 }
@@ -181,16 +185,16 @@ func (p *Point) apply(n dedupe.Note) error {
 		p.statedAt = later(p.statedAt, e.At)
 		switch n.Type {
 		case NoteDelete:
-			p.Deleted, p.DeletedAt, p.DeletedUntil = true, e.At, e.Until
+			p.Deleted, p.DeletedAt, p.DeletedUntil, p.deletedLag = true, e.At, e.Until, e.lag()
 		case NoteUndelete:
 			p.Deleted, p.DeletedAt, p.DeletedUntil = false, time.Time{}, time.Time{}
 		case NotePurge:
 			p.purged = true
 		case NoteExpiry:
-			p.RetainUntil = e.Until
+			p.RetainUntil, p.lag = e.Until, e.lag()
 		case NoteLock: // a lock only grows
 			if e.Until.After(p.LockedUntil) {
-				p.LockedUntil, p.LockedAt = e.Until, e.At
+				p.LockedUntil, p.LockedAt, p.lag = e.Until, e.At, e.lag()
 			}
 		default:
 			p.Held = n.Type == NoteHold

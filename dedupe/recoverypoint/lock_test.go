@@ -117,6 +117,36 @@ func TestLockedPointSurvivesEverything(t *testing.T) {
 	}
 }
 
+// TestLocksGoByTheTimeThatPassed: a clock was accepted ten years ahead. What is made and
+// deleted by it is locked for its time and not for ten years more.
+func TestLocksGoByTheTimeThatPassed(t *testing.T) {
+	l := newVaultLab(t)
+	const ahead = 3652 * days
+	l.mustSet(recoverypoint.Settings{SoftDelete: 14 * days, Immutability: recoverypoint.Locked, MinimumRetention: 30 * days}, day)
+	at := func(passed time.Duration) recoverypoint.Event {
+		return recoverypoint.Event{At: day.Add(passed + ahead), Proven: day.Add(passed)}
+	}
+	ps, err := l.x.PublishOnTerms(t.Context(), batchOf(t, l.s), []*recoverypoint.Manifest{point("web", 1, 1, day.Add(ahead), recoverypoint.Crash)}, nil,
+		recoverypoint.Terms{At: day.Add(ahead), Proven: day}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := ps[0].ID
+	l.reopen()
+	l.refused("delete", l.note(id, recoverypoint.NoteDelete, at(29*days)), day.Add(30*days+ahead))
+	if err := l.note(id, recoverypoint.NoteDelete, at(30*days)); err != nil {
+		t.Fatal(err)
+	}
+	l.reopen()
+	if p := l.x.Get(id); p.Purgeable(l.x.Settings(), day.Add(44*days+ahead), day.Add(43*days)) || !p.Purgeable(l.x.Settings(), day.Add(44*days+ahead), day.Add(44*days)) {
+		t.Error("its soft-delete period is not that of proven time")
+	}
+	l.refused("purge", l.note(id, recoverypoint.NotePurge, at(43*days)), time.Time{})
+	if err := l.note(id, recoverypoint.NotePurge, at(44*days)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestUnlockedCanBeTakenBack(t *testing.T) {
 	l := newVaultLab(t)
 	s := recoverypoint.Settings{SoftDelete: 14 * days, Immutability: recoverypoint.Unlocked, MinimumRetention: 30 * days}

@@ -79,10 +79,13 @@ type Event struct {
 	Until time.Time // zero: none
 	Actor string    // who asked
 	Text  string    // why
-	// Proven is the time that locks are compared with; it is not part of the note.
-	// Zero: At. A clock that cannot be trusted gives an earlier one.
+	// Proven is the time that locks are compared with, never after At. Zero: At. They
+	// differ once a person has said what time it is, see package clock of the appliance.
 	Proven time.Time
 }
+
+// lag is how far locks are behind the time that the event states.
+func (e Event) lag() time.Duration { return e.At.Sub(e.proven()) }
 
 // proven is the time that locks are compared with.
 func (e Event) proven() time.Time {
@@ -176,7 +179,14 @@ func EncodeEvent(noteType uint16, e Event) ([]byte, error) {
 		}
 	}
 	w.u64(uint64(until))
-	w.zeros(16)
+	proven := int64(0)
+	if e.lag() != 0 {
+		if proven = e.Proven.UnixNano(); e.lag() < 0 || e.Proven.Unix() <= 0 {
+			return nil, invalid("event at %v, proven %v", e.At, e.Proven)
+		}
+	}
+	w.u64(uint64(proven))
+	w.zeros(8)
 	w.text(e.Actor)
 	w.text(e.Text)
 	return w.seal(), nil
@@ -192,7 +202,10 @@ func DecodeEvent(noteType uint16, body []byte) (Event, error) {
 	if until := int64(r.u64()); until != 0 {
 		e.Until = time.Unix(0, until).UTC()
 	}
-	r.skip(16)
+	if proven := int64(r.u64()); proven != 0 {
+		e.Proven = time.Unix(0, proven).UTC()
+	}
+	r.skip(8)
 	e.Actor, e.Text = r.text(), r.text()
 	return e, r.close(body, func() ([]byte, error) { return EncodeEvent(noteType, e) })
 }

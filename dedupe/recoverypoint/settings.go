@@ -99,11 +99,27 @@ func (p *Point) LockEnd(s Settings) time.Time {
 	return later(later(p.LockedUntil, p.RetainUntil), made.Add(s.MinimumRetention))
 }
 
+// Locked says that a vault with these settings neither deletes nor expires the point at
+// this proven time, and until when, by the time that was stated when it was made.
+func (p *Point) Locked(s Settings, proven time.Time) (until time.Time, locked bool) {
+	until = p.LockEnd(s)
+	return until, proven.Add(p.lag).Before(until)
+}
+
+// Purgeable says that the point is deleted and its soft-delete period over, by trusted
+// time and, in an immutable vault, by proven time too.
+func (p *Point) Purgeable(s Settings, at, proven time.Time) bool {
+	return p.Deleted && !p.DeletedUntil.IsZero() && !at.Before(p.DeletedUntil) &&
+		(s.Immutability == Disabled || !p.softDeleted(proven))
+}
+
 // Terms are what is stated about points when they are published.
 type Terms struct {
 	// At is the trusted time; it is required when the other is given, or when the
 	// vault is immutable: zero takes the freeze time of each point.
 	At time.Time
+	// Proven: see Event.
+	Proven time.Time
 	// Retain keeps the points for this long, whatever the rules say. 0: the rules decide.
 	Retain time.Duration
 	Actor  string
@@ -112,7 +128,7 @@ type Terms struct {
 // notes are what the terms state about p in a vault with settings s. They are applied
 // to p, which nobody else knows yet.
 func (t Terms) notes(p *Point, s Settings) ([]dedupe.Note, error) {
-	e := Event{At: t.At, Actor: t.Actor}
+	e := Event{At: t.At, Proven: t.Proven, Actor: t.Actor}
 	if e.At.IsZero() {
 		e.At = p.Manifest.FrozenAt
 	}
@@ -201,11 +217,11 @@ func (x *Index) checkSettings(s Settings, proven time.Time) error {
 func (x *Index) checkTakeBack(s Settings, proven time.Time) error {
 	count, end := 0, time.Time{}
 	for _, p := range x.List("", true) {
-		until := p.LockEnd(s)
-		if p.Deleted {
-			until = later(until, p.DeletedUntil)
+		until, locked := p.Locked(s, proven)
+		if p.softDeleted(proven) {
+			locked, until = true, later(until, p.DeletedUntil)
 		}
-		if proven.Before(until) {
+		if locked {
 			count, end = count+1, later(end, until)
 		}
 	}
