@@ -193,5 +193,8 @@ type Stats struct {
 	NewBytes      int64 // their bytes in packs
 	ReadBlocks    int64 // blocks read and verified
 	CorruptBlocks int64 // reads that did not verify
-	FreeBytes     int64 // of the file system, at the last look
+	// RepairedBlocks are reads that another copy answered, after which the damaged one
+	// was written again where that was possible.
+	RepairedBlocks int64
+	FreeBytes      int64 // of the file system, at the last look
 }

@@ -217,7 +217,7 @@ func (b *Batch) heldBelow(kind dedupe.Kind, d dedupe.Digest, depth int) (bool, e
 	}
 	suspect := b.s.suspect.has(entry{kind, d})
 	if p.epoch == b.s.Epoch() && !suspect {
-		return b.s.reaches(p), nil
+		return b.s.reaches(p) || b.s.reachesCopy(p), nil
 	}
 	if b.isTouched(kind, d) && !suspect {
 		return true, nil

@@ -12,6 +12,7 @@ import (
 
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/pack"
+	"github.com/keelblock/keelblock/dedupe/packdir"
 )
 
 // Create makes an empty vault in the folder dir, which may exist if it is empty.
@@ -51,12 +52,8 @@ func create(dir string, o Options) error {
 	}
 	defer releaseLock(lock)
 	// What an interrupted Create left has no superblock, so nothing in it counts.
-	names, err := os.ReadDir(filepath.Join(dir, packsName))
-	if err == nil && len(names) > 0 {
-		return fmt.Errorf("folder has packs but no superblock: %w", fs.ErrExist)
-	}
-	if err := os.MkdirAll(filepath.Join(dir, packsName), 0o700); err != nil {
-		return noSpace(err)
+	if err := packdir.Create(dir, o.Locations, packdir.Options{Vault: sb.Vault, Superblock: sb.Encode(), Hook: o.hook, Logger: o.Logger, Now: o.Now}); err != nil {
+		return err
 	}
 	if err := os.RemoveAll(filepath.Join(dir, indexName)); err != nil {
 		return err

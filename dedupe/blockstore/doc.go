@@ -74,6 +74,17 @@
 // each of them and before each write of the index, because Badger dies of SIGBUS on
 // a full file system.
 //
+// # Copies
+//
+// Packs stand at one to three locations (package packdir), written all at once. A record
+// that does not verify where it is read first is read from another copy, and written
+// again where it was damaged. After an unclean stop the copies of a pack that was open
+// may differ behind what was acknowledged: the one whose records verify farthest is
+// sealed, the others are made equal to it, and only then the index knows the pack as
+// sealed. [Store.VerifyCopies] composes each damaged pack from what verifies in any
+// copy; [Store.RepairLocations] completes a location that was lost. What verifies
+// nowhere goes into quarantine, a key of the index, until it is stored again.
+//
 // # Locks
 //
 // In this order: a batch's digest shard; Store.publishing; a batch's stream of metadata;
@@ -82,5 +93,7 @@
 // held from the question "held?" until the record is in its pack, over the read of a
 // record to be verified and over compression, so that two puts of one block store it
 // once; there are 256. A stream is held while a pack is made, synced or waited for:
-// only puts that need the next pack wait.
+// only puts that need the next pack wait. Store.repairing is
+// before all of them; Store.healing, which is held over the reading and copying of one
+// pack, comes after a digest shard: a read that wants to heal only tries it.
 package blockstore

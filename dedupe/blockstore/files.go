@@ -94,7 +94,9 @@ func (c *fileCache) drop(number uint32) {
 	}
 }
 
-func (c *fileCache) close() {
+// clear forgets all packs: at the end, or when a location's files are not to be read
+// any more. Readers go on with what they have.
+func (c *fileCache) clear() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for c.order.Len() > 0 {

@@ -88,6 +88,11 @@ func (s *Store) read(p place, kind dedupe.Kind, d dedupe.Digest, buf []byte) ([]
 			err = s.blame(p, d, err)
 		}
 	}
+	if err != nil {
+		if content, ok := s.readCopies(p, kind, d, buf, err); ok {
+			return content, nil
+		}
+	}
 	if err = s.counted(p, kind, d, r.pack, err); err != nil {
 		return nil, err
 	}
@@ -128,29 +133,35 @@ func (s *Store) fetch(p place, kind dedupe.Kind, d dedupe.Digest, buf []byte) (r
 		return r, err
 	}
 	defer s.files.release(f)
-	if ok, err := s.fetchRaw(&r, f.f, p, kind, d, buf); ok {
-		return r, err
+	err = s.fetchFrom(&r, f.f, p, kind, d, buf)
+	return r, err
+}
+
+// fetchFrom is fetch from one copy of the pack.
+func (s *Store) fetchFrom(r *fetched, f *os.File, p place, kind dedupe.Kind, d dedupe.Digest, buf []byte) error {
+	if ok, err := s.fetchRaw(r, f, p, kind, d, buf); ok {
+		return err
 	}
 	scratch := s.codec.buffer(int(p.stored))
 	defer s.codec.put(scratch)
-	rec, _, grown, err := pack.ReadRecord(f.f, int64(p.offset), p.stored, *scratch)
+	rec, _, grown, err := pack.ReadRecord(f, int64(p.offset), p.stored, *scratch)
 	*scratch = grown
 	if err != nil {
-		return r, err
+		return err
 	}
 	if err := s.checkRecord(&rec, p, kind, d); err != nil {
-		return r, err
+		return err
 	}
 	r.level = rec.Level
 	if r.ids, err = s.ids(&rec); err != nil {
-		return r, err
+		return err
 	}
 	payload, err := s.payload(&rec, grown, buf)
 	if err != nil {
-		return r, err
+		return err
 	}
 	r.content, err = s.codec.decode(&rec, payload, buf)
-	return r, err
+	return err
 }
 
 // checkContent compares what was fetched with its digest.
@@ -222,6 +233,14 @@ func (s *Store) contentSize(kind dedupe.Kind) int {
 // openPackFile opens a pack for reading; s.files.release must follow. A pack whose
 // file is missing is dedupe.ErrNotFound: its records are absent.
 func (s *Store) openPackFile(number uint32) (*cachedFile, pack.ID, error) {
+	f, id, err := s.acquirePack(number)
+	if err == nil && s.missing.any.Load() {
+		s.healMissing()
+	}
+	return f, id, err
+}
+
+func (s *Store) acquirePack(number uint32) (*cachedFile, pack.ID, error) {
 	return s.files.acquire(number, func() (*os.File, pack.ID, error) {
 		row, ok, err := s.packRow(number)
 		if err != nil {
@@ -230,7 +249,10 @@ func (s *Store) openPackFile(number uint32) (*cachedFile, pack.ID, error) {
 		if !ok {
 			return nil, row.id, fmt.Errorf("pack number %d is not in the index: %w", number, dedupe.ErrNotFound)
 		}
-		f, err := s.packs.OpenRead(row.id)
+		f, whole, err := s.packs.OpenRead(row.id)
+		if err == nil && !whole && row.state == packSealed {
+			s.missing.add(row)
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, row.id, fmt.Errorf("pack is missing: %w", dedupe.ErrNotFound)
 		}

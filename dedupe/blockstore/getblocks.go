@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/keelblock/keelblock/dedupe"
+	"github.com/keelblock/keelblock/dedupe/pack"
 )
 
 // getGroup is how many blocks are decoded before their digests are computed together:
@@ -53,7 +54,7 @@ func (s *Store) getBlocks(digests []dedupe.Digest, bufs [][]byte, errs []error) 
 		}
 		r, err := s.fetch(p, kind, d, bufs[i][:0])
 		if err != nil {
-			errs[i] = s.getMoved(p, d, bufs[i], s.counted(p, kind, d, r.pack, err))
+			errs[i] = s.getFailed(p, d, bufs[i], r.pack, err)
 			continue
 		}
 		index[n], places[n], records[n], contents[n] = i, p, r, r.content
@@ -62,14 +63,14 @@ func (s *Store) getBlocks(digests []dedupe.Digest, bufs [][]byte, errs []error) 
 	sumAll(sums[:], records[:n], contents[:n])
 	for k := range n {
 		i, p := index[k], places[k]
-		err := compareSum(sums[k], digests[i])
-		if err != nil && p.isPatch() {
-			err = s.blame(p, digests[i], err)
-		}
-		if err = s.counted(p, kind, digests[i], records[k].pack, err); err != nil {
-			errs[i] = s.getMoved(p, digests[i], bufs[i], err)
+		if err := compareSum(sums[k], digests[i]); err != nil {
+			if p.isPatch() {
+				err = s.blame(p, digests[i], err)
+			}
+			errs[i] = s.getFailed(p, digests[i], bufs[i], records[k].pack, err)
 			continue
 		}
+		s.counts.readBlocks.Add(1)
 		errs[i] = intoBuffer(bufs[i], contents[k])
 	}
 }
@@ -88,6 +89,14 @@ func sumAll(sums []dedupe.Digest, records []fetched, contents [][]byte) {
 	if len(records) > 0 {
 		records[0].ids.SumAll(sums, contents)
 	}
+}
+
+// getFailed is for a block that did not verify: another copy has it, or it has moved.
+func (s *Store) getFailed(p place, d dedupe.Digest, buf []byte, id pack.ID, err error) error {
+	if content, ok := s.readCopies(p, dedupe.KindBlock, d, buf[:0], err); ok {
+		return intoBuffer(buf, content)
+	}
+	return s.getMoved(p, d, buf, s.counted(p, dedupe.KindBlock, d, id, err))
 }
 
 // getMoved is readMoved into buf.

@@ -17,6 +17,8 @@ const (
 	prefixPack     = 'P' // pack number, big endian → packRow
 	prefixPackID   = 'Q' // pack id → pack number
 	prefixMeta     = 'S' // → meta
+	// prefixQuarantine, kind and digest → since when its record verifies nowhere
+	prefixQuarantine = 'X'
 )
 
 const (

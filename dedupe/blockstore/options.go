@@ -51,6 +51,11 @@ type Options struct {
 	// Keyless opens an encrypted vault without its keys: nodes and manifests are read,
 	// blocks and notes are dedupe.ErrNoKey, and so is putting them.
 	Keyless bool
+	// Locations are the folders, on other disks, that keep further copies of every
+	// pack, at most two. In Create they are made; in Open one that is new to the vault
+	// is out until RepairLocations has filled it. Nil in Open takes those that the
+	// vault's folder lists, if it is where it was.
+	Locations []string
 	// ReadOnly opens without changing a byte of the vault, also while another
 	// process has it open or after an unclean stop. What is published at this
 	// moment is seen, what comes later is not.

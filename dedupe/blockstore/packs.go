@@ -146,7 +146,7 @@ func (s *Store) enterPack(p *openPack, state packState, fresh []pack.Entry, end 
 	p.indexed += len(fresh)
 	p.durable = end
 	p.known = true
-	return nil
+	return s.restored(fresh)
 }
 
 // closePack forgets an open pack; its file stays.

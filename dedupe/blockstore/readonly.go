@@ -18,6 +18,9 @@ import (
 // open nobody can open it for writing. In every other case, and when Badger refuses,
 // an index is built from the packs in a scratch folder.
 func (s *Store) openReadOnly() error {
+	if err := s.openPacks(false); err != nil {
+		return err
+	}
 	lock, err := takeLock(s.dir, unix.LOCK_SH)
 	switch {
 	case err == nil && s.isClean():

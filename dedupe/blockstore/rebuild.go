@@ -12,6 +12,7 @@ import (
 
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/pack"
+	"github.com/keelblock/keelblock/dedupe/packdir"
 )
 
 // RebuildIndex makes the index of a vault anew from its packs alone and puts it in
@@ -39,6 +40,9 @@ func rebuildIndex(ctx context.Context, dir string, o Options, progress func(done
 	}
 	defer s.releaseAll()
 	if s.lock, err = takeLock(dir, unix.LOCK_EX); err != nil {
+		return err
+	}
+	if err := s.openPacks(true); err != nil {
 		return err
 	}
 	fresh := filepath.Join(dir, newIndexName)
@@ -216,34 +220,43 @@ func (s *Store) collectPublications(ctx context.Context) ([]*pack.Publication, e
 	return effective(found), nil
 }
 
-// openContent reads a pack's content; nil when the pack is gone, damaged beyond
-// use, or a data pack where only metadata is asked for.
+// openContent reads a pack's content, of the best copy; nil when the pack is gone,
+// damaged beyond use, or a data pack where only metadata is asked for.
 func (s *Store) openContent(id pack.ID, metadataOnly bool) (*os.File, *content, error) {
-	f, err := s.packs.OpenRead(id)
-	if errors.Is(err, os.ErrNotExist) {
+	copies := s.packs.Copies(id)
+	defer packdir.CloseCopies(copies)
+	if metadataOnly && isData(copies) {
 		return nil, nil, nil
 	}
-	if err != nil {
+	best, c, err := s.bestCopy(copies, id)
+	if err != nil || best < 0 {
 		return nil, nil, err
-	}
-	if metadataOnly {
-		if h, err := pack.ReadHeader(f); err == nil && h.Class == pack.ClassData {
-			return nil, nil, f.Close()
-		}
-	}
-	c, err := s.readContent(f, id)
-	if errors.Is(err, dedupe.ErrCorrupt) {
-		s.log.Error("pack is left out", "vault", s.dir, "pack", id.String(), "err", err)
-		return nil, nil, f.Close()
-	}
-	if err != nil {
-		return nil, nil, errors.Join(err, f.Close())
 	}
 	if c.problem != nil {
 		s.log.Error("pack is damaged, its records were read one by one", "vault", s.dir, "pack", id.String(),
 			"readable", c.end, "size", c.size, "err", c.problem)
 	}
+	if !c.sealed && c.problem == nil && !s.o.ReadOnly {
+		if err := s.equalize(copies, best); err != nil {
+			return nil, nil, err
+		}
+	}
+	f := copies[best].File
+	copies[best].File = nil // the caller's
 	return f, c, nil
+}
+
+// isData reports whether a pack's header says that it holds blocks.
+func isData(copies []packdir.Copy) bool {
+	for _, c := range copies {
+		if c.File == nil {
+			continue
+		}
+		if h, err := pack.ReadHeader(c.File); err == nil {
+			return h.Class == pack.ClassData
+		}
+	}
+	return false
 }
 
 // addPack enters a pack's records into a new index and notes where wanted manifests

@@ -9,6 +9,7 @@ import (
 
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/pack"
+	"github.com/keelblock/keelblock/dedupe/packdir"
 )
 
 // content is what a pack's footer, or else its records, say.
@@ -325,20 +326,19 @@ func (s *Store) isIntact(r indexRow) bool {
 // recoverPack reads one pack that was open, seals it and enters its records. Of its
 // patches it only takes note.
 func (s *Store) recoverPack(row packRow, known bool, patches *patchedPacks) ([]foundPublication, []recoveredEntry, error) {
-	w, err := s.packs.OpenWrite(row.id)
-	if err != nil {
+	copies := s.packs.Copies(row.id)
+	defer packdir.CloseCopies(copies)
+	best, c, err := s.bestCopy(copies, row.id)
+	if err != nil || best < 0 { // another pack under this name is never touched
 		return nil, nil, err
 	}
-	defer w.Close()
-	f := w.File()
-	c, err := s.readContent(f, row.id)
-	if err != nil {
-		if errors.Is(err, dedupe.ErrCorrupt) { // another pack under this name: never touched
-			s.log.Error("not a pack of this vault, left alone", "vault", s.dir, "pack", row.id.String(), "err", err)
-			return nil, nil, nil
+	if !copies[best].In { // only a location that is out has it: first there are copies again
+		if err := s.equalize(copies, best); err != nil {
+			return nil, nil, err
 		}
-		return nil, nil, err
+		return s.recoverPack(row, known, patches)
 	}
+	f := copies[best].File
 	if !known && len(c.entries) == 0 && c.problem == nil || !known && c.isBlank(f) {
 		s.log.Info("removed an empty pack after an unclean stop", "vault", s.dir, "pack", row.id.String())
 		return nil, nil, s.packs.Remove(row.id)
@@ -349,7 +349,7 @@ func (s *Store) recoverPack(row packRow, known bool, patches *patchedPacks) ([]f
 		}
 	}
 	row.class = c.header.Class
-	if err := s.sealRecovered(w, &row, c); err != nil {
+	if err := s.sealCopies(copies, best, &row, c); err != nil {
 		return nil, nil, err
 	}
 	// Epoch 0: nothing is believed before it was read back.
@@ -362,6 +362,20 @@ func (s *Store) recoverPack(row packRow, known bool, patches *patchedPacks) ([]f
 		return nil, nil, err
 	}
 	return pubs, publishedEntries(row.number, c.entries), nil
+}
+
+// sealCopies seals the best copy and makes the others equal to it. Only then the index
+// knows the pack as sealed, so that a kill in between ends here again.
+func (s *Store) sealCopies(copies []packdir.Copy, best int, row *packRow, c *content) error {
+	w, err := s.packs.Write(copies[best])
+	if err != nil {
+		return err
+	}
+	err = s.sealRecovered(w, row, c)
+	if err = errors.Join(err, w.Close()); err != nil || row.state != packSealed {
+		return err // of a damaged pack each copy stays as it is: together they may be whole
+	}
+	return s.equalize(copies, best)
 }
 
 // publishedEntries are the manifests and notes of a pack.

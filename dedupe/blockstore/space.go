@@ -61,7 +61,10 @@ func (s *Store) checkPackRoom(bytes int64) error {
 		return err
 	}
 	s.counts.freeBytes.Store(free)
-	return roomIn(s.dir, free, max(s.o.ReserveBytes, s.indexRoomNow()), bytes)
+	if err := roomIn(s.dir, free, max(s.o.ReserveBytes, s.indexRoomNow()), bytes); err != nil {
+		return err
+	}
+	return s.packs.CheckRoom(s.o.ReserveBytes, bytes)
 }
 
 // indexRoomNow grows with the index: an entry at rest is 68 bytes, and one more copy

@@ -50,6 +50,10 @@ type Store struct {
 	writing writingPacks
 	suspect suspects
 	bundles *bundleCache
+	missing missingPacks
+	// healing is held while copies are made equal again, and repairing while
+	// RepairLocations or VerifyCopies goes through all packs.
+	healing, repairing sync.Mutex
 
 	// publishing is held by a commit from its first note to its transaction of
 	// the index, so that serials and sequences ascend in the order of publication.
@@ -67,7 +71,7 @@ type Store struct {
 
 // counters since the Store was opened.
 type counters struct {
-	putBlocks, newBlocks, newRawBytes, newBytes, readBlocks, corruptBlocks, freeBytes atomic.Int64
+	putBlocks, newBlocks, newRawBytes, newBytes, readBlocks, corruptBlocks, repairedBlocks, freeBytes atomic.Int64
 }
 
 var (
@@ -161,11 +165,7 @@ func newStore(dir string, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	packs, err := packdir.Open([]string{dir}, packdir.Options{Hook: o.hook, Logger: o.Logger})
-	if err != nil {
-		return nil, err
-	}
-	s := &Store{dir: dir, o: o, sb: sb, codec: c, keys: k, packs: packs, files: newFileCache(), bundles: newBundleCache(), log: o.Logger,
+	s := &Store{dir: dir, o: o, sb: sb, codec: c, keys: k, files: newFileCache(), bundles: newBundleCache(), log: o.Logger,
 		batches: make(map[*Batch]struct{}), pool: make(map[pack.Class][]*openPack)}
 	s.keys.own = k.domains[s.Domain()]
 	return s, nil
@@ -194,6 +194,9 @@ func open(dir string, o Options) (_ *Store, err error) {
 		return nil, err
 	}
 	s.healSuperblock()
+	if err := s.openPacks(false); err != nil {
+		return nil, err
+	}
 	if err := os.RemoveAll(filepath.Join(dir, newIndexName)); err != nil {
 		return nil, fmt.Errorf("remove an unfinished index: %w", err)
 	}
@@ -201,6 +204,9 @@ func open(dir string, o Options) (_ *Store, err error) {
 		return nil, err
 	}
 	s.index.room = s.checkRoom
+	if err := s.loadQuarantine(); err != nil {
+		return nil, err
+	}
 	state, err := s.beginEpoch()
 	if err != nil {
 		return nil, err
@@ -212,6 +218,28 @@ func open(dir string, o Options) (_ *Store, err error) {
 		return nil, fmt.Errorf("recover from an unclean stop: %w", err)
 	}
 	return s, nil
+}
+
+// openPacks opens the locations of the packs. promote makes the vault's folder the
+// first of them when it was another one.
+func (s *Store) openPacks(promote bool) (err error) {
+	s.packs, err = packdir.Open(s.dir, s.o.Locations, packdir.Options{Vault: s.sb.Vault, Superblock: s.sb.Encode(),
+		ReadOnly: s.o.ReadOnly, Promote: promote, LastCommit: s.lastCommit, Changed: s.files.clear,
+		Hook: s.o.hook, Logger: s.log, Now: s.o.Now})
+	if err != nil {
+		return fmt.Errorf("open locations: %w", err)
+	}
+	return nil
+}
+
+// lastCommit is the serial of the last publication in the index, 0 before there is one.
+func (s *Store) lastCommit() uint64 {
+	if s.index == nil {
+		return 0
+	}
+	s.index.mu.Lock()
+	defer s.index.mu.Unlock()
+	return s.index.m.nextSerial - 1
 }
 
 // openOwnIndex opens the vault's index.
@@ -288,7 +316,8 @@ func (s *Store) releaseAll() {
 			s.log.Warn("close index", "vault", s.dir, "err", err)
 		}
 	}
-	s.files.close()
+	s.files.clear()
+	s.closePacks()
 	s.codec.close()
 	if s.scratch != "" {
 		if err := os.RemoveAll(s.scratch); err != nil {
@@ -302,9 +331,16 @@ func (s *Store) releaseAll() {
 
 // releaseFiles lets go of all but the index.
 func (s *Store) releaseFiles() {
-	s.files.close()
+	s.files.clear()
+	s.closePacks()
 	s.codec.close()
 	releaseLock(s.lock)
+}
+
+func (s *Store) closePacks() {
+	if s.packs != nil {
+		s.packs.Close()
+	}
 }
 
 // lockForever keeps the vault locked until the process ends.
@@ -366,7 +402,8 @@ func (s *Store) Stats() dedupe.Stats {
 		Packs: m.packs, PackBytes: m.packBytes, Blocks: m.blocks, Nodes: m.nodes,
 		PutBlocks: c.putBlocks.Load(), NewBlocks: c.newBlocks.Load(),
 		NewRawBytes: c.newRawBytes.Load(), NewBytes: c.newBytes.Load(),
-		ReadBlocks: c.readBlocks.Load(), CorruptBlocks: c.corruptBlocks.Load(), FreeBytes: c.freeBytes.Load(),
+		ReadBlocks: c.readBlocks.Load(), CorruptBlocks: c.corruptBlocks.Load(),
+		RepairedBlocks: c.repairedBlocks.Load(), FreeBytes: c.freeBytes.Load(),
 	}
 }
 

@@ -42,3 +42,14 @@ func (s *suspects) clear(e entry) {
 	defer s.mu.Unlock()
 	delete(s.m, e)
 }
+
+// some reports whether there may be suspects.
+func (s *suspects) some() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.all || len(s.m) > 0
+}
+
+// known reports whether an entry was added and not cleared; when there were too many to
+// remember, any may have been.
+func (s *suspects) known(e entry) bool { return s.has(e) }
