@@ -56,6 +56,7 @@ func (s service) alerts(all []*kb.Disk) []Alert {
 		out = append(out, Alert{Severity: severity, Object: s.Info.DataDir, Text: f.Text})
 	}
 	out = append(out, s.failedBackups()...)
+	out = append(out, s.locationAlerts()...)
 	if err := s.Disks.Damage(); err != nil {
 		out = append(out, Alert{Severity: "critical", Object: "disks.json", Text: err.Error()})
 	}
@@ -163,6 +164,13 @@ func (s service) vaultStatus(v *vault.Vault) *kb.VaultStatusResponse {
 	st := h.Store.Stats()
 	out.Packs, out.PackBytes, out.Blocks, out.CorruptBlocks = st.Packs, st.PackBytes, st.Blocks, st.CorruptBlocks
 	out.BlockSizeBytes = int64(h.Store.BlockSize())
+	out.RepairedBlocks, out.Locations = st.RepairedBlocks, s.locations(v)
+	if quarantined, err := h.Store.Quarantined(); err == nil {
+		out.QuarantinedBlocks = int64(len(quarantined))
+	}
+	for _, d := range s.Verifier.Damaged(h.Vault.Name()) {
+		out.DamagedPoints = append(out.DamagedPoints, d.Point.String())
+	}
 	newest := map[string]int64{} // machine → size of its newest point's disks
 	for _, p := range h.Points.List("", true) {
 		if p.Deleted {

@@ -12,14 +12,12 @@ import (
 	kb "github.com/keelblock/keelblock/appliance/api/keelblockv1"
 	"github.com/keelblock/keelblock/appliance/api/keelblockv1/keelblockv1connect"
 	"github.com/keelblock/keelblock/appliance/dirtybitmap"
-	"github.com/keelblock/keelblock/appliance/job"
 	"github.com/keelblock/keelblock/appliance/readers"
 	"github.com/keelblock/keelblock/appliance/restore"
 	"github.com/keelblock/keelblock/appliance/vault"
 	"github.com/keelblock/keelblock/blockdev"
 	"github.com/keelblock/keelblock/dedupe/hashtree"
 	"github.com/keelblock/keelblock/dedupe/recoverypoint"
-	"github.com/keelblock/keelblock/dedupe/verify"
 )
 
 // pointsService answers what it does not have with the code unimplemented.
@@ -173,90 +171,11 @@ func unionOfDisks(a, b *recoverypoint.Manifest) []string {
 
 // Verify starts a job that reads everything of a point, or of all points.
 func (s pointsService) Verify(ctx context.Context, r *connect.Request[kb.VerifyRequest]) (*connect.Response[kb.Job], error) {
-	handles, err := s.Vaults.Each(ctx)
-	if err != nil {
-		return nil, err
-	}
-	object := "all"
-	var points []stored
-	for _, h := range handles {
-		for _, p := range h.Points.List("", true) {
-			points = append(points, stored{h, p})
-		}
-	}
-	if r.Msg.Point != "" {
-		h, p, _, err := s.Vaults.Find(ctx, r.Msg.Point)
-		if err != nil {
-			return nil, err
-		}
-		handles, points, object = []*vault.Handle{h}, []stored{{h, p}}, p.ID.String()
-	}
-	t, err := s.Jobs.Start("Verify", object, func(ctx context.Context, t *job.Task) error {
-		return s.verify(ctx, t, handles, points)
-	})
+	t, err := s.Verifier.Start(ctx, r.Msg.Point)
 	if err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(jobMessage(t.Record())), nil
-}
-
-// stored is a point with its vault.
-type stored struct {
-	in *vault.Handle
-	*recoverypoint.Point
-}
-
-// verify reads points one after the other. Damage fails the job, after all of them.
-func (s pointsService) verify(ctx context.Context, t *job.Task, handles []*vault.Handle, points []stored) error {
-	var bad, damaged int64
-	var first error
-	t.Detail("counting blocks")
-	for _, p := range points {
-		n, err := verify.Bytes(ctx, p.in.Store, p.Manifest)
-		if err != nil {
-			return fmt.Errorf("verify recovery point %s: %w", p.ID, err)
-		}
-		t.AddTotal(n)
-	}
-	for i, p := range points {
-		t.Detail(fmt.Sprintf("point %d of %d", i+1, len(points)))
-		unpin := s.Vaults.Pin(p.ID, "a verification")
-		end, last := t.Begin("Verify"), int64(0)
-		rep, err := verify.Point(ctx, p.in.Store, p.Manifest, func(done int64) { t.AddDone(done - last); last = done })
-		unpin()
-		if err != nil {
-			end(err)
-			return fmt.Errorf("verify recovery point %s: %w", p.ID, err)
-		}
-		end(rep.Err())
-		if rep.OK() {
-			t.Result(fmt.Sprintf("%s ok %d blocks %d nodes %d bytes", p.ID, rep.Blocks, rep.Nodes, rep.Bytes))
-			continue
-		}
-		damaged++
-		bad += rep.BadCount
-		if first == nil {
-			first = rep.Err()
-		}
-		for _, b := range rep.Bad {
-			t.Result(fmt.Sprintf("%s damaged %s", p.ID, b))
-		}
-	}
-	for _, h := range handles {
-		for _, pr := range h.Points.Problems() {
-			if len(points) > 1 || len(points) == 1 && points[0].ID == pr.ID {
-				damaged++
-				t.Result(fmt.Sprintf("%s damaged %v", pr.ID, pr.Err))
-				if first == nil {
-					first = pr.Err
-				}
-			}
-		}
-	}
-	if first != nil {
-		return fmt.Errorf("verify: %d of %d recovery points are damaged, %d blocks and nodes: %w", damaged, len(points), bad, first)
-	}
-	return nil
 }
 
 // RestoreDisk starts a restore to a new disk.

@@ -26,6 +26,7 @@ import (
 	"github.com/keelblock/keelblock/appliance/readers"
 	"github.com/keelblock/keelblock/appliance/restore"
 	"github.com/keelblock/keelblock/appliance/vault"
+	"github.com/keelblock/keelblock/appliance/verification"
 )
 
 // Limits of calls.
@@ -74,6 +75,7 @@ type Parts struct {
 	Backup   *backup.Engine
 	Restore  *restore.Engine
 	Readers  *readers.Set
+	Verifier *verification.Engine
 	Doctor   *doctor.Doctor
 	// Opened is closed when catalog and vault are open, or were refused.
 	Opened <-chan struct{}

@@ -98,18 +98,11 @@ func (s service) vault(v *vault.Vault) *kb.Vault {
 	if reason != nil {
 		out.Reason = reason.Error()
 	}
-	for _, dir := range append([]string{spec.Dir}, spec.Locations...) {
-		l := &kb.Location{Path: dir, State: string(state)}
-		if space, err := vault.SpaceOf(dir); err == nil {
-			l.FreeBytes = space.Free
-		}
-		out.Locations = append(out.Locations, l)
-	}
+	out.Locations = s.locations(v)
 	if h := v.Peek(); h != nil {
 		out.BlockSizeBytes = int64(h.Store.BlockSize())
 		out.Points = int64(len(h.Points.List("", false)))
 		forgetting(out, h.Points.Settings())
-		out.Locations[0].Packs = h.Store.Stats().Packs
 	}
 	return out
 }

@@ -48,6 +48,12 @@ type Config struct {
 	// VaultReserveBytes is the free space below which the vault takes no new data.
 	// 0: the smaller of 512 MiB and a 16th of the file system.
 	VaultReserveBytes int64 `toml:"vault-reserve"`
+	// VaultLocations are folders, on other disks, that keep further copies of every pack
+	// of the default vault, at most two; they exist. Empty: those that it has.
+	VaultLocations []string `toml:"vault-location"`
+	// VerifyEvery is the period in which each recovery point is read back and compared
+	// with its digests, such as "7d" or "12h"; "never": only on demand. "": 7d.
+	VerifyEvery string `toml:"verify-every"`
 	// BallastBytes is the size of the file that is given up first when the file
 	// system is full at a start. 0: the smaller of 1 GiB and a 32nd of the file
 	// system.
@@ -90,6 +96,9 @@ type Config struct {
 	LogWriter io.Writer `toml:"-"`
 	// ReadClock reads the clocks of the host. nil: those that it has.
 	ReadClock func() clock.Reading `toml:"-" json:"-"`
+	// VerifyInterval is the time between two looks at what is to be verified or repaired.
+	// 0: a minute.
+	VerifyInterval time.Duration `toml:"-"`
 	// ExpiryInterval is the time between two passes of expiry. 0: a minute.
 	ExpiryInterval time.Duration `toml:"-"`
 	// Version is what status reports as the version of the binary.
@@ -207,6 +216,17 @@ func (c Config) Validate() error {
 	case "", "debug", "info", "warn", "error":
 	default:
 		bad("log-level", "%q is none of debug, info, warn, error", c.LogLevel)
+	}
+	if _, err := c.VerifyPeriod(); err != nil {
+		bad("verify-every", "%v", err)
+	}
+	if n := len(c.VaultLocations); n > 2 {
+		bad("vault-location", "%d folders beside the vault's own, at most 2", n)
+	}
+	for _, dir := range c.VaultLocations {
+		if !filepath.IsAbs(dir) {
+			bad("vault-location", "%q is not an absolute path", dir)
+		}
 	}
 	switch c.LogFormat {
 	case "", "text", "json":

@@ -31,6 +31,7 @@ import (
 	"github.com/keelblock/keelblock/appliance/readers"
 	"github.com/keelblock/keelblock/appliance/restore"
 	"github.com/keelblock/keelblock/appliance/vault"
+	"github.com/keelblock/keelblock/appliance/verification"
 	"github.com/keelblock/keelblock/blockdev/cbt"
 	"github.com/keelblock/keelblock/blockdev/nbd/server"
 )
@@ -68,6 +69,7 @@ type daemon struct {
 	vaults   *vault.Set
 	jobs     *job.Manager
 	readers  *readers.Set
+	verifier *verification.Engine
 	points   pointsSocket
 	time     *clock.Clock
 	expiry   *expiry.Engine
@@ -180,7 +182,7 @@ func (d *daemon) compose() {
 	}
 	d.keys = d.newKeys()
 	d.vaults = vault.NewSet(vault.SetOptions{DataDir: d.cfg.DataDir, DefaultDir: d.cfg.VaultDir(), Site: d.site,
-		ReserveBytes: d.vaultReserve, CacheBytes: d.cfg.CacheBytes, Keys: d.keysOf, Logger: d.log})
+		DefaultLocations: d.cfg.VaultLocations, ReserveBytes: d.vaultReserve, CacheBytes: d.cfg.CacheBytes, Keys: d.keysOf, Logger: d.log})
 	d.openClock()
 	d.machines = machine.NewSet(d.disks, disks.NewID)
 	d.cursors = cursor.NewSet(d.disks, d.vaults)
@@ -190,12 +192,15 @@ func (d *daemon) compose() {
 	d.readers = readers.New(readers.Options{Vaults: d.vaults, Disks: d.disks, Points: d.points, Logger: d.log})
 	d.expiry = expiry.New(expiry.Options{Vaults: d.vaults, Machines: d.machines, Jobs: d.jobs, Now: d.time.Now,
 		Interval: d.cfg.ExpiryInterval, Alert: d.alert, Logger: d.log})
+	every, _ := d.cfg.VerifyPeriod() // validated
+	d.verifier = verification.New(verification.Options{Vaults: d.vaults, Jobs: d.jobs, Dir: d.cfg.DataDir, Every: every,
+		Look: d.cfg.VerifyInterval, LiveBlock: d.liveBlock, Logger: d.log})
 	handler := api.Handler(api.Parts{
 		Info: api.Info{Version: d.cfg.Version, PID: os.Getpid(), StartedAt: time.Now(), DataDir: d.cfg.DataDir,
 			SiteName: d.site.Name, APIURI: "unix:" + d.cfg.APISocket(), NBDURIs: d.uris(kindNBD), NBDTLS: d.tlsMode(),
 			NBDSocket: d.cfg.NBDSocket(), PointsPath: d.cfg.PointsSocket()},
 		Disks: d.disks, Machines: d.machines, Cursors: d.cursors, Vaults: d.vaults, Keys: d.keys, Jobs: d.jobs, Readers: d.readers,
-		Clock: d.time, Expiry: d.expiry,
+		Clock: d.time, Expiry: d.expiry, Verifier: d.verifier,
 		Backup: backup.New(backup.Options{Disks: d.disks, Machines: d.machines, Vaults: d.vaults, Jobs: d.jobs,
 			Clock: d.clock, Now: d.time.Now, Workers: workers, Alert: d.alert, Logger: d.log}),
 		Restore: restore.New(restore.Options{Disks: d.disks, Vaults: d.vaults, Jobs: d.jobs, DiskDir: d.cfg.DisksDir(),
@@ -238,6 +243,7 @@ func (d *daemon) serve(ctx context.Context, ready func(Ready)) error {
 	readersGroup.Go(func() error { return d.expiry.Run(sweep) })
 	readersGroup.Go(func() error { d.disks.KeepAttached(sweep); return nil })
 	readersGroup.Go(func() error { d.retryKeys(sweep); return nil })
+	readersGroup.Go(func() error { return d.verifier.Run(sweep) })
 	opening := make(chan struct{})
 	g.Go(func() error {
 		defer close(opening)

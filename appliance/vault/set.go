@@ -53,7 +53,10 @@ type SetOptions struct {
 	DataDir string
 	// DefaultDir is the folder of the vault named default.
 	DefaultDir string
-	Site       *Site
+	// DefaultLocations are folders with copies of the default vault's packs; nil: those
+	// that it has.
+	DefaultLocations []string
+	Site             *Site
 	// ReserveBytes of the file system of the default vault stay free. Others have the
 	// default of their own file systems.
 	ReserveBytes int64
@@ -109,6 +112,9 @@ func NewSet(o SetOptions) *Set {
 	}
 	d := &specs[0]
 	d.Dir = o.DefaultDir
+	if o.DefaultLocations != nil {
+		d.Locations = o.DefaultLocations
+	}
 	if d.Redundancy == "" {
 		d.Redundancy = GRS
 	}

@@ -166,7 +166,7 @@ func hintFor(err error) string {
 
 // options of the store below.
 func (v *Vault) options() blockstore.Options {
-	return blockstore.Options{ReserveBytes: v.o.ReserveBytes, Logger: v.o.Logger}
+	return blockstore.Options{Locations: v.o.Locations, ReserveBytes: v.o.ReserveBytes, Logger: v.o.Logger}
 }
 
 // open is one attempt. A damaged table makes Badger panic: that is an error here.

@@ -4905,21 +4905,25 @@ func (x *VaultStatusRequest) GetName() string {
 }
 
 type VaultStatusResponse struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	State          string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`   // "open" | "closed" | "opening"
-	Reason         string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"` // why it is closed, and the next step
-	Points         int64                  `protobuf:"varint,4,opt,name=points,proto3" json:"points,omitempty"`
-	DeletedPoints  int64                  `protobuf:"varint,5,opt,name=deleted_points,json=deletedPoints,proto3" json:"deleted_points,omitempty"`
-	Packs          int64                  `protobuf:"varint,6,opt,name=packs,proto3" json:"packs,omitempty"`
-	PackBytes      int64                  `protobuf:"varint,7,opt,name=pack_bytes,json=packBytes,proto3" json:"pack_bytes,omitempty"`
-	Blocks         int64                  `protobuf:"varint,8,opt,name=blocks,proto3" json:"blocks,omitempty"`
-	FreeBytes      int64                  `protobuf:"varint,9,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
-	BlockSizeBytes int64                  `protobuf:"varint,10,opt,name=block_size_bytes,json=blockSizeBytes,proto3" json:"block_size_bytes,omitempty"`
-	ProtectedBytes int64                  `protobuf:"varint,11,opt,name=protected_bytes,json=protectedBytes,proto3" json:"protected_bytes,omitempty"` // sum of the sizes of the newest points' disks
-	CorruptBlocks  int64                  `protobuf:"varint,12,opt,name=corrupt_blocks,json=corruptBlocks,proto3" json:"corrupt_blocks,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Name              string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	State             string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`   // "open" | "closed" | "opening"
+	Reason            string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"` // why it is closed, and the next step
+	Points            int64                  `protobuf:"varint,4,opt,name=points,proto3" json:"points,omitempty"`
+	DeletedPoints     int64                  `protobuf:"varint,5,opt,name=deleted_points,json=deletedPoints,proto3" json:"deleted_points,omitempty"`
+	Packs             int64                  `protobuf:"varint,6,opt,name=packs,proto3" json:"packs,omitempty"`
+	PackBytes         int64                  `protobuf:"varint,7,opt,name=pack_bytes,json=packBytes,proto3" json:"pack_bytes,omitempty"`
+	Blocks            int64                  `protobuf:"varint,8,opt,name=blocks,proto3" json:"blocks,omitempty"`
+	FreeBytes         int64                  `protobuf:"varint,9,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	BlockSizeBytes    int64                  `protobuf:"varint,10,opt,name=block_size_bytes,json=blockSizeBytes,proto3" json:"block_size_bytes,omitempty"`
+	ProtectedBytes    int64                  `protobuf:"varint,11,opt,name=protected_bytes,json=protectedBytes,proto3" json:"protected_bytes,omitempty"` // sum of the sizes of the newest points' disks
+	CorruptBlocks     int64                  `protobuf:"varint,12,opt,name=corrupt_blocks,json=corruptBlocks,proto3" json:"corrupt_blocks,omitempty"`
+	Locations         []*Location            `protobuf:"bytes,13,rep,name=locations,proto3" json:"locations,omitempty"`
+	RepairedBlocks    int64                  `protobuf:"varint,14,opt,name=repaired_blocks,json=repairedBlocks,proto3" json:"repaired_blocks,omitempty"`          // reads that another copy answered, since the start
+	QuarantinedBlocks int64                  `protobuf:"varint,15,opt,name=quarantined_blocks,json=quarantinedBlocks,proto3" json:"quarantined_blocks,omitempty"` // blocks and nodes that verify at no location
+	DamagedPoints     []string               `protobuf:"bytes,16,rep,name=damaged_points,json=damagedPoints,proto3" json:"damaged_points,omitempty"`              // ids of the points that need them, as far as verified
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *VaultStatusResponse) Reset() {
@@ -5034,6 +5038,34 @@ func (x *VaultStatusResponse) GetCorruptBlocks() int64 {
 		return x.CorruptBlocks
 	}
 	return 0
+}
+
+func (x *VaultStatusResponse) GetLocations() []*Location {
+	if x != nil {
+		return x.Locations
+	}
+	return nil
+}
+
+func (x *VaultStatusResponse) GetRepairedBlocks() int64 {
+	if x != nil {
+		return x.RepairedBlocks
+	}
+	return 0
+}
+
+func (x *VaultStatusResponse) GetQuarantinedBlocks() int64 {
+	if x != nil {
+		return x.QuarantinedBlocks
+	}
+	return 0
+}
+
+func (x *VaultStatusResponse) GetDamagedPoints() []string {
+	if x != nil {
+		return x.DamagedPoints
+	}
+	return nil
 }
 
 type DoctorRequest struct {
@@ -7071,7 +7103,7 @@ const file_keelblock_proto_rawDesc = "" +
 	"\fStopResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x03R\x03pid\"(\n" +
 	"\x12VaultStatusRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xfc\x02\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xb1\x04\n" +
 	"\x13VaultStatusResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
@@ -7087,7 +7119,11 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x10block_size_bytes\x18\n" +
 	" \x01(\x03R\x0eblockSizeBytes\x12'\n" +
 	"\x0fprotected_bytes\x18\v \x01(\x03R\x0eprotectedBytes\x12%\n" +
-	"\x0ecorrupt_blocks\x18\f \x01(\x03R\rcorruptBlocks\"\x0f\n" +
+	"\x0ecorrupt_blocks\x18\f \x01(\x03R\rcorruptBlocks\x124\n" +
+	"\tlocations\x18\r \x03(\v2\x16.keelblock.v1.LocationR\tlocations\x12'\n" +
+	"\x0frepaired_blocks\x18\x0e \x01(\x03R\x0erepairedBlocks\x12-\n" +
+	"\x12quarantined_blocks\x18\x0f \x01(\x03R\x11quarantinedBlocks\x12%\n" +
+	"\x0edamaged_points\x18\x10 \x03(\tR\rdamagedPoints\"\x0f\n" +
 	"\rDoctorRequest\"K\n" +
 	"\aFinding\x12\x14\n" +
 	"\x05check\x18\x01 \x01(\tR\x05check\x12\x16\n" +
@@ -7481,143 +7517,144 @@ var file_keelblock_proto_depIdxs = []int32{
 	78,  // 39: keelblock.v1.StatusResponse.alerts:type_name -> keelblock.v1.Alert
 	83,  // 40: keelblock.v1.StatusResponse.vault:type_name -> keelblock.v1.VaultStatusResponse
 	4,   // 41: keelblock.v1.StatusResponse.running_jobs:type_name -> keelblock.v1.Job
-	85,  // 42: keelblock.v1.DoctorResponse.findings:type_name -> keelblock.v1.Finding
-	92,  // 43: keelblock.v1.ListVaultsResponse.vaults:type_name -> keelblock.v1.Vault
-	109, // 44: keelblock.v1.Vault.created_at:type_name -> google.protobuf.Timestamp
-	91,  // 45: keelblock.v1.Vault.locations:type_name -> keelblock.v1.Location
-	96,  // 46: keelblock.v1.MachineUsage.points:type_name -> keelblock.v1.PointUsage
-	97,  // 47: keelblock.v1.UsageResponse.machines:type_name -> keelblock.v1.MachineUsage
-	98,  // 48: keelblock.v1.UsageResponse.vaults:type_name -> keelblock.v1.VaultUsage
-	109, // 49: keelblock.v1.KeyDomain.wrapped_at:type_name -> google.protobuf.Timestamp
-	109, // 50: keelblock.v1.KeyDomain.backed_up_at:type_name -> google.protobuf.Timestamp
-	101, // 51: keelblock.v1.ShowKeysResponse.domains:type_name -> keelblock.v1.KeyDomain
-	6,   // 52: keelblock.v1.Disks.Create:input_type -> keelblock.v1.CreateDiskRequest
-	7,   // 53: keelblock.v1.Disks.List:input_type -> keelblock.v1.ListDisksRequest
-	9,   // 54: keelblock.v1.Disks.Get:input_type -> keelblock.v1.GetDiskRequest
-	10,  // 55: keelblock.v1.Disks.Delete:input_type -> keelblock.v1.DeleteDiskRequest
-	12,  // 56: keelblock.v1.Disks.Map:input_type -> keelblock.v1.MapDiskRequest
-	13,  // 57: keelblock.v1.Disks.Resize:input_type -> keelblock.v1.ResizeDiskRequest
-	14,  // 58: keelblock.v1.Disks.Edit:input_type -> keelblock.v1.EditDiskRequest
-	15,  // 59: keelblock.v1.Disks.Attach:input_type -> keelblock.v1.AttachDiskRequest
-	16,  // 60: keelblock.v1.Disks.Detach:input_type -> keelblock.v1.DetachDiskRequest
-	19,  // 61: keelblock.v1.Machines.Create:input_type -> keelblock.v1.CreateMachineRequest
-	20,  // 62: keelblock.v1.Machines.List:input_type -> keelblock.v1.ListMachinesRequest
-	22,  // 63: keelblock.v1.Machines.Get:input_type -> keelblock.v1.GetMachineRequest
-	23,  // 64: keelblock.v1.Machines.Edit:input_type -> keelblock.v1.EditMachineRequest
-	24,  // 65: keelblock.v1.Machines.Delete:input_type -> keelblock.v1.DeleteMachineRequest
-	26,  // 66: keelblock.v1.Machines.Backup:input_type -> keelblock.v1.BackupRequest
-	28,  // 67: keelblock.v1.Groups.Create:input_type -> keelblock.v1.CreateGroupRequest
-	29,  // 68: keelblock.v1.Groups.List:input_type -> keelblock.v1.ListGroupsRequest
-	31,  // 69: keelblock.v1.Groups.Get:input_type -> keelblock.v1.GetGroupRequest
-	32,  // 70: keelblock.v1.Groups.Delete:input_type -> keelblock.v1.DeleteGroupRequest
-	34,  // 71: keelblock.v1.Groups.Backup:input_type -> keelblock.v1.GroupBackupRequest
-	36,  // 72: keelblock.v1.Cursors.Create:input_type -> keelblock.v1.CreateCursorRequest
-	37,  // 73: keelblock.v1.Cursors.List:input_type -> keelblock.v1.ListCursorsRequest
-	39,  // 74: keelblock.v1.Cursors.Advance:input_type -> keelblock.v1.AdvanceCursorRequest
-	40,  // 75: keelblock.v1.Cursors.Delete:input_type -> keelblock.v1.DeleteCursorRequest
-	42,  // 76: keelblock.v1.RecoveryPoints.List:input_type -> keelblock.v1.ListPointsRequest
-	44,  // 77: keelblock.v1.RecoveryPoints.Get:input_type -> keelblock.v1.GetPointRequest
-	46,  // 78: keelblock.v1.RecoveryPoints.Delete:input_type -> keelblock.v1.DeletePointRequest
-	47,  // 79: keelblock.v1.RecoveryPoints.Undelete:input_type -> keelblock.v1.UndeletePointRequest
-	48,  // 80: keelblock.v1.RecoveryPoints.Hold:input_type -> keelblock.v1.HoldPointRequest
-	49,  // 81: keelblock.v1.RecoveryPoints.Release:input_type -> keelblock.v1.ReleasePointRequest
-	51,  // 82: keelblock.v1.RecoveryPoints.Prune:input_type -> keelblock.v1.PruneRequest
-	54,  // 83: keelblock.v1.RecoveryPoints.Diff:input_type -> keelblock.v1.DiffPointsRequest
-	57,  // 84: keelblock.v1.RecoveryPoints.Verify:input_type -> keelblock.v1.VerifyRequest
-	58,  // 85: keelblock.v1.RecoveryPoints.RestoreDisk:input_type -> keelblock.v1.RestoreDiskRequest
-	59,  // 86: keelblock.v1.RecoveryPoints.OpenReader:input_type -> keelblock.v1.OpenReaderRequest
-	61,  // 87: keelblock.v1.RecoveryPoints.CloseReader:input_type -> keelblock.v1.CloseReaderRequest
-	63,  // 88: keelblock.v1.RecoveryPoints.Export:input_type -> keelblock.v1.ExportRequest
-	65,  // 89: keelblock.v1.RecoveryPoints.Unexport:input_type -> keelblock.v1.UnexportRequest
-	67,  // 90: keelblock.v1.RecoveryPoints.ListExports:input_type -> keelblock.v1.ListExportsRequest
-	69,  // 91: keelblock.v1.Jobs.List:input_type -> keelblock.v1.ListJobsRequest
-	71,  // 92: keelblock.v1.Jobs.Get:input_type -> keelblock.v1.GetJobRequest
-	72,  // 93: keelblock.v1.Jobs.Cancel:input_type -> keelblock.v1.CancelJobRequest
-	73,  // 94: keelblock.v1.Jobs.Watch:input_type -> keelblock.v1.WatchJobRequest
-	77,  // 95: keelblock.v1.Appliance.Status:input_type -> keelblock.v1.StatusRequest
-	80,  // 96: keelblock.v1.Appliance.Stop:input_type -> keelblock.v1.StopRequest
-	82,  // 97: keelblock.v1.Appliance.VaultStatus:input_type -> keelblock.v1.VaultStatusRequest
-	84,  // 98: keelblock.v1.Appliance.Doctor:input_type -> keelblock.v1.DoctorRequest
-	76,  // 99: keelblock.v1.Appliance.RebuildIndex:input_type -> keelblock.v1.RebuildIndexRequest
-	74,  // 100: keelblock.v1.Appliance.AcceptClock:input_type -> keelblock.v1.AcceptClockRequest
-	87,  // 101: keelblock.v1.Vaults.Create:input_type -> keelblock.v1.CreateVaultRequest
-	88,  // 102: keelblock.v1.Vaults.List:input_type -> keelblock.v1.ListVaultsRequest
-	90,  // 103: keelblock.v1.Vaults.Edit:input_type -> keelblock.v1.EditVaultRequest
-	93,  // 104: keelblock.v1.Vaults.Collect:input_type -> keelblock.v1.CollectRequest
-	94,  // 105: keelblock.v1.Vaults.RepairLocations:input_type -> keelblock.v1.RepairLocationsRequest
-	95,  // 106: keelblock.v1.Vaults.Usage:input_type -> keelblock.v1.UsageRequest
-	100, // 107: keelblock.v1.Keys.Show:input_type -> keelblock.v1.ShowKeysRequest
-	103, // 108: keelblock.v1.Keys.Rotate:input_type -> keelblock.v1.RotateKeyRequest
-	104, // 109: keelblock.v1.Keys.Backup:input_type -> keelblock.v1.BackupKeysRequest
-	106, // 110: keelblock.v1.Keys.ConfirmBackup:input_type -> keelblock.v1.ConfirmBackupRequest
-	108, // 111: keelblock.v1.Keys.Restore:input_type -> keelblock.v1.RestoreKeysRequest
-	107, // 112: keelblock.v1.Keys.Unlock:input_type -> keelblock.v1.UnlockKeysRequest
-	0,   // 113: keelblock.v1.Disks.Create:output_type -> keelblock.v1.Disk
-	8,   // 114: keelblock.v1.Disks.List:output_type -> keelblock.v1.ListDisksResponse
-	0,   // 115: keelblock.v1.Disks.Get:output_type -> keelblock.v1.Disk
-	11,  // 116: keelblock.v1.Disks.Delete:output_type -> keelblock.v1.DeleteDiskResponse
-	18,  // 117: keelblock.v1.Disks.Map:output_type -> keelblock.v1.MapDiskResponse
-	0,   // 118: keelblock.v1.Disks.Resize:output_type -> keelblock.v1.Disk
-	0,   // 119: keelblock.v1.Disks.Edit:output_type -> keelblock.v1.Disk
-	0,   // 120: keelblock.v1.Disks.Attach:output_type -> keelblock.v1.Disk
-	0,   // 121: keelblock.v1.Disks.Detach:output_type -> keelblock.v1.Disk
-	1,   // 122: keelblock.v1.Machines.Create:output_type -> keelblock.v1.Machine
-	21,  // 123: keelblock.v1.Machines.List:output_type -> keelblock.v1.ListMachinesResponse
-	1,   // 124: keelblock.v1.Machines.Get:output_type -> keelblock.v1.Machine
-	1,   // 125: keelblock.v1.Machines.Edit:output_type -> keelblock.v1.Machine
-	25,  // 126: keelblock.v1.Machines.Delete:output_type -> keelblock.v1.DeleteMachineResponse
-	4,   // 127: keelblock.v1.Machines.Backup:output_type -> keelblock.v1.Job
-	27,  // 128: keelblock.v1.Groups.Create:output_type -> keelblock.v1.Group
-	30,  // 129: keelblock.v1.Groups.List:output_type -> keelblock.v1.ListGroupsResponse
-	27,  // 130: keelblock.v1.Groups.Get:output_type -> keelblock.v1.Group
-	33,  // 131: keelblock.v1.Groups.Delete:output_type -> keelblock.v1.DeleteGroupResponse
-	4,   // 132: keelblock.v1.Groups.Backup:output_type -> keelblock.v1.Job
-	35,  // 133: keelblock.v1.Cursors.Create:output_type -> keelblock.v1.Cursor
-	38,  // 134: keelblock.v1.Cursors.List:output_type -> keelblock.v1.ListCursorsResponse
-	35,  // 135: keelblock.v1.Cursors.Advance:output_type -> keelblock.v1.Cursor
-	41,  // 136: keelblock.v1.Cursors.Delete:output_type -> keelblock.v1.DeleteCursorResponse
-	43,  // 137: keelblock.v1.RecoveryPoints.List:output_type -> keelblock.v1.ListPointsResponse
-	45,  // 138: keelblock.v1.RecoveryPoints.Get:output_type -> keelblock.v1.GetPointResponse
-	3,   // 139: keelblock.v1.RecoveryPoints.Delete:output_type -> keelblock.v1.RecoveryPoint
-	3,   // 140: keelblock.v1.RecoveryPoints.Undelete:output_type -> keelblock.v1.RecoveryPoint
-	3,   // 141: keelblock.v1.RecoveryPoints.Hold:output_type -> keelblock.v1.RecoveryPoint
-	3,   // 142: keelblock.v1.RecoveryPoints.Release:output_type -> keelblock.v1.RecoveryPoint
-	53,  // 143: keelblock.v1.RecoveryPoints.Prune:output_type -> keelblock.v1.PruneResponse
-	56,  // 144: keelblock.v1.RecoveryPoints.Diff:output_type -> keelblock.v1.DiffPointsResponse
-	4,   // 145: keelblock.v1.RecoveryPoints.Verify:output_type -> keelblock.v1.Job
-	4,   // 146: keelblock.v1.RecoveryPoints.RestoreDisk:output_type -> keelblock.v1.Job
-	60,  // 147: keelblock.v1.RecoveryPoints.OpenReader:output_type -> keelblock.v1.OpenReaderResponse
-	62,  // 148: keelblock.v1.RecoveryPoints.CloseReader:output_type -> keelblock.v1.CloseReaderResponse
-	64,  // 149: keelblock.v1.RecoveryPoints.Export:output_type -> keelblock.v1.ExportResponse
-	66,  // 150: keelblock.v1.RecoveryPoints.Unexport:output_type -> keelblock.v1.UnexportResponse
-	68,  // 151: keelblock.v1.RecoveryPoints.ListExports:output_type -> keelblock.v1.ListExportsResponse
-	70,  // 152: keelblock.v1.Jobs.List:output_type -> keelblock.v1.ListJobsResponse
-	4,   // 153: keelblock.v1.Jobs.Get:output_type -> keelblock.v1.Job
-	4,   // 154: keelblock.v1.Jobs.Cancel:output_type -> keelblock.v1.Job
-	4,   // 155: keelblock.v1.Jobs.Watch:output_type -> keelblock.v1.Job
-	79,  // 156: keelblock.v1.Appliance.Status:output_type -> keelblock.v1.StatusResponse
-	81,  // 157: keelblock.v1.Appliance.Stop:output_type -> keelblock.v1.StopResponse
-	83,  // 158: keelblock.v1.Appliance.VaultStatus:output_type -> keelblock.v1.VaultStatusResponse
-	86,  // 159: keelblock.v1.Appliance.Doctor:output_type -> keelblock.v1.DoctorResponse
-	4,   // 160: keelblock.v1.Appliance.RebuildIndex:output_type -> keelblock.v1.Job
-	75,  // 161: keelblock.v1.Appliance.AcceptClock:output_type -> keelblock.v1.ClockStatus
-	4,   // 162: keelblock.v1.Vaults.Create:output_type -> keelblock.v1.Job
-	89,  // 163: keelblock.v1.Vaults.List:output_type -> keelblock.v1.ListVaultsResponse
-	92,  // 164: keelblock.v1.Vaults.Edit:output_type -> keelblock.v1.Vault
-	4,   // 165: keelblock.v1.Vaults.Collect:output_type -> keelblock.v1.Job
-	4,   // 166: keelblock.v1.Vaults.RepairLocations:output_type -> keelblock.v1.Job
-	99,  // 167: keelblock.v1.Vaults.Usage:output_type -> keelblock.v1.UsageResponse
-	102, // 168: keelblock.v1.Keys.Show:output_type -> keelblock.v1.ShowKeysResponse
-	101, // 169: keelblock.v1.Keys.Rotate:output_type -> keelblock.v1.KeyDomain
-	105, // 170: keelblock.v1.Keys.Backup:output_type -> keelblock.v1.BackupKeysResponse
-	102, // 171: keelblock.v1.Keys.ConfirmBackup:output_type -> keelblock.v1.ShowKeysResponse
-	102, // 172: keelblock.v1.Keys.Restore:output_type -> keelblock.v1.ShowKeysResponse
-	102, // 173: keelblock.v1.Keys.Unlock:output_type -> keelblock.v1.ShowKeysResponse
-	113, // [113:174] is the sub-list for method output_type
-	52,  // [52:113] is the sub-list for method input_type
-	52,  // [52:52] is the sub-list for extension type_name
-	52,  // [52:52] is the sub-list for extension extendee
-	0,   // [0:52] is the sub-list for field type_name
+	91,  // 42: keelblock.v1.VaultStatusResponse.locations:type_name -> keelblock.v1.Location
+	85,  // 43: keelblock.v1.DoctorResponse.findings:type_name -> keelblock.v1.Finding
+	92,  // 44: keelblock.v1.ListVaultsResponse.vaults:type_name -> keelblock.v1.Vault
+	109, // 45: keelblock.v1.Vault.created_at:type_name -> google.protobuf.Timestamp
+	91,  // 46: keelblock.v1.Vault.locations:type_name -> keelblock.v1.Location
+	96,  // 47: keelblock.v1.MachineUsage.points:type_name -> keelblock.v1.PointUsage
+	97,  // 48: keelblock.v1.UsageResponse.machines:type_name -> keelblock.v1.MachineUsage
+	98,  // 49: keelblock.v1.UsageResponse.vaults:type_name -> keelblock.v1.VaultUsage
+	109, // 50: keelblock.v1.KeyDomain.wrapped_at:type_name -> google.protobuf.Timestamp
+	109, // 51: keelblock.v1.KeyDomain.backed_up_at:type_name -> google.protobuf.Timestamp
+	101, // 52: keelblock.v1.ShowKeysResponse.domains:type_name -> keelblock.v1.KeyDomain
+	6,   // 53: keelblock.v1.Disks.Create:input_type -> keelblock.v1.CreateDiskRequest
+	7,   // 54: keelblock.v1.Disks.List:input_type -> keelblock.v1.ListDisksRequest
+	9,   // 55: keelblock.v1.Disks.Get:input_type -> keelblock.v1.GetDiskRequest
+	10,  // 56: keelblock.v1.Disks.Delete:input_type -> keelblock.v1.DeleteDiskRequest
+	12,  // 57: keelblock.v1.Disks.Map:input_type -> keelblock.v1.MapDiskRequest
+	13,  // 58: keelblock.v1.Disks.Resize:input_type -> keelblock.v1.ResizeDiskRequest
+	14,  // 59: keelblock.v1.Disks.Edit:input_type -> keelblock.v1.EditDiskRequest
+	15,  // 60: keelblock.v1.Disks.Attach:input_type -> keelblock.v1.AttachDiskRequest
+	16,  // 61: keelblock.v1.Disks.Detach:input_type -> keelblock.v1.DetachDiskRequest
+	19,  // 62: keelblock.v1.Machines.Create:input_type -> keelblock.v1.CreateMachineRequest
+	20,  // 63: keelblock.v1.Machines.List:input_type -> keelblock.v1.ListMachinesRequest
+	22,  // 64: keelblock.v1.Machines.Get:input_type -> keelblock.v1.GetMachineRequest
+	23,  // 65: keelblock.v1.Machines.Edit:input_type -> keelblock.v1.EditMachineRequest
+	24,  // 66: keelblock.v1.Machines.Delete:input_type -> keelblock.v1.DeleteMachineRequest
+	26,  // 67: keelblock.v1.Machines.Backup:input_type -> keelblock.v1.BackupRequest
+	28,  // 68: keelblock.v1.Groups.Create:input_type -> keelblock.v1.CreateGroupRequest
+	29,  // 69: keelblock.v1.Groups.List:input_type -> keelblock.v1.ListGroupsRequest
+	31,  // 70: keelblock.v1.Groups.Get:input_type -> keelblock.v1.GetGroupRequest
+	32,  // 71: keelblock.v1.Groups.Delete:input_type -> keelblock.v1.DeleteGroupRequest
+	34,  // 72: keelblock.v1.Groups.Backup:input_type -> keelblock.v1.GroupBackupRequest
+	36,  // 73: keelblock.v1.Cursors.Create:input_type -> keelblock.v1.CreateCursorRequest
+	37,  // 74: keelblock.v1.Cursors.List:input_type -> keelblock.v1.ListCursorsRequest
+	39,  // 75: keelblock.v1.Cursors.Advance:input_type -> keelblock.v1.AdvanceCursorRequest
+	40,  // 76: keelblock.v1.Cursors.Delete:input_type -> keelblock.v1.DeleteCursorRequest
+	42,  // 77: keelblock.v1.RecoveryPoints.List:input_type -> keelblock.v1.ListPointsRequest
+	44,  // 78: keelblock.v1.RecoveryPoints.Get:input_type -> keelblock.v1.GetPointRequest
+	46,  // 79: keelblock.v1.RecoveryPoints.Delete:input_type -> keelblock.v1.DeletePointRequest
+	47,  // 80: keelblock.v1.RecoveryPoints.Undelete:input_type -> keelblock.v1.UndeletePointRequest
+	48,  // 81: keelblock.v1.RecoveryPoints.Hold:input_type -> keelblock.v1.HoldPointRequest
+	49,  // 82: keelblock.v1.RecoveryPoints.Release:input_type -> keelblock.v1.ReleasePointRequest
+	51,  // 83: keelblock.v1.RecoveryPoints.Prune:input_type -> keelblock.v1.PruneRequest
+	54,  // 84: keelblock.v1.RecoveryPoints.Diff:input_type -> keelblock.v1.DiffPointsRequest
+	57,  // 85: keelblock.v1.RecoveryPoints.Verify:input_type -> keelblock.v1.VerifyRequest
+	58,  // 86: keelblock.v1.RecoveryPoints.RestoreDisk:input_type -> keelblock.v1.RestoreDiskRequest
+	59,  // 87: keelblock.v1.RecoveryPoints.OpenReader:input_type -> keelblock.v1.OpenReaderRequest
+	61,  // 88: keelblock.v1.RecoveryPoints.CloseReader:input_type -> keelblock.v1.CloseReaderRequest
+	63,  // 89: keelblock.v1.RecoveryPoints.Export:input_type -> keelblock.v1.ExportRequest
+	65,  // 90: keelblock.v1.RecoveryPoints.Unexport:input_type -> keelblock.v1.UnexportRequest
+	67,  // 91: keelblock.v1.RecoveryPoints.ListExports:input_type -> keelblock.v1.ListExportsRequest
+	69,  // 92: keelblock.v1.Jobs.List:input_type -> keelblock.v1.ListJobsRequest
+	71,  // 93: keelblock.v1.Jobs.Get:input_type -> keelblock.v1.GetJobRequest
+	72,  // 94: keelblock.v1.Jobs.Cancel:input_type -> keelblock.v1.CancelJobRequest
+	73,  // 95: keelblock.v1.Jobs.Watch:input_type -> keelblock.v1.WatchJobRequest
+	77,  // 96: keelblock.v1.Appliance.Status:input_type -> keelblock.v1.StatusRequest
+	80,  // 97: keelblock.v1.Appliance.Stop:input_type -> keelblock.v1.StopRequest
+	82,  // 98: keelblock.v1.Appliance.VaultStatus:input_type -> keelblock.v1.VaultStatusRequest
+	84,  // 99: keelblock.v1.Appliance.Doctor:input_type -> keelblock.v1.DoctorRequest
+	76,  // 100: keelblock.v1.Appliance.RebuildIndex:input_type -> keelblock.v1.RebuildIndexRequest
+	74,  // 101: keelblock.v1.Appliance.AcceptClock:input_type -> keelblock.v1.AcceptClockRequest
+	87,  // 102: keelblock.v1.Vaults.Create:input_type -> keelblock.v1.CreateVaultRequest
+	88,  // 103: keelblock.v1.Vaults.List:input_type -> keelblock.v1.ListVaultsRequest
+	90,  // 104: keelblock.v1.Vaults.Edit:input_type -> keelblock.v1.EditVaultRequest
+	93,  // 105: keelblock.v1.Vaults.Collect:input_type -> keelblock.v1.CollectRequest
+	94,  // 106: keelblock.v1.Vaults.RepairLocations:input_type -> keelblock.v1.RepairLocationsRequest
+	95,  // 107: keelblock.v1.Vaults.Usage:input_type -> keelblock.v1.UsageRequest
+	100, // 108: keelblock.v1.Keys.Show:input_type -> keelblock.v1.ShowKeysRequest
+	103, // 109: keelblock.v1.Keys.Rotate:input_type -> keelblock.v1.RotateKeyRequest
+	104, // 110: keelblock.v1.Keys.Backup:input_type -> keelblock.v1.BackupKeysRequest
+	106, // 111: keelblock.v1.Keys.ConfirmBackup:input_type -> keelblock.v1.ConfirmBackupRequest
+	108, // 112: keelblock.v1.Keys.Restore:input_type -> keelblock.v1.RestoreKeysRequest
+	107, // 113: keelblock.v1.Keys.Unlock:input_type -> keelblock.v1.UnlockKeysRequest
+	0,   // 114: keelblock.v1.Disks.Create:output_type -> keelblock.v1.Disk
+	8,   // 115: keelblock.v1.Disks.List:output_type -> keelblock.v1.ListDisksResponse
+	0,   // 116: keelblock.v1.Disks.Get:output_type -> keelblock.v1.Disk
+	11,  // 117: keelblock.v1.Disks.Delete:output_type -> keelblock.v1.DeleteDiskResponse
+	18,  // 118: keelblock.v1.Disks.Map:output_type -> keelblock.v1.MapDiskResponse
+	0,   // 119: keelblock.v1.Disks.Resize:output_type -> keelblock.v1.Disk
+	0,   // 120: keelblock.v1.Disks.Edit:output_type -> keelblock.v1.Disk
+	0,   // 121: keelblock.v1.Disks.Attach:output_type -> keelblock.v1.Disk
+	0,   // 122: keelblock.v1.Disks.Detach:output_type -> keelblock.v1.Disk
+	1,   // 123: keelblock.v1.Machines.Create:output_type -> keelblock.v1.Machine
+	21,  // 124: keelblock.v1.Machines.List:output_type -> keelblock.v1.ListMachinesResponse
+	1,   // 125: keelblock.v1.Machines.Get:output_type -> keelblock.v1.Machine
+	1,   // 126: keelblock.v1.Machines.Edit:output_type -> keelblock.v1.Machine
+	25,  // 127: keelblock.v1.Machines.Delete:output_type -> keelblock.v1.DeleteMachineResponse
+	4,   // 128: keelblock.v1.Machines.Backup:output_type -> keelblock.v1.Job
+	27,  // 129: keelblock.v1.Groups.Create:output_type -> keelblock.v1.Group
+	30,  // 130: keelblock.v1.Groups.List:output_type -> keelblock.v1.ListGroupsResponse
+	27,  // 131: keelblock.v1.Groups.Get:output_type -> keelblock.v1.Group
+	33,  // 132: keelblock.v1.Groups.Delete:output_type -> keelblock.v1.DeleteGroupResponse
+	4,   // 133: keelblock.v1.Groups.Backup:output_type -> keelblock.v1.Job
+	35,  // 134: keelblock.v1.Cursors.Create:output_type -> keelblock.v1.Cursor
+	38,  // 135: keelblock.v1.Cursors.List:output_type -> keelblock.v1.ListCursorsResponse
+	35,  // 136: keelblock.v1.Cursors.Advance:output_type -> keelblock.v1.Cursor
+	41,  // 137: keelblock.v1.Cursors.Delete:output_type -> keelblock.v1.DeleteCursorResponse
+	43,  // 138: keelblock.v1.RecoveryPoints.List:output_type -> keelblock.v1.ListPointsResponse
+	45,  // 139: keelblock.v1.RecoveryPoints.Get:output_type -> keelblock.v1.GetPointResponse
+	3,   // 140: keelblock.v1.RecoveryPoints.Delete:output_type -> keelblock.v1.RecoveryPoint
+	3,   // 141: keelblock.v1.RecoveryPoints.Undelete:output_type -> keelblock.v1.RecoveryPoint
+	3,   // 142: keelblock.v1.RecoveryPoints.Hold:output_type -> keelblock.v1.RecoveryPoint
+	3,   // 143: keelblock.v1.RecoveryPoints.Release:output_type -> keelblock.v1.RecoveryPoint
+	53,  // 144: keelblock.v1.RecoveryPoints.Prune:output_type -> keelblock.v1.PruneResponse
+	56,  // 145: keelblock.v1.RecoveryPoints.Diff:output_type -> keelblock.v1.DiffPointsResponse
+	4,   // 146: keelblock.v1.RecoveryPoints.Verify:output_type -> keelblock.v1.Job
+	4,   // 147: keelblock.v1.RecoveryPoints.RestoreDisk:output_type -> keelblock.v1.Job
+	60,  // 148: keelblock.v1.RecoveryPoints.OpenReader:output_type -> keelblock.v1.OpenReaderResponse
+	62,  // 149: keelblock.v1.RecoveryPoints.CloseReader:output_type -> keelblock.v1.CloseReaderResponse
+	64,  // 150: keelblock.v1.RecoveryPoints.Export:output_type -> keelblock.v1.ExportResponse
+	66,  // 151: keelblock.v1.RecoveryPoints.Unexport:output_type -> keelblock.v1.UnexportResponse
+	68,  // 152: keelblock.v1.RecoveryPoints.ListExports:output_type -> keelblock.v1.ListExportsResponse
+	70,  // 153: keelblock.v1.Jobs.List:output_type -> keelblock.v1.ListJobsResponse
+	4,   // 154: keelblock.v1.Jobs.Get:output_type -> keelblock.v1.Job
+	4,   // 155: keelblock.v1.Jobs.Cancel:output_type -> keelblock.v1.Job
+	4,   // 156: keelblock.v1.Jobs.Watch:output_type -> keelblock.v1.Job
+	79,  // 157: keelblock.v1.Appliance.Status:output_type -> keelblock.v1.StatusResponse
+	81,  // 158: keelblock.v1.Appliance.Stop:output_type -> keelblock.v1.StopResponse
+	83,  // 159: keelblock.v1.Appliance.VaultStatus:output_type -> keelblock.v1.VaultStatusResponse
+	86,  // 160: keelblock.v1.Appliance.Doctor:output_type -> keelblock.v1.DoctorResponse
+	4,   // 161: keelblock.v1.Appliance.RebuildIndex:output_type -> keelblock.v1.Job
+	75,  // 162: keelblock.v1.Appliance.AcceptClock:output_type -> keelblock.v1.ClockStatus
+	4,   // 163: keelblock.v1.Vaults.Create:output_type -> keelblock.v1.Job
+	89,  // 164: keelblock.v1.Vaults.List:output_type -> keelblock.v1.ListVaultsResponse
+	92,  // 165: keelblock.v1.Vaults.Edit:output_type -> keelblock.v1.Vault
+	4,   // 166: keelblock.v1.Vaults.Collect:output_type -> keelblock.v1.Job
+	4,   // 167: keelblock.v1.Vaults.RepairLocations:output_type -> keelblock.v1.Job
+	99,  // 168: keelblock.v1.Vaults.Usage:output_type -> keelblock.v1.UsageResponse
+	102, // 169: keelblock.v1.Keys.Show:output_type -> keelblock.v1.ShowKeysResponse
+	101, // 170: keelblock.v1.Keys.Rotate:output_type -> keelblock.v1.KeyDomain
+	105, // 171: keelblock.v1.Keys.Backup:output_type -> keelblock.v1.BackupKeysResponse
+	102, // 172: keelblock.v1.Keys.ConfirmBackup:output_type -> keelblock.v1.ShowKeysResponse
+	102, // 173: keelblock.v1.Keys.Restore:output_type -> keelblock.v1.ShowKeysResponse
+	102, // 174: keelblock.v1.Keys.Unlock:output_type -> keelblock.v1.ShowKeysResponse
+	114, // [114:175] is the sub-list for method output_type
+	53,  // [53:114] is the sub-list for method input_type
+	53,  // [53:53] is the sub-list for extension type_name
+	53,  // [53:53] is the sub-list for extension extendee
+	0,   // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_keelblock_proto_init() }

@@ -21,7 +21,8 @@ import (
 // serveFlags are the flags of serve. Their names are the keys of the TOML file.
 type serveFlags struct {
 	file                                string
-	nbdListen                           []string
+	nbdListen, vaultLocations           []string
+	verifyEvery                         string
 	nbdTLS                              string
 	nbdTLSRequire                       bool
 	mapDir, site, logLevel, logFormat   string
@@ -89,6 +90,8 @@ file.`,
 	f.Var(&s.spill, "spill-size", "bound of the spill file of each disk (default: a tenth of the disk, at least 1GiB)")
 	f.Var(&s.diskReserve, "disk-reserve", "free space below which disks get no new storage (default: chosen)")
 	f.Var(&s.vaultReserve, "vault-reserve", "free space below which the vault takes no new data (default: chosen)")
+	f.StringArrayVar(&s.vaultLocations, "vault-location", nil, "folder on another disk with a further copy of the default vault's packs; may be given twice")
+	f.StringVar(&s.verifyEvery, "verify-every", "", "read each recovery point back at least this often, such as 7d or 12h; never (default: 7d)")
 	f.Var(&s.ballast, "ballast", "space that is given up first when the file system is full (default: chosen)")
 	f.Var(&s.cache, "cache", "bound of the cache that all readers share (default: 128MiB)")
 	f.IntVar(&s.workers, "workers", 0, "goroutines of one backup or restore (default: one per core)")
@@ -106,6 +109,7 @@ file.`,
 	_ = cmd.MarkFlagFilename("config", "toml")
 	_ = cmd.MarkFlagDirname("map-dir")
 	_ = cmd.MarkFlagDirname("nbd-tls")
+	_ = cmd.MarkFlagDirname("vault-location")
 	_ = cmd.RegisterFlagCompletionFunc("log-level", cobra.FixedCompletions([]string{"debug", "info", "warn", "error"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("log-format", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
@@ -130,6 +134,8 @@ func (a *app) serveConfig(cmd *cobra.Command, s *serveFlags) (config.Config, err
 		"spill-size":      func() { cfg.SpillBytes = int64(s.spill) },
 		"disk-reserve":    func() { cfg.DiskReserveBytes = int64(s.diskReserve) },
 		"vault-reserve":   func() { cfg.VaultReserveBytes = int64(s.vaultReserve) },
+		"vault-location":  func() { cfg.VaultLocations = s.vaultLocations },
+		"verify-every":    func() { cfg.VerifyEvery = s.verifyEvery },
 		"ballast":         func() { cfg.BallastBytes = int64(s.ballast) },
 		"cache":           func() { cfg.CacheBytes = int64(s.cache) },
 		"workers":         func() { cfg.Workers = s.workers },
@@ -145,6 +151,11 @@ func (a *app) serveConfig(cmd *cobra.Command, s *serveFlags) (config.Config, err
 	for name, apply := range set {
 		if cmd.Flags().Changed(name) {
 			apply()
+		}
+	}
+	for i := range cfg.VaultLocations {
+		if cfg.VaultLocations[i], err = filepath.Abs(cfg.VaultLocations[i]); err != nil {
+			return cfg, err
 		}
 	}
 	for _, dir := range []*string{&cfg.MapDir, &cfg.NBDTLS, &cfg.PassphraseFile, &cfg.KMSTokenFile, &cfg.KMSCACert} { // a detached daemon works in another folder

@@ -191,13 +191,19 @@ type vaultShape struct {
 	ProtectedBytes int64  `json:"protectedBytes"`
 	FreeBytes      int64  `json:"freeBytes"`
 	CorruptBlocks  int64  `json:"corruptBlocks"`
+	// RepairedBlocks are reads that another copy answered.
+	RepairedBlocks    int64           `json:"repairedBlocks"`
+	QuarantinedBlocks int64           `json:"quarantinedBlocks"`
+	DamagedPoints     []string        `json:"damagedPoints"`
+	Locations         []locationShape `json:"locations"`
 }
 
 func toVault(v *kb.VaultStatusResponse) vaultShape {
 	return vaultShape{Name: v.GetName(), State: v.GetState(), Reason: v.GetReason(), Points: v.GetPoints(),
 		DeletedPoints: v.GetDeletedPoints(), Packs: v.GetPacks(), PackBytes: v.GetPackBytes(), Blocks: v.GetBlocks(),
 		BlockSizeBytes: v.GetBlockSizeBytes(), ProtectedBytes: v.GetProtectedBytes(), FreeBytes: v.GetFreeBytes(),
-		CorruptBlocks: v.GetCorruptBlocks()}
+		CorruptBlocks: v.GetCorruptBlocks(), RepairedBlocks: v.GetRepairedBlocks(), QuarantinedBlocks: v.GetQuarantinedBlocks(),
+		DamagedPoints: append([]string{}, v.GetDamagedPoints()...), Locations: mapped(v.GetLocations(), toLocation)}
 }
 
 type locationShape struct {
@@ -230,9 +236,11 @@ func toVaultDetails(v *kb.Vault) vaultDetailsShape {
 	return vaultDetailsShape{Name: v.GetName(), State: v.GetState(), Reason: v.GetReason(), CreatedAt: stamp(v.GetCreatedAt()),
 		BlockSizeBytes: v.GetBlockSizeBytes(), Redundancy: v.GetRedundancy(), Encryption: v.GetEncryption(), KeyKind: v.GetKeyKind(),
 		SoftDeleteSeconds: v.GetSoftDeleteSeconds(), MinimumRetention: v.GetMinimumRetentionSeconds(), Immutability: v.GetImmutability(), Points: v.GetPoints(), SiteName: v.GetSiteName(),
-		Locations: mapped(v.GetLocations(), func(l *kb.Location) locationShape {
-			return locationShape{Path: l.GetPath(), State: l.GetState(), Reason: l.GetReason(), Packs: l.GetPacks(), MissingPacks: l.GetMissingPacks(), FreeBytes: l.GetFreeBytes()}
-		})}
+		Locations: mapped(v.GetLocations(), toLocation)}
+}
+
+func toLocation(l *kb.Location) locationShape {
+	return locationShape{Path: l.GetPath(), State: l.GetState(), Reason: l.GetReason(), Packs: l.GetPacks(), MissingPacks: l.GetMissingPacks(), FreeBytes: l.GetFreeBytes()}
 }
 
 type keyDomainShape struct {

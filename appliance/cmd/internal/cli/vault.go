@@ -14,8 +14,8 @@ import (
 )
 
 func (a *app) vaultCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "vault", Short: "vaults, where recovery points live: create, list, edit, status, verify, rebuild-index"}
-	cmd.AddCommand(a.vaultCreate(), a.vaultList(), a.vaultEdit(), a.vaultAcceptClock(), a.vaultStatus(), a.vaultVerify(), a.vaultRebuild(), a.vaultUsage())
+	cmd := &cobra.Command{Use: "vault", Short: "vaults, where recovery points live: create, list, edit, status, verify, repair, rebuild-index"}
+	cmd.AddCommand(a.vaultCreate(), a.vaultList(), a.vaultEdit(), a.vaultAcceptClock(), a.vaultStatus(), a.vaultVerify(), a.vaultRepair(), a.vaultRebuild(), a.vaultUsage())
 	return cmd
 }
 
@@ -143,6 +143,7 @@ func (a *app) vaultStatus() *cobra.Command {
 					pair{"packs", fmt.Sprintf("%d, %s", v.GetPacks(), human(v.GetPackBytes()))},
 					pair{"blocks", fmt.Sprintf("%d of %s", v.GetBlocks(), human(v.GetBlockSizeBytes()))},
 					pair{"corrupt blocks", fmt.Sprint(v.GetCorruptBlocks())}, pair{"free", human(v.GetFreeBytes())})
+				describeLocations(w, v)
 			})
 		},
 		ValidArgsFunction: a.completing(false, completeVaults),
