@@ -178,7 +178,7 @@ func fileConn(fd int) (net.Conn, error) {
 // may still be under way, and no Device must be closed yet. The Server cannot be
 // used again.
 func (s *Server) Shutdown(ctx context.Context) error {
-	defer s.pipes.close()
+	defer s.endIdle()
 	mode := stopSilently
 	if s.o.RefuseOnShutdown {
 		mode = stopRefusing
@@ -204,6 +204,8 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	if err := waitOrCut(ctx, done, func() { s.cut(nil) }); err != nil {
 		return fmt.Errorf("shut down NBD server: requests are still under way: %w", err)
 	}
+	s.endIdle()
+	s.pool.Wait() // they have nothing to do any more
 	var errs []error
 	for _, e := range exports {
 		if err := e.flush(); err != nil {
@@ -211,6 +213,14 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// endIdle ends what is kept for the next request.
+func (s *Server) endIdle() {
+	s.endOnce.Do(func() {
+		close(s.over)
+		s.pipes.close()
+	})
 }
 
 func (s *Server) isClosing() bool {

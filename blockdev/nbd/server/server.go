@@ -156,6 +156,13 @@ type Server struct {
 	o       Options
 	buffers bufferPools
 	pipes   pipes
+	// jobs go to workers that have nothing to do, of whom there are idle; over ends them,
+	// and pool waits for all.
+	jobs    chan job
+	idle    atomic.Int64
+	pool    sync.WaitGroup
+	over    chan struct{}
+	endOnce sync.Once
 	// budget counts the bytes of Options.MaxInflightBytes in use.
 	budget *semaphore.Weighted
 	// running bounds the device requests of all workers: each may hold a thread.
@@ -188,6 +195,8 @@ func New(o Options) *Server {
 		budget:    semaphore.NewWeighted(o.MaxInflightBytes),
 		running:   make(chan struct{}, 128*runtime.GOMAXPROCS(0)),
 		exports:   make(map[string]*export),
+		jobs:      make(chan job),
+		over:      make(chan struct{}),
 		conns:     make(map[*conn]struct{}),
 		listeners: make(map[net.Listener]struct{}),
 	}
