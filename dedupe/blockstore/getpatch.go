@@ -143,33 +143,44 @@ func (bu *openBundle) patch(slot int, d, base dedupe.Digest) (layer, bool) {
 	return layer{bu.Members[slot].Grains, bu.grains[bu.at[slot]:bu.at[slot+1]], bu.ids}, true
 }
 
-// readBundle reads the bundle at p from a file of its pack.
+// readBundle reads the bundle at p from a file of its pack. Of its grains nothing is
+// verified: the digests of the blocks that are made of them will say all.
 func (s *Store) readBundle(f *os.File, p place) (*openBundle, error) {
 	scratch := s.codec.buffer(int(p.stored))
-	defer s.codec.put(scratch)
-	rec, payload, grown, err := pack.ReadRecord(f, int64(p.offset), p.stored, *scratch)
+	rec, dir, grown, err := pack.ReadBundle(f, int64(p.offset), p.stored, *scratch)
 	*scratch = grown
 	if err != nil {
+		s.codec.put(scratch)
 		return nil, err
 	}
-	dir, err := pack.BundleOf(&rec, payload)
-	if err != nil {
-		return nil, err
-	}
+	bu, err := s.decodeBundle(&rec, dir, grown)
+	if err != nil || rec.Codec != pack.CodecRaw {
+		s.codec.put(scratch)
+	} // else the bundle goes on with what was read
+	return bu, err
+}
+
+// decodeBundle decodes the grains of a bundle. record becomes theirs when they are raw.
+func (s *Store) decodeBundle(rec *pack.Record, dir *pack.Bundle, record []byte) (_ *openBundle, err error) {
 	if dir.BlockSize != s.sb.BlockSize {
 		return nil, fmt.Errorf("bundle of blocks of %d bytes in a vault with blocks of %d: %w", dir.BlockSize, s.sb.BlockSize, dedupe.ErrCorrupt)
 	}
 	bu := &openBundle{Bundle: *dir, at: make([]int, len(dir.Members)+1)}
-	if bu.ids, err = s.ids(&rec); err != nil {
-		return nil, err
-	}
 	for i := range dir.Members {
 		bu.at[i+1] = bu.at[i] + dir.Members[i].Grains.Count()*pack.GrainSize
 	}
-	if payload, err = s.payload(&rec, grown, nil); err != nil {
+	if bu.ids, err = s.ids(rec); err != nil {
 		return nil, err
 	}
-	bu.grains, err = s.codec.decode(&rec, payload, nil)
+	payload, err := s.payload(rec, record, nil)
+	if err != nil {
+		return nil, err
+	}
+	if rec.Codec == pack.CodecRaw && len(payload) == int(rec.LogicalLength) {
+		bu.grains = payload
+		return bu, nil
+	}
+	bu.grains, err = s.codec.decode(rec, payload, nil)
 	return bu, err
 }
 

@@ -116,13 +116,24 @@ func (x *index) get(key []byte) (val []byte, err error) {
 }
 
 // lookup is the place of a block, node or published manifest.
-func (x *index) lookup(kind dedupe.Kind, d dedupe.Digest) (place, bool, error) {
-	b, err := x.get(contentKey(kind, d))
-	if b == nil || err != nil {
-		return place{}, false, err
+func (x *index) lookup(kind dedupe.Kind, d dedupe.Digest) (p place, ok bool, err error) {
+	err = x.db.View(func(txn *badger.Txn) error {
+		item, err := txn.Get(contentKey(kind, d))
+		if err != nil {
+			return err
+		}
+		return item.Value(func(val []byte) (err error) {
+			p, err = decodePlace(val)
+			return err
+		})
+	})
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return place{}, false, nil
 	}
-	p, err := decodePlace(b)
-	return p, err == nil, err
+	if err != nil {
+		return place{}, false, fmt.Errorf("read index: %w", err)
+	}
+	return p, true, nil
 }
 
 // pack is the row of a pack by its number.

@@ -255,16 +255,16 @@ func TestPatchBounds(t *testing.T) {
 	d := newDisk(t, s, 4)
 	for round := range 40 {
 		d.step(fmt.Sprint("round ", round), func() []int {
-			d.write(0, 3)                                 // the same grain
-			d.write(1, round%16)                          // one after the other
-			d.write(2, 1, 2, 3, 4, 5, 6, 7, 8)            // half a block
-			d.write(3, 0, 1, 2, 3, 4, 5, 6, 7, 8+round%2) // more
+			d.write(0, 3)                     // the same grain
+			d.write(1, round%16)              // one after the other
+			d.write(2, 1, 5, 9, 15)           // a quarter of the block
+			d.write(3, 0, 1, 2, 3, 8+round%2) // more
 			return []int{0, 1, 2, 3}
 		})
 		d.check(s)
 		for i := range d.blocks {
 			depth, total, ok := s.PatchOf(s.BlockDigest(d.blocks[i]))
-			if depth > 4 || total > 8 {
+			if depth > 4 || total > 4 {
 				t.Fatalf("round %d: block %d lies over %d patches of %d grains", round, i, depth, total)
 			}
 			if i == 0 && !ok || i == 3 && ok || i == 2 && !ok {
@@ -288,7 +288,7 @@ func TestPatchNoCycle(t *testing.T) {
 		var versions [][]byte
 		for v := range 3 {
 			versions = append(versions, bytes.Clone(d.blocks[0]))
-			d.step(fmt.Sprint("version ", v), func() []int { d.write(0, v%2); return []int{0} })
+			d.step(fmt.Sprint("version ", v), func() []int { d.write(0, 0); return []int{0} })
 		}
 		versions = append(versions, bytes.Clone(d.blocks[0]))
 		newest := d.blocks[0]
@@ -321,8 +321,9 @@ func TestPatchNoCycle(t *testing.T) {
 	})
 }
 
-// What is damaged in a bundle, in any part of it, makes its patches ErrCorrupt, named;
-// put again they are stored whole.
+// What is damaged in a bundle's header or directory makes its patches ErrCorrupt, named,
+// and what is damaged in the grains at least that patch whose they are; put again it is
+// stored whole.
 func TestDamagedPatch(t *testing.T) {
 	eachPatchVault(t, func(t *testing.T, o blockstore.Options) {
 		dir := newVault(t, o)
@@ -358,23 +359,31 @@ func TestDamagedPatch(t *testing.T) {
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
-		for _, at := range []int64{0, 5, 20, 60, 160, 176, 188, 192, 200, 192 + 8 + 40, 192 + 8 + 66, 192 + 300, size / 2, size - 1} {
+		for _, at := range []int64{0, 5, 20, 60, 160, 176, 188, 192, 200, 192 + 8 + 40, 192 + 8 + 66, 192 + 320, size / 2, size - 1} {
 			flip(t, path, off+at)
 			s, err := blockstore.Open(dir, o)
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, block := range now {
+			lost := -1
+			for i, block := range now {
 				digest := s.BlockDigest(block)
 				got, err := s.Get(t.Context(), dedupe.KindBlock, digest, nil)
-				if got != nil || !errors.Is(err, dedupe.ErrCorrupt) || !strings.Contains(err.Error(), digest.String()) {
+				switch {
+				case err == nil && at > 192+300 && bytes.Equal(got, block): // in another patch's grains
+				case got != nil || !errors.Is(err, dedupe.ErrCorrupt) || !strings.Contains(err.Error(), digest.String()):
 					t.Errorf("bit at %d of %d of the bundle: %d bytes, %v", at, size, len(got), err)
+				default:
+					lost = i
 				}
+			}
+			if lost < 0 {
+				t.Fatalf("bit at %d of %d of the bundle damages no patch", at, size)
 			}
 			d.check(s) // the bases
 			b := dedupetest.Begin(t, s)
 			p := b.(dedupe.PatchBatch).Patches()
-			put, err := p.PutPatch(t.Context(), now[0], s.BlockDigest(was[0]), func() ([]byte, error) { return was[0], nil })
+			put, err := p.PutPatch(t.Context(), now[lost], s.BlockDigest(was[lost]), func() ([]byte, error) { return was[lost], nil })
 			if err != nil || !put.New || put.RawBytes != int64(s.BlockSize()) {
 				t.Errorf("bit at %d of the bundle: the patch is put again as %+v, %v", at, put, err)
 			}

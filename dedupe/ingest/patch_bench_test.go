@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/blockstore"
 	"github.com/keelblock/keelblock/dedupe/hashtree"
@@ -15,7 +17,7 @@ import (
 	"github.com/keelblock/keelblock/dedupe/recoverypoint"
 )
 
-const patchDisk = 256 << 20
+const patchDisk = 128 << 20
 
 // twin is a disk in two vaults: one with patches, one with whole blocks.
 type twin struct {
@@ -87,25 +89,25 @@ func (t *twin) step(grains, stride int) {
 }
 
 // read reads both disks from end to end and returns the seconds.
-func (t *twin) read(request int) (sec [2]float64) {
+func (t *twin) read(request int) (sec, cpu [2]float64) {
 	buf := make([]byte, request)
 	for i, s := range t.stores {
 		d, err := recoverypoint.OpenRoot(t.b.Context(), s, recoverypoint.NewCache(0), "disk", t.roots[i])
 		if err != nil {
 			t.b.Fatal(err)
 		}
-		start := time.Now()
+		start, used := time.Now(), cpuTime()
 		for off := int64(0); off < patchDisk; off += int64(request) {
 			if _, err := d.ReadAt(buf, off); err != nil {
 				t.b.Fatal(err)
 			}
 		}
-		sec[i] = time.Since(start).Seconds()
+		sec[i], cpu[i] = time.Since(start).Seconds(), (cpuTime() - used).Seconds()
 		if err := d.Close(); err != nil {
 			t.b.Fatal(err)
 		}
 	}
-	return sec
+	return sec, cpu
 }
 
 func median(list []float64) float64 {
@@ -131,24 +133,27 @@ func BenchmarkScattered(b *testing.B) {
 }
 
 // BenchmarkReadPatched reads a disk sequentially of whose blocks all are patches, and
-// the same disk in whole blocks, in turn. ratio is the median of the rates: the bar is
-// 0.8.
+// the same disk in whole blocks, in turn. ratio is the median of the rates, cpu-ratio that
+// of the processor time, which other users of the machine disturb less: the bar is 0.8.
 func BenchmarkReadPatched(b *testing.B) {
 	for _, kind := range []string{"random", "compressible"} {
-		for _, tt := range []struct{ grains, depth int }{{1, 1}, {4, 1}, {8, 1}, {1, 2}, {2, 2}, {4, 2}, {1, 3}, {1, 4}, {2, 4}} {
+		for _, tt := range []struct{ grains, depth int }{{1, 1}, {4, 1}, {8, 1}, {1, 2}, {2, 2}, {1, 4}} {
 			b.Run(fmt.Sprintf("%s/%d grains/depth %d", kind, tt.grains, tt.depth), func(b *testing.B) {
 				t := newTwin(b, kind)
 				for range tt.depth {
 					t.step(tt.grains, 1)
 				}
-				var ratios, rates []float64
+				var ratios, times, rates []float64
+				unix.Sync() // or the packs are written while they are read
 				b.SetBytes(2 * patchDisk)
 				for b.Loop() {
-					sec := t.read(1 << 20)
+					sec, cpu := t.read(1 << 20)
 					ratios = append(ratios, sec[1]/sec[0])
+					times = append(times, cpu[1]/cpu[0])
 					rates = append(rates, patchDisk/1e6/sec[0])
 				}
 				b.ReportMetric(median(ratios), "ratio")
+				b.ReportMetric(median(times), "cpu-ratio")
 				b.ReportMetric(median(rates), "patched-MB/s")
 			})
 		}

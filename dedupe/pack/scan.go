@@ -122,6 +122,28 @@ func (w *window) at(off, n int64) ([]byte, error) {
 // were only preallocated, are dedupe.ErrNotFound; anything else that is wrong is
 // dedupe.ErrCorrupt.
 func ReadRecord(r io.ReaderAt, off int64, storedLength uint32, buf []byte) (rec Record, payload, grown []byte, err error) {
+	if rec, payload, buf, err = readRecord(r, off, storedLength, buf); err != nil {
+		return rec, nil, buf, err
+	}
+	return rec, payload, buf, rec.CheckPayload(payload)
+}
+
+// ReadBundle is ReadRecord of a bundle for a caller who verifies each block that he makes
+// of it by its digest: the payload's CRC is not compared. The directory is verified.
+func ReadBundle(r io.ReaderAt, off int64, storedLength uint32, buf []byte) (rec Record, bu *Bundle, grown []byte, err error) {
+	rec, payload, buf, err := readRecord(r, off, storedLength, buf)
+	if err != nil {
+		return rec, nil, buf, err
+	}
+	if uint32(len(payload)) != rec.StoredLength {
+		return rec, nil, buf, rec.CheckPayload(payload)
+	}
+	bu, err = BundleOf(&rec, payload)
+	return rec, bu, buf, err
+}
+
+// readRecord is ReadRecord without comparing the payload's length and CRC.
+func readRecord(r io.ReaderAt, off int64, storedLength uint32, buf []byte) (rec Record, payload, grown []byte, err error) {
 	n := RecordHeaderSize + int(storedLength)
 	if storedLength > MaxPayloadSize || off < 0 {
 		return rec, nil, buf, fmt.Errorf("record of %d bytes at %d: %w", storedLength, off, dedupe.ErrCorrupt)
@@ -136,8 +158,7 @@ func ReadRecord(r io.ReaderAt, off int64, storedLength uint32, buf []byte) (rec 
 	if rec, err = decodeHeader(buf, off); err != nil {
 		return rec, nil, buf, err
 	}
-	payload = buf[RecordHeaderSize:]
-	return rec, payload, buf, rec.CheckPayload(payload)
+	return rec, buf[RecordHeaderSize:], buf, nil
 }
 
 func readError(off int64, err error) error {
