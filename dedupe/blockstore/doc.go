@@ -30,6 +30,13 @@
 // blocks of several domains can lie in one vault; as their ids differ, nothing is shared
 // between domains.
 //
+// What it costs, of new blocks of 64 KiB on two cores and of blocks read by one goroutine
+// from the page cache (BenchmarkEncryption, medians of five, 2026-11-22): content that
+// does not compress is put at 219 MB/s beside 368 in a plain vault and read at 639 beside
+// 1016; text is put at 45 beside 41, where compression takes nearly all the time and the
+// difference is noise, and read at 206 beside 283. Sealing such a block takes 75 µs, opening it
+// 25 (BenchmarkSeal of package keyring): the difference is the hash of the ciphertext.
+//
 // # What held means
 //
 // PutBlock answers "have it" only for a record of the same batch, or for one that is

@@ -27,9 +27,9 @@
 // authenticated with it, so a payload is not to be opened under another digest, kind,
 // length or domain.
 //
-// No published Go module has it at hand, and it is little more than two calls of AES
-// around the standard library's GCM, so it stands here, with the vectors of its
-// specification as a test.
+// No Go module of it could be fetched when this was written, and it is little more than
+// two calls of AES before the standard library's GCM, so it stands here, with the vectors
+// of its specification as a test.
 //
 // # Locking
 //
