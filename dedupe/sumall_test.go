@@ -83,8 +83,12 @@ func TestIDKey(t *testing.T) {
 	if got := (*dedupe.IDKey)(nil).Sum(p); got != dedupe.Sum(p) {
 		t.Errorf("sum without a key is %v, want %v", got, dedupe.Sum(p))
 	}
-	if n := testing.AllocsPerRun(100, func() { key.Sum(p) }); n >= 1 {
-		t.Errorf("a sum allocates %v times", n)
+	least := 1.0 // a pool may be emptied at any time
+	for range 50 {
+		least = min(least, testing.AllocsPerRun(1, func() { key.Sum(p) }))
+	}
+	if least > 0 {
+		t.Errorf("a sum allocates %v times", least)
 	}
 }
 
