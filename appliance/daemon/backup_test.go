@@ -34,6 +34,8 @@ func TestRottenBaseBlockIsReadFromTheDisk(t *testing.T) {
 		t.Fatalf("the block is in %d packs", n)
 	}
 	a = start(t, cfg)
+	g.dev = open(t, cfg, "web0")
+	g.write(t, 1<<20, 4096) // so the live disk cannot heal it, and its neighbours are in the rotten block
 	v := a.wait(t, call(t, a.points.Verify, &kb.VerifyRequest{Point: first.Id}))
 	if v.State != "Failed" || v.ErrorCode != "data_loss" || !strings.Contains(strings.Join(v.Result, "\n"), "1048576") {
 		t.Errorf("verify of a damaged point: %v", v)
@@ -55,8 +57,6 @@ func TestRottenBaseBlockIsReadFromTheDisk(t *testing.T) {
 	}
 	noLeftovers(t, cfg)
 
-	g.dev = open(t, cfg, "web0")
-	g.write(t, 1<<20, 4096) // its neighbours are in the rotten block
 	second := a.backup(t, "web")
 	if second.Tracking != "checksumCompare" {
 		t.Errorf("second: %v", second)

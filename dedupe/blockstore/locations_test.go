@@ -732,6 +732,38 @@ func TestLocationVanishes(t *testing.T) {
 	}
 }
 
+// A pack that is removed at one location while it is written takes that out, and comes
+// back by a repair.
+func TestOpenPackIsRemoved(t *testing.T) {
+	t.Parallel()
+	dirs := folders(t, t.TempDir(), 2)
+	newVaultAt(t, crashOptions, dirs)
+	s := mustOpen(t, dirs[0], crashOptions)
+	points := []dedupe.Digest{writePoint(t, s, "one", []uint64{1, 2, 3})}
+	for round, commit := range []bool{true, false} {
+		for _, name := range glob(t, dirs[1], "packs/*.pack") {
+			if err := os.Remove(name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if commit {
+			points = append(points, writePoint(t, s, "two", []uint64{4, 5}))
+		} else if _, err := s.CheckLocations(); err != nil {
+			t.Fatal(err)
+		}
+		wantStates(t, s, "in out")
+		repair(t, s)
+		wantStates(t, s, "in in")
+		if err := errors.Join(checkStore(s, points), sameCopies(dirs)); err != nil {
+			t.Errorf("round %d: %v", round, err)
+		}
+	}
+	mustClose(t, s)
+	if err := sameCopies(dirs); err != nil {
+		t.Error(err)
+	}
+}
+
 // The power of one location's file system is cut in the midst of an ingest that goes on
 // with the other; back again, with what its disk kept, it is repaired.
 func TestPowerCutOfOneLocation(t *testing.T) {

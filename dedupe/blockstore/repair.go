@@ -75,6 +75,9 @@ func (s *Store) repairLocations(ctx context.Context, r *CopiesReport, progress f
 	if s.o.ReadOnly {
 		return dedupe.ErrReadOnly
 	}
+	if err := s.packs.CheckPresence(); err != nil {
+		return err
+	}
 	var targets []int
 	var errs []error
 	for i, st := range s.packs.States() {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -271,7 +272,7 @@ func (s *Set) verifyIdentity(l *location) error {
 }
 
 // CheckPresence marks out the locations whose folder has gone, or has become another
-// one, since they were last looked at. With it a location is known to be out also when
+// one, since they were last looked at, or where a pack that is being written was removed. With it a location is known to be out also when
 // nothing is written.
 func (s *Set) CheckPresence() error {
 	if len(s.locs) == 1 {
@@ -283,7 +284,18 @@ func (s *Set) CheckPresence() error {
 			errs[i] = s.verifyIdentity(l)
 		}
 	}
-	return s.settle(s.locs, errs)
+	if err := s.settle(s.locs, errs); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	files := slices.Collect(maps.Keys(s.open))
+	s.mu.Unlock()
+	for _, f := range files {
+		if err := f.do((*copyFile).named); err != nil && !errors.Is(err, os.ErrClosed) && !errors.Is(err, unix.EBADF) {
+			return err
+		}
+	}
+	return nil
 }
 
 // Repairable are the numbers of locations that are out, or lack packs, and that a repair

@@ -8,6 +8,8 @@ import (
 	"os"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/keelblock/keelblock/dedupe/pack"
 )
 
@@ -127,8 +129,27 @@ func (f *File) Truncate(size int64) error {
 }
 
 // Sync implements pack.File: what was written before is durable at every location that
-// is in.
-func (f *File) Sync() error { return f.do(func(c *copyFile) error { return c.f.Sync() }) }
+// is in. A copy whose name somebody removed meanwhile counts as failed.
+func (f *File) Sync() error {
+	return f.do(func(c *copyFile) error {
+		if err := c.f.Sync(); err != nil || len(f.set.locs) == 1 {
+			return err
+		}
+		return c.named()
+	})
+}
+
+// named is an error when the file has no name any more.
+func (c *copyFile) named() error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(c.f.Fd()), &st); err != nil {
+		return err
+	}
+	if st.Nlink == 0 {
+		return fmt.Errorf("%s was removed while it was written", c.f.Name())
+	}
+	return nil
+}
 
 // Allocate makes room for the file's bytes from off to end, as zeros, so that a full
 // disk is an error of this call and not of a later one. A file system that cannot

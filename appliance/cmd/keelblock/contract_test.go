@@ -31,7 +31,9 @@ var (
 		"startedAt": "time", "endedAt": "time?", "error": "string"}
 	extentShape = object{"offset": "int", "length": "int"}
 	vaultShape  = object{"name": "string", "state": "string", "reason": "string", "points": "int", "deletedPoints": "int", "packs": "int",
-		"packBytes": "int", "blocks": "int", "blockSizeBytes": "int", "protectedBytes": "int", "freeBytes": "int", "corruptBlocks": "int"}
+		"packBytes": "int", "blocks": "int", "blockSizeBytes": "int", "protectedBytes": "int", "freeBytes": "int", "corruptBlocks": "int",
+		"repairedBlocks": "int", "quarantinedBlocks": "int", "damagedPoints": []shape{"string"},
+		"locations": []shape{object{"path": "string", "state": "string", "reason": "string", "packs": "int", "missingPacks": "int", "freeBytes": "int"}}}
 	fileShape = object{"file": "string", "format": "string", "pointId": "string", "diskName": "string", "sizeBytes": "int", "writtenBytes": "int"}
 )
 

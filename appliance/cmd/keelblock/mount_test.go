@@ -76,6 +76,11 @@ func TestCorruptBlockIsAnErrorWithALineInSTATUS(t *testing.T) {
 	if n := keystest.FlipBlock(t, dir+"/d", block); n != 1 {
 		t.Fatalf("the block was found in %d packs", n)
 	}
+	// The live disk has other content by now, else verify heals the block from there.
+	clear(disk[i : i+64])
+	if err := os.WriteFile(dir+"/d/disks/web0.raw", disk, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	must(t, dir, "keelblock", "serve", "-d", "--map-dir", dir+"/maps")
 	mnt := dir + "/mnt"
 	must(t, dir, "keelblock", "mount", mnt, "-d")
