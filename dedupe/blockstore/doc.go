@@ -59,21 +59,20 @@
 // is wrong, the first of the bases that does not verify is named, and not believed any
 // more; a patch is held only when its base is.
 //
-// Patches lie at most four deep, and lay at most a quarter of a block over a whole one.
+// Patches lie at most two deep, and lay at most a quarter of a block over a whole one.
 // Where one more would be too much, the block becomes a patch over the whole block
 // itself, if that is a quarter or less, and otherwise a whole block. So a page that changes
 // again and again costs a grain each time and stays near its base.
 //
 // What bounds them is reading: sequential reads of a disk whose blocks all are patches,
-// as a part of the rate of whole blocks (BenchmarkReadPatched of package ingest, 256 MiB,
-// two cores of a busy machine on 2026-11-22, so a tenth or two either way; measured with
-// half a block as the bound):
+// in processor time, as a part of what whole blocks take (BenchmarkReadPatched of package
+// ingest, cpu-ratio, 128 MiB, two cores of a busy machine, 2026-11-22; the bar is 0.8):
 //
-//	grains x patches    1x1   4x1   2x2   1x3   1x4   8x1   4x2   2x4
-//	compresses by half  0.96  0.95  0.78  0.79  0.88  0.49  0.72  0.56
-//	random              0.76  0.69  0.67  0.70  0.91  0.64  0.92  0.53
+//	grains x patches    1x1   4x1   1x2   2x2   1x4
+//	compresses by half  0.98  0.81  0.81  0.83  0.76
+//	random              0.91  0.80  0.78  0.80  0.69
 //
-// Depth costs little, grains cost much, since what they cover was read in vain.
+// With half a block it was 0.5 to 0.7: what the grains cover is read in vain.
 //
 // No block ever lies over itself, whatever is lost, stored again, or found twice when
 // an index is made anew. Whoever becomes a patch is not in the index, in any form, so

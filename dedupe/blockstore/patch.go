@@ -13,7 +13,7 @@ import (
 
 const (
 	// maxPatchDepth bounds the patches from a block down to a whole one.
-	maxPatchDepth = 4
+	maxPatchDepth = 2
 	// bundleBytes of grains, or more, close a bundle. One that is read for a single
 	// block is read whole, so it is not much larger than a block; one much smaller
 	// compresses worse.

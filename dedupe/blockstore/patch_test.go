@@ -264,7 +264,7 @@ func TestPatchBounds(t *testing.T) {
 		d.check(s)
 		for i := range d.blocks {
 			depth, total, ok := s.PatchOf(s.BlockDigest(d.blocks[i]))
-			if depth > 4 || total > 4 {
+			if depth > 2 || total > 4 {
 				t.Fatalf("round %d: block %d lies over %d patches of %d grains", round, i, depth, total)
 			}
 			if i == 0 && !ok || i == 3 && ok || i == 2 && !ok {
@@ -273,7 +273,7 @@ func TestPatchBounds(t *testing.T) {
 		}
 	}
 	depths := s.PatchDepths()
-	if depths[4] == 0 || len(depths) != 5 {
+	if len(depths) != 3 || depths[2] == 0 {
 		t.Errorf("patches by depth: %v", depths)
 	}
 }

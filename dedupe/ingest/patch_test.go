@@ -169,7 +169,7 @@ func TestPatchOfTwoPasses(t *testing.T) {
 	}
 	defer b.Abort()
 	var root hashtree.Root
-	for pass := range 4 {
+	for pass := range 3 {
 		changes := []change{{data: disk}}
 		if pass > 0 {
 			changes = every(rng, disk[pass*grain:], grain, 64<<10, size>>16-1)
