@@ -34,6 +34,11 @@ type Batch struct {
 	err     error           // the first one that fails the batch for good
 	touched map[entry]place // verified entries to be rewritten with this epoch
 	patches []*patches      // all that were begun
+	packs   []uint32        // numbers of the packs that it has written to
+
+	// window is all that the batch was told to be held. A collection that begins while
+	// the batch is open takes none of it.
+	window seen
 }
 
 // entry names what a place belongs to.
@@ -189,9 +194,13 @@ func (b *Batch) putWhole(ctx context.Context, put dedupe.Put, kind dedupe.Kind, 
 	return put, nil
 }
 
+// heldTries bounds how often a record may move to another pack while it is looked for.
+const heldTries = 8
+
 // held reports whether content is in this batch, or synced and verified since the
 // last unclean stop (B2). An entry of an earlier epoch, or one whose record did not
-// verify when it was read, is verified now, and believed from now on. One that does not verify is not held.
+// verify when it was read, is verified now, and believed from now on. One that does
+// not verify is not held.
 //
 // A patch is held when its base is, too: both are read and verified by themselves.
 func (b *Batch) held(kind dedupe.Kind, d dedupe.Digest) (bool, error) {
@@ -203,10 +212,42 @@ func (b *Batch) heldBelow(kind dedupe.Kind, d dedupe.Digest, depth int) (bool, e
 	if _, ok := b.pending(kind, d); ok {
 		return true, nil
 	}
-	p, ok, err := b.s.index.lookup(kind, d)
-	if err != nil || !ok {
-		return false, err
+	for range heldTries {
+		p, ok, err := b.claim(kind, d)
+		if err != nil || !ok {
+			return false, err
+		}
+		held, err := b.heldAt(kind, d, p, depth)
+		if held || err != nil {
+			return held, err
+		}
+		if again, ok, err := b.s.index.lookup(kind, d); err != nil || !ok || again.same(p) {
+			return false, err
+		} // a collection moved it meanwhile
 	}
+	return false, nil
+}
+
+// claim looks an entry up and says, in the same instant as far as a collection can
+// tell, that it is needed: either the collection has taken the entry before, and it is
+// not there, or it takes it no more.
+func (b *Batch) claim(kind dedupe.Kind, d dedupe.Digest) (place, bool, error) {
+	s := b.s
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	p, ok, err := s.index.lookup(kind, d)
+	if err != nil || !ok {
+		return p, false, err
+	}
+	if c := s.collection; c != nil && !c.hit(kind, d) {
+		return p, false, nil
+	}
+	b.window.add(d)
+	return p, true, nil
+}
+
+// heldAt is held for content whose record is at p, as far as the index knows.
+func (b *Batch) heldAt(kind dedupe.Kind, d dedupe.Digest, p place, depth int) (bool, error) {
 	if p.isPatch() {
 		if depth == pack.MaxPatchDepth {
 			return false, nil
@@ -228,7 +269,9 @@ func (b *Batch) heldBelow(kind dedupe.Kind, d dedupe.Digest, depth int) (bool, e
 		if !errors.Is(err, dedupe.ErrCorrupt) && !errors.Is(err, dedupe.ErrNotFound) {
 			return false, err
 		}
-		b.s.log.Warn("stored again: its record does not verify", "vault", b.s.dir, "err", err)
+		if !b.s.moved(p, kind, d) {
+			b.s.log.Warn("stored again: its record does not verify", "vault", b.s.dir, "err", err)
+		}
 		return false, nil
 	}
 	b.s.suspect.clear(entry{kind, d})
@@ -279,8 +322,12 @@ func (b *Batch) writeTouched() error {
 		return nil
 	}
 	return b.s.index.update(func(c *change) error {
-		for e, p := range list {
-			if err := c.setPlace(e.kind, e.digest, p, false); err != nil {
+		for e, p := range list { // a collection may have moved it meanwhile
+			if b.s.o.bugs.touchAnyway {
+				if err := c.setPlace(e.kind, e.digest, p, false); err != nil {
+					return err
+				}
+			} else if _, err := c.moveTo(contentKey(e.kind, e.digest), p, p); err != nil {
 				return err
 			}
 		}
@@ -376,6 +423,9 @@ func (b *Batch) current(ctx context.Context, st *stream) (*openPack, error) {
 	if err != nil {
 		return nil, err
 	}
+	b.mu.Lock()
+	b.packs = append(b.packs, p.number) // before it writes to it
+	b.mu.Unlock()
 	st.cur = p
 	return p, nil
 }

@@ -146,6 +146,11 @@ func (c *change) publish(pub *pack.Publication, published []publishedRecord) err
 		}
 	}
 	c.m.nextSerial = max(c.m.nextSerial, pub.Serial+1)
+	if pub.Checkpoint { // met again by a rebuild
+		c.m.checkpoint = max(c.m.checkpoint, pub.Serial)
+		c.m.nextSequence = max(c.m.nextSequence, pub.FirstNote)
+		return nil
+	}
 	if n := uint64(len(pub.Notes)); n > 0 {
 		c.m.nextSequence = max(c.m.nextSequence, pub.FirstNote+n)
 	}

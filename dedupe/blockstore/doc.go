@@ -82,6 +82,16 @@
 // depth, each only over a base that the index has at a smaller one. Readers bound what
 // they follow all the same.
 //
+// # Collection
+//
+// [Store.BeginCollection] is the store's part of a collection: it marks, sweeps entries
+// and rewrites packs; package collection drives it and has the essay. All answers of
+// "held" go through Batch.claim, which a collection sees; whoever makes something
+// reachable in another way must claim it there. A pack goes in three steps, each
+// durable before the next: its row says that it is dropped, its file is removed, its row
+// is removed. A reader that has the vault open read-only beside a process that collects
+// may miss packs that were dropped since it opened; it opens again.
+//
 // # Memory and space
 //
 // A batch keeps places of what is not in the index yet: those of its unfinished
@@ -104,7 +114,7 @@
 //
 // # Locks
 //
-// In this order: a batch's digest shard; Store.publishing; a batch's stream of metadata;
+// In this order: a batch's digest shard; Store.gate; Store.publishing; a batch's stream of metadata;
 // mu, then flight, of its patches; its stream of data; index.mu; Store.mu; a shard's map, the file cache or
 // the bundle cache. A digest shard is
 // held from the question "held?" until the record is in its pack, over the read of a

@@ -1,6 +1,13 @@
 package blockstore
 
-import "github.com/keelblock/keelblock/dedupe"
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/keelblock/keelblock/dedupe"
+	"github.com/keelblock/keelblock/dedupe/pack"
+)
 
 // WithHook calls fn before each system call that changes or syncs a file, and fails
 // the call with its error.
@@ -90,4 +97,76 @@ type Row struct {
 func DecodeRow(b []byte) (Row, []byte, error) {
 	p, err := decodePlace(b)
 	return Row{p.pack, p.offset, p.stored, p.epoch, uint8(p.encoding), p.level, p.flags, p.base, p.depth, p.total, p.slot, p.share}, p.append(nil), err
+}
+
+// The mistakes that a test of collection can seed, by name.
+var Bugs = map[string]bugs{
+	"skip hit":                    {skipHit: true},
+	"skip window":                 {skipWindow: true},
+	"skip taking":                 {skipTaking: true},
+	"children before their nodes": {childrenLast: true},
+	"touch what has moved":        {touchAnyway: true},
+	"remove before the move":      {removeFirst: true},
+	"take fresh packs":            {takeFresh: true},
+	"no checkpoint":               {noCheckpoint: true},
+	"notes without manifests":     {notesAlone: true},
+	"notes before manifests":      {notesFirst: true},
+}
+
+// WithBug makes the mistake of this name.
+func (o Options) WithBug(name string) Options {
+	o.bugs = Bugs[name]
+	return o
+}
+
+// CheckIndex reads the record of every entry, and looks for the children of every node.
+func (s *Store) CheckIndex() error {
+	var errs []error
+	for _, kind := range []dedupe.Kind{dedupe.KindBlock, dedupe.KindNode, dedupe.KindManifest} {
+		err := s.index.scan(contentKey(kind, dedupe.Digest{})[0], func(key, val []byte) error {
+			d := dedupe.Digest(key[1:])
+			p, err := decodePlace(val)
+			if err != nil {
+				return err
+			}
+			content, err := s.read(p, kind, d, nil)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("index entry: %w", err))
+				return nil
+			}
+			if kind == dedupe.KindNode {
+				errs = append(errs, s.checkChildren(d, int(p.level), content))
+			}
+			return nil
+		})
+		errs = append(errs, err)
+	}
+	errs = append(errs, s.Notes(context.Background(), func(dedupe.Note) bool { return true }))
+	return errors.Join(errs...)
+}
+
+func (s *Store) checkChildren(d dedupe.Digest, level int, content []byte) error {
+	children, err := pack.DecodeNode(content)
+	if err != nil {
+		return err
+	}
+	kind := dedupe.KindNode
+	if level == 0 {
+		kind = dedupe.KindBlock
+	}
+	for _, child := range children {
+		if child.IsZero() {
+			continue
+		}
+		if _, ok, err := s.find(kind, child); !ok {
+			return fmt.Errorf("node %v of level %d is in the index, its child %v is not: %w", d, level, child, errors.Join(err, dedupe.ErrNotFound))
+		}
+	}
+	return nil
+}
+
+// PackFileBytes are the sizes of all pack files.
+func (s *Store) PackFileBytes() (total int64, err error) {
+	ids, err := s.packIDs()
+	return s.packSizes(ids), err
 }

@@ -51,11 +51,19 @@ func (s *Store) Get(ctx context.Context, kind dedupe.Kind, d dedupe.Digest, buf 
 	return content, nil
 }
 
-// readMoved is for a record that could not be read at p, with err: it may have moved
-// meanwhile.
+// readMoved is for a record that could not be read at p, with err: a collection may
+// have moved it meanwhile, or a batch stored it again.
 func (s *Store) readMoved(p place, kind dedupe.Kind, d dedupe.Digest, buf []byte, err error) ([]byte, error) {
-	if again, ok, _ := s.find(kind, d); ok && (again.pack != p.pack || again.offset != p.offset) {
-		return s.read(again, kind, d, buf)
+	for range heldTries {
+		again, ok, ferr := s.find(kind, d)
+		if ferr != nil || !ok || again.same(p) {
+			return nil, err
+		}
+		var content []byte
+		if content, err = s.read(again, kind, d, buf); err == nil {
+			return content, nil
+		}
+		p = again
 	}
 	return nil, err
 }
@@ -100,13 +108,13 @@ func (s *Store) read(p place, kind dedupe.Kind, d dedupe.Digest, buf []byte) ([]
 }
 
 // counted counts a record that was read. Its errors name the digest and the pack;
-// everything that is not what it should be is counted too.
+// everything that is not what it should be is counted too, unless it has only moved.
 func (s *Store) counted(p place, kind dedupe.Kind, d dedupe.Digest, id pack.ID, err error) error {
 	s.counts.readBlocks.Add(1)
 	if err == nil {
 		return nil
 	}
-	if errors.Is(err, dedupe.ErrCorrupt) || errors.Is(err, dedupe.ErrNotFound) {
+	if (errors.Is(err, dedupe.ErrCorrupt) || errors.Is(err, dedupe.ErrNotFound)) && !s.moved(p, kind, d) {
 		s.counts.corruptBlocks.Add(1)
 		s.suspect.add(entry{kind, d})
 	}
@@ -288,6 +296,11 @@ func (s *Store) Locate(d dedupe.Digest) (path string, off, length int64, err err
 			continue
 		}
 		row, ok, err := s.packRow(p.pack)
+		for tries := 0; err == nil && !ok && s.moved(p, kind, d) && tries < heldTries; tries++ {
+			if p, _, err = s.find(kind, d); err == nil {
+				row, ok, err = s.packRow(p.pack)
+			}
+		}
 		if err != nil || !ok {
 			return "", 0, 0, fmt.Errorf("locate %v: pack number %d: %w", d, p.pack, errors.Join(err, dedupe.ErrNotFound))
 		}
@@ -350,6 +363,9 @@ func (s *Store) Notes(ctx context.Context, yield func(dedupe.Note) bool) error {
 			return err
 		}
 		n, err := s.readNote(key, val)
+		if errors.Is(err, errNoteGone) {
+			return nil
+		}
 		if errors.Is(err, dedupe.ErrCorrupt) || errors.Is(err, dedupe.ErrNoKey) {
 			damage = cmp.Or(damage, err)
 			return nil
@@ -371,6 +387,9 @@ func (s *Store) Notes(ctx context.Context, yield func(dedupe.Note) bool) error {
 	return nil
 }
 
+// errNoteGone: the note was collected while notes were listed.
+var errNoteGone = errors.New("note is gone")
+
 func (s *Store) readNote(key, val []byte) (dedupe.Note, error) {
 	if len(key) != 9 || len(val) != placeSize+dedupe.DigestSize {
 		return dedupe.Note{}, fmt.Errorf("index entry of note %x: %w", key, dedupe.ErrCorrupt)
@@ -381,6 +400,14 @@ func (s *Store) readNote(key, val []byte) (dedupe.Note, error) {
 	}
 	content, err := s.read(p, dedupe.KindNote, dedupe.Digest(val[placeSize:]), nil)
 	if err != nil {
+		// The listing is of one instant; a collection may have moved the note since.
+		now, gerr := s.index.get(key)
+		switch {
+		case gerr == nil && now == nil:
+			return dedupe.Note{}, errNoteGone
+		case gerr == nil && string(now) != string(val):
+			return s.readNote(key, now)
+		}
 		return dedupe.Note{}, err
 	}
 	n, err := pack.DecodeNote(content)

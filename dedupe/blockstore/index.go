@@ -278,6 +278,85 @@ func (c *change) setPack(r packRow) error {
 	return c.set(packKey(r.number), r.encode())
 }
 
+// value is a copy of the value of a key, or nil.
+func (c *change) value(key []byte) ([]byte, error) {
+	item, err := c.txn.Get(key)
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return nil, nil
+	}
+	if err == nil {
+		var b []byte
+		if b, err = item.ValueCopy(nil); err == nil {
+			return b, nil
+		}
+	}
+	return nil, fmt.Errorf("read index: %w", err)
+}
+
+// isAt reports whether an entry exists and still names the record at p.
+func (c *change) isAt(key []byte, p place) (val []byte, ok bool, err error) {
+	if val, err = c.value(key); val == nil || err != nil {
+		return nil, false, err
+	}
+	now, err := decodePlace(val)
+	return val, err == nil && now.same(p), err
+}
+
+// removeAt removes an entry if it still names the record at p.
+func (c *change) removeAt(key []byte, p place) (bool, error) {
+	_, ok, err := c.isAt(key, p)
+	if !ok || err != nil {
+		return false, err
+	}
+	switch key[0] {
+	case prefixBlock:
+		c.m.blocks--
+	case prefixNode:
+		c.m.nodes--
+	}
+	return true, c.remove(key)
+}
+
+// moveTo lets an entry name the record at to, if it still names the one at from.
+func (c *change) moveTo(key []byte, from, to place) (bool, error) {
+	val, ok, err := c.isAt(key, from)
+	if !ok || err != nil {
+		return false, err
+	}
+	now, err := decodePlace(val)
+	if err != nil {
+		return false, err
+	}
+	now.pack, now.offset, now.epoch = to.pack, to.offset, to.epoch
+	rest := val[len(now.append(nil)):] // the digest of a note
+	return true, c.set(key, append(now.append(nil), rest...))
+}
+
+func (c *change) remove(key []byte) error {
+	if err := c.txn.Delete(key); err != nil {
+		return fmt.Errorf("write index: %w", err)
+	}
+	return nil
+}
+
+// removePack removes a pack's row.
+func (c *change) removePack(r packRow) error {
+	b, err := c.value(packKey(r.number))
+	if b == nil || err != nil {
+		return err
+	}
+	old, err := decodePackRow(r.number, b)
+	if err != nil {
+		return err
+	}
+	c.m.packs--
+	c.m.packBytes -= old.end
+	if err := c.remove(append([]byte{prefixPackID}, r.id[:]...)); err != nil {
+		return err
+	}
+	return c.remove(packKey(r.number))
+}
+
 // addEntries enters records of one pack, durably, in transactions of bounded size;
 // the pack's row goes into each of them. Kinds that are published otherwise are
 // left out.
@@ -348,12 +427,17 @@ func patchDepths(entries []pack.Entry) (set uint32) {
 // scan calls yield with each key and value under a prefix, in order of keys, until
 // it returns an error, which scan returns. Both are only valid during the call.
 func (x *index) scan(prefix byte, yield func(key, val []byte) error) error {
+	return x.scanFrom([]byte{prefix}, yield)
+}
+
+// scanFrom is scan of the keys with from's first byte, from the key from on.
+func (x *index) scanFrom(from []byte, yield func(key, val []byte) error) error {
 	return x.db.View(func(txn *badger.Txn) error {
 		o := badger.DefaultIteratorOptions
-		o.Prefix = []byte{prefix}
+		o.Prefix = from[:1]
 		it := txn.NewIterator(o)
 		defer it.Close()
-		for it.Rewind(); it.Valid(); it.Next() {
+		for it.Seek(from); it.Valid(); it.Next() {
 			item := it.Item()
 			if err := item.Value(func(val []byte) error { return yield(item.Key(), val) }); err != nil {
 				return err

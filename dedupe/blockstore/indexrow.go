@@ -29,6 +29,7 @@ const (
 	patchVersion = 2
 	patchSize    = placeSize + 8 + dedupe.DigestSize
 	metaSize     = 72
+	metaMoreSize = 80 // with the serial of the checkpoint
 	packRowSize  = 28
 	// txnEntries bounds one transaction of the index.
 	txnEntries = 4096
@@ -181,6 +182,7 @@ const (
 	packOpen    packState = 1 // may be appended to, by the process that has it open
 	packSealed  packState = 2
 	packRetired packState = 3 // damaged or never sealed: read, never written
+	packDropped packState = 4 // no entry is in it; its file is removed, or about to be
 )
 
 // packRow is what the index knows about a pack.
@@ -218,11 +220,14 @@ type meta struct {
 	packBytes    int64
 	blocks       int64
 	nodes        int64
+	// checkpoint is the serial of the newest one, 0 for none: what was published up
+	// to it stands there, and not in publications.
+	checkpoint uint64
 }
 
 func (m *meta) encode() []byte {
 	le := binary.LittleEndian
-	b := append(make([]byte, 0, metaSize), m.vault[:]...)
+	b := append(make([]byte, 0, metaMoreSize), m.vault[:]...)
 	b = le.AppendUint64(b, m.nextSerial)
 	b = le.AppendUint64(b, m.nextSequence)
 	b = le.AppendUint32(b, m.nextPack)
@@ -230,7 +235,7 @@ func (m *meta) encode() []byte {
 	for _, n := range []int64{m.packs, m.packBytes, m.blocks, m.nodes} {
 		b = le.AppendUint64(b, uint64(n))
 	}
-	return b
+	return le.AppendUint64(b, m.checkpoint)
 }
 
 func decodeMeta(b []byte) (meta, error) {
@@ -238,7 +243,11 @@ func decodeMeta(b []byte) (meta, error) {
 		return meta{}, fmt.Errorf("index header of %d bytes: %w", len(b), dedupe.ErrCorrupt)
 	}
 	le := binary.LittleEndian
-	return meta{vault: pack.VaultID(b[:16]), nextSerial: le.Uint64(b[16:]), nextSequence: le.Uint64(b[24:]),
+	m := meta{vault: pack.VaultID(b[:16]), nextSerial: le.Uint64(b[16:]), nextSequence: le.Uint64(b[24:]),
 		nextPack: le.Uint32(b[32:]), epoch: le.Uint32(b[36:]), packs: int64(le.Uint64(b[40:])),
-		packBytes: int64(le.Uint64(b[48:])), blocks: int64(le.Uint64(b[56:])), nodes: int64(le.Uint64(b[64:]))}, nil
+		packBytes: int64(le.Uint64(b[48:])), blocks: int64(le.Uint64(b[56:])), nodes: int64(le.Uint64(b[64:]))}
+	if len(b) >= metaMoreSize { // an index of the first release has none
+		m.checkpoint = le.Uint64(b[metaSize:])
+	}
+	return m, nil
 }

@@ -81,6 +81,8 @@ type Options struct {
 	// a file, with its name and the file's, and may fail it: tests cut the power
 	// and fill the disk here.
 	hook packdir.Hook
+	// bugs are mistakes that the tests of collection must find.
+	bugs bugs
 }
 
 func (o Options) withDefaults() Options {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/pack"
 	"github.com/keelblock/keelblock/dedupe/packdir"
 )
@@ -79,17 +80,22 @@ func (s *Store) takePack(class pack.Class) (*openPack, error) {
 }
 
 // newPack makes a pack, preallocated, with its name durable.
-func (s *Store) newPack(class pack.Class) (_ *openPack, err error) {
+func (s *Store) newPack(class pack.Class) (*openPack, error) {
 	if err := s.checkPackRoom(s.o.PackBytes); err != nil {
 		return nil, err
 	}
+	return s.makePack(class, s.o.PackBytes)
+}
+
+// makePack is newPack for any size, without asking for room.
+func (s *Store) makePack(class pack.Class, size int64) (_ *openPack, err error) {
 	number, err := s.index.numberPack()
 	if err != nil {
 		return nil, err
 	}
 	var id pack.ID
 	rand.Read(id[:])
-	f, err := s.packs.Create(id, s.o.PackBytes)
+	f, err := s.packs.Create(id, size)
 	if err != nil {
 		return nil, fmt.Errorf("make pack: %w", err)
 	}
@@ -99,7 +105,7 @@ func (s *Store) newPack(class pack.Class) (_ *openPack, err error) {
 			err = errors.Join(err, f.Close(), s.packs.Remove(id))
 		}
 	}()
-	p.w, err = pack.NewWriter(p.file, pack.Header{Class: class, ID: id, Vault: s.sb.Vault, Domain: s.Domain(), Created: s.o.Now()}, s.o.PackBytes)
+	p.w, err = pack.NewWriter(p.file, pack.Header{Class: class, ID: id, Vault: s.sb.Vault, Domain: s.Domain(), Created: s.o.Now()}, size)
 	if err != nil {
 		return nil, err
 	}
@@ -134,6 +140,18 @@ func (s *Store) sealPack(p *openPack) ([]pack.Entry, error) {
 		return nil, err
 	}
 	return fresh, s.closePack(p)
+}
+
+// enterRow makes a pack with synced records up to end known to the index, without
+// entries of them.
+func (s *Store) enterRow(p *openPack, state packState, records int, end int64) error {
+	row := p.row(state)
+	row.end = end
+	if err := s.index.addEntries(row, 0, nil, true); err != nil {
+		return err
+	}
+	p.indexed, p.durable, p.known = records, end, true
+	return nil
 }
 
 // enterPack writes index entries of synced records and moves the pack's marks.
@@ -211,6 +229,25 @@ func (s *Store) abandonPack(p *openPack) error {
 		return nil
 	}
 	return s.index.addEntries(p.row(packRetired), 0, nil, true)
+}
+
+// sealIdle seals the packs of the pool if there is room for their footers: only what is
+// sealed can be collected.
+func (s *Store) sealIdle() error {
+	s.mu.Lock()
+	var need int64
+	for _, list := range s.pool {
+		for _, p := range list {
+			need += pack.SealSize(len(p.w.Entries(0))) + pack.PageSize
+		}
+	}
+	s.mu.Unlock()
+	if err := s.checkRoom(need + indexRoom); errors.Is(err, dedupe.ErrNoSpace) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return s.sealPool()
 }
 
 // sealPool seals the packs of the pool, at Close.

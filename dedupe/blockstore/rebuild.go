@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/dgraph-io/badger/v4"
 	"golang.org/x/sys/unix"
@@ -114,7 +116,9 @@ func (s *Store) exchangeIndex(fresh string) error {
 //
 // Metadata packs are read first, for publications: what a publication seen there
 // reaches was written before it, so the second reading, of all packs, finds it also
-// while another process goes on writing.
+// while another process goes on writing. A collection of that process may drop a pack
+// that was listed; what was live in it stands in a newer one by then, so the packs are
+// listed again.
 func (s *Store) buildIndex(ctx context.Context, o badger.Options, epoch uint32, limitRoom bool, progress func(done, total int64)) error {
 	var err error
 	if s.index, err = newIndex(o, s.sb.Vault, epoch); err != nil {
@@ -123,40 +127,14 @@ func (s *Store) buildIndex(ctx context.Context, o badger.Options, epoch uint32, 
 	if limitRoom {
 		s.index.room = s.checkRoom
 	}
-	published, err := s.collectPublications(ctx)
-	if err != nil {
-		return err
-	}
-	ids, err := s.packIDs()
-	if err != nil {
-		return err
-	}
-	total, done := s.packSizes(ids), int64(0)
-	var patches patchedPacks
-	places := make(map[dedupe.Digest]recoveredEntry)
-	wanted := make(map[dedupe.Digest]bool)
-	for _, pub := range published {
-		for _, d := range pub.Manifests {
-			wanted[d] = true
-		}
-		for _, d := range pub.Notes {
-			wanted[d] = true
-		}
-	}
-	for _, id := range ids {
-		if err := ctx.Err(); err != nil {
+	b := builder{s: s, progress: progress, read: make(map[pack.ID]bool)}
+	again := true
+	for tries := 0; again && tries < buildTries; tries++ {
+		if again, err = b.readAll(ctx); err != nil {
 			return err
 		}
-		size, err := s.addPack(id, wanted, places, &patches)
-		if err != nil {
-			return fmt.Errorf("pack %v: %w", id, err)
-		}
-		done += size
-		if progress != nil {
-			progress(done, max(total, done))
-		}
 	}
-	if err := patches.enter(func(p *patchedPack, depth uint8) error {
+	if err := b.patches.enter(func(p *patchedPack, depth uint8) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -164,8 +142,8 @@ func (s *Store) buildIndex(ctx context.Context, o badger.Options, epoch uint32, 
 	}); err != nil {
 		return err
 	}
-	for _, pub := range published {
-		if err := s.republish(pub, places); err != nil {
+	for _, pub := range b.published {
+		if err := s.republish(pub, b.places); err != nil {
 			return err
 		}
 	}
@@ -176,11 +154,73 @@ func (s *Store) buildIndex(ctx context.Context, o badger.Options, epoch uint32, 
 // index. The pack is read again: only what has patches is, and memory is bounded.
 func (s *Store) addPatches(p *patchedPack, depth uint8) error {
 	f, c, err := s.openContent(p.row.id, false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil || c == nil {
 		return err
 	}
 	defer f.Close()
 	return s.index.addFound(p.row, c.entries, depth, s.isIntact)
+}
+
+// buildTries bounds how often packs are listed again.
+const buildTries = 16
+
+// builder makes an index from packs.
+type builder struct {
+	s           *Store
+	progress    func(done, total int64)
+	done, total int64
+	read        map[pack.ID]bool // packs that are in the index
+	published   []*pack.Publication
+	places      map[dedupe.Digest]recoveredEntry
+	wanted      map[dedupe.Digest]bool
+	patches     patchedPacks
+}
+
+// readAll reads the packs that there are now and were not read before. again says that
+// one of them was gone when it came to it.
+func (b *builder) readAll(ctx context.Context) (again bool, err error) {
+	var gone bool
+	if b.published, gone, err = b.s.collectPublications(ctx); err != nil || gone {
+		return gone, err
+	}
+	old := b.wanted
+	b.wanted = make(map[dedupe.Digest]bool)
+	if b.places == nil {
+		b.places = make(map[dedupe.Digest]recoveredEntry)
+	}
+	for _, pub := range b.published {
+		for _, d := range slices.Concat(pub.Manifests, pub.Notes) {
+			b.wanted[d] = true
+			if old != nil && !old[d] { // published since: it may stand in a pack that was read
+				b.read = make(map[pack.ID]bool)
+			}
+		}
+	}
+	ids, err := b.s.packIDs()
+	if err != nil {
+		return false, err
+	}
+	ids = slices.DeleteFunc(ids, func(id pack.ID) bool { return b.read[id] })
+	b.total = b.done + b.s.packSizes(ids)
+	for _, id := range ids {
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+		size, there, err := b.s.addPack(id, b.wanted, b.places, &b.patches)
+		if err != nil {
+			return false, fmt.Errorf("pack %v: %w", id, err)
+		}
+		again = again || !there
+		b.read[id] = there
+		b.done += size
+		if b.progress != nil {
+			b.progress(b.done, max(b.total, b.done))
+		}
+	}
+	return again, nil
 }
 
 func (s *Store) packSizes(ids []pack.ID) (total int64) {
@@ -192,20 +232,25 @@ func (s *Store) packSizes(ids []pack.ID) (total int64) {
 	return total
 }
 
-// collectPublications reads the publications of all metadata packs.
-func (s *Store) collectPublications(ctx context.Context) ([]*pack.Publication, error) {
+// collectPublications reads the publications of all metadata packs. gone says that a
+// pack was dropped meanwhile.
+func (s *Store) collectPublications(ctx context.Context) (list []*pack.Publication, gone bool, err error) {
 	ids, err := s.packIDs()
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	var found []foundPublication
 	for _, id := range ids {
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		f, c, err := s.openContent(id, true)
+		if errors.Is(err, fs.ErrNotExist) {
+			gone = true
+			continue
+		}
 		if err != nil {
-			return nil, fmt.Errorf("pack %v: %w", id, err)
+			return nil, false, fmt.Errorf("pack %v: %w", id, err)
 		}
 		if c == nil {
 			continue
@@ -217,14 +262,18 @@ func (s *Store) collectPublications(ctx context.Context) ([]*pack.Publication, e
 			s.log.Error("publication is not readable", "vault", s.dir, "pack", id.String(), "err", err)
 		}
 	}
-	return effective(found), nil
+	return effective(found), gone, nil
 }
 
-// openContent reads a pack's content, of the best copy; nil when the pack is gone,
-// damaged beyond use, or a data pack where only metadata is asked for.
+// openContent reads a pack's content, of the best copy; nil when the pack is damaged
+// beyond use, or a data pack where only metadata is asked for. fs.ErrNotExist when no
+// location has it.
 func (s *Store) openContent(id pack.ID, metadataOnly bool) (*os.File, *content, error) {
 	copies := s.packs.Copies(id)
 	defer packdir.CloseCopies(copies)
+	if !slices.ContainsFunc(copies, func(c packdir.Copy) bool { return c.File != nil }) {
+		return nil, nil, fmt.Errorf("pack %v: %w", id, fs.ErrNotExist)
+	}
 	if metadataOnly && isData(copies) {
 		return nil, nil, nil
 	}
@@ -260,26 +309,35 @@ func isData(copies []packdir.Copy) bool {
 }
 
 // addPack enters a pack's records into a new index and notes where wanted manifests
-// and notes are. It returns the pack's size.
-func (s *Store) addPack(id pack.ID, wanted map[dedupe.Digest]bool, places map[dedupe.Digest]recoveredEntry, patches *patchedPacks) (int64, error) {
+// and notes are. It returns the pack's size, and whether the pack is still there.
+func (s *Store) addPack(id pack.ID, wanted map[dedupe.Digest]bool, places map[dedupe.Digest]recoveredEntry, patches *patchedPacks) (size int64, there bool, err error) {
 	f, c, err := s.openContent(id, false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, false, nil
+	}
 	if err != nil || c == nil {
-		return 0, err
+		return 0, true, err
 	}
 	defer f.Close()
 	if len(c.entries) == 0 {
-		return c.size, nil
+		return c.size, true, nil
 	}
-	number, err := s.index.numberPack()
+	row, known, err := s.index.packByID(id)
 	if err != nil {
-		return 0, err
+		return 0, true, err
 	}
-	row := packRow{number: number, id: id, class: c.header.Class, state: packRetired, end: c.end}
+	number := row.number
+	if !known {
+		if number, err = s.index.numberPack(); err != nil {
+			return 0, true, err
+		}
+	}
+	row = packRow{number: number, id: id, class: c.header.Class, state: packRetired, end: c.end}
 	if c.sealed {
 		row.state = packSealed
 	}
 	if err := s.index.addFound(row, c.entries, 0, s.isIntact); err != nil {
-		return 0, err
+		return 0, true, err
 	}
 	patches.add(row, c.entries, true)
 	for _, e := range publishedEntries(number, c.entries) {
@@ -287,5 +345,5 @@ func (s *Store) addPack(id pack.ID, wanted map[dedupe.Digest]bool, places map[de
 			places[e.digest] = e
 		}
 	}
-	return c.size, nil
+	return c.size, true, nil
 }

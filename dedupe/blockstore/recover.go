@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"slices"
 
@@ -130,7 +132,7 @@ type foundPublication struct {
 }
 
 // entryContent is the verified content of an entry that is not a node.
-func (s *Store) entryContent(f *os.File, e *pack.Entry) ([]byte, error) {
+func (s *Store) entryContent(f io.ReaderAt, e *pack.Entry) ([]byte, error) {
 	rec, payload, _, err := pack.ReadRecord(f, e.Offset, e.StoredLength, nil)
 	if err != nil {
 		return nil, err
@@ -148,7 +150,8 @@ func (s *Store) entryContent(f *os.File, e *pack.Entry) ([]byte, error) {
 	return b, nil
 }
 
-// effective are the publications that were not cancelled, in order.
+// effective are the publications that count, in order: the newest checkpoint that is
+// complete, and what was published after it and not cancelled.
 func effective(found []foundPublication) []*pack.Publication {
 	cancelled := make(map[dedupe.Digest]bool)
 	for _, f := range found {
@@ -158,13 +161,41 @@ func effective(found []foundPublication) []*pack.Publication {
 			}
 		}
 	}
-	var list []*pack.Publication
+	list := newestCheckpoint(found)
+	var until uint64 // what was published up to this serial stands in the checkpoint
+	if len(list) > 0 {
+		until = list[0].Serial
+	}
 	for _, f := range found {
-		if !f.pub.Cancel && !cancelled[f.digest] {
+		if !f.pub.Cancel && !f.pub.Checkpoint && !cancelled[f.digest] && f.pub.Serial > until {
 			list = append(list, f.pub)
 		}
 	}
-	slices.SortFunc(list, func(a, b *pack.Publication) int { return cmp.Compare(a.Serial, b.Serial) })
+	slices.SortStableFunc(list, func(a, b *pack.Publication) int { return cmp.Compare(a.Serial, b.Serial) })
+	return list
+}
+
+// newestCheckpoint is the parts of the newest checkpoint of which all are there.
+func newestCheckpoint(found []foundPublication) []*pack.Publication {
+	parts := make(map[uint64]map[uint16]*pack.Publication) // by serial and number
+	var newest uint64
+	for _, f := range found {
+		p := f.pub
+		if !p.Checkpoint {
+			continue
+		}
+		if parts[p.Serial] == nil {
+			parts[p.Serial] = make(map[uint16]*pack.Publication)
+		}
+		parts[p.Serial][p.Part] = p // of two copies, either
+		if len(parts[p.Serial]) == int(p.Parts) {
+			newest = max(newest, p.Serial)
+		}
+	}
+	list := make([]*pack.Publication, 0, len(parts[newest]))
+	for _, p := range parts[newest] {
+		list = append(list, p)
+	}
 	return list
 }
 
@@ -249,6 +280,9 @@ func (s *Store) findListed(pub *pack.Publication, places map[dedupe.Digest]recov
 			continue
 		}
 		f, c, err := s.openContent(id, true)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -443,7 +477,7 @@ func (s *Store) republish(pub *pack.Publication, places map[dedupe.Digest]recove
 		list(dedupe.KindManifest, d, 0)
 	}
 	for i, d := range pub.Notes {
-		list(dedupe.KindNote, d, pub.FirstNote+uint64(i))
+		list(dedupe.KindNote, d, pub.Sequence(i))
 	}
 	return s.index.update(func(c *change) error {
 		for _, n := range lost {

@@ -59,6 +59,12 @@ type Store struct {
 	// the index, so that serials and sequences ascend in the order of publication.
 	publishing sync.Mutex
 
+	// gate lets a collection decide against all answers of "held" at once: they hold
+	// it for reading from the lookup to the claim, the collection for writing while it
+	// chooses a few entries to take. No I/O but lookups of the index happens under it.
+	gate       sync.RWMutex
+	collection *Collection // the one under way, or nil; changed with gate held
+
 	mu      sync.Mutex
 	closed  bool
 	batches map[*Batch]struct{}
