@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/keelblock/keelblock/appliance"
+	"github.com/keelblock/keelblock/appliance/disks"
 	"github.com/keelblock/keelblock/appliance/job"
 	"github.com/keelblock/keelblock/appliance/vault"
 	"github.com/keelblock/keelblock/blockdev/cbt"
@@ -93,13 +94,30 @@ type attemptState struct {
 	sets  []*recoverypoint.ChangeSet // by plan; what differs from the plan's base
 }
 
+// pinned decides for one disk and pins the point whose tree is taken over: a batch puts
+// nothing of it, so collection would not know that it is needed, were it purged.
+func (a *attemptState) pinned(planner *planner, pt *part, d *disks.Disk) (plan, func(), error) {
+	for {
+		p, err := planner.plan(pt, d)
+		if err != nil || p.point.IsZero() {
+			return p, func() {}, err
+		}
+		unpin := a.e.o.Vaults.Pin(p.point, a.req.op())
+		if a.h.Points.Get(p.point) != nil {
+			return p, unpin, nil
+		}
+		unpin() // it was purged a moment ago
+	}
+}
+
 func (a *attemptState) run(ctx context.Context, planner *planner) (err error) {
 	for _, pt := range a.parts {
 		for _, d := range pt.members.disks {
-			p, err := planner.plan(pt, d)
+			p, unpin, err := a.pinned(planner, pt, d)
 			if err != nil {
 				return fmt.Errorf("disk %q: %w", d.Name(), err)
 			}
+			defer unpin()
 			a.plans = append(a.plans, p)
 			a.roots = append(a.roots, hashtree.Root{})
 			a.sets = append(a.sets, recoverypoint.NewChangeSet())

@@ -77,6 +77,8 @@ type Config struct {
 	// ClockLeapDays is how many days the clock may be ahead of where it was at the last
 	// stop before it is in doubt. 0: 7.
 	ClockLeapDays int `toml:"clock-leap-days"`
+	// CollectEvery is how often each vault is collected. 0: 24 h; less: never.
+	CollectEvery time.Duration `toml:"collect-every"`
 	// LogLevel is debug, info, warn or error. "": info.
 	LogLevel string `toml:"log-level"`
 	// LogFormat is text or json. "": text.
@@ -165,6 +167,9 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.KMSRetry == 0 {
 		c.KMSRetry = 15 * time.Second
+	}
+	if c.CollectEvery == 0 {
+		c.CollectEvery = 24 * time.Hour
 	}
 	if c.LogLevel == "" {
 		c.LogLevel = "info"

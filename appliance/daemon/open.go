@@ -151,5 +151,11 @@ func (d *daemon) rebuild(ctx context.Context, t *job.Task, v *vault.Vault) error
 	if state != vault.Open {
 		return reason
 	}
+	t.Detail("dropping what no point reaches")
+	if h := v.Peek(); h != nil {
+		if err := h.Prune(ctx); err != nil {
+			t.Warn(err.Error()) // the points are as good as their packs, and can be read
+		}
+	}
 	return nil
 }

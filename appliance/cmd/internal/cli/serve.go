@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -34,6 +35,7 @@ type serveFlags struct {
 	passphraseDescrip                   int
 	kmsTokenFile, kmsCACert, kmsSpace   string
 	detach                              bool
+	collectEvery                        time.Duration
 }
 
 func (a *app) serveCommand() *cobra.Command {
@@ -102,6 +104,7 @@ file.`,
 	f.StringVar(&s.kmsTokenFile, "kms-token-file", "", "file with the token for key-management services (default: $VAULT_TOKEN)")
 	f.StringVar(&s.kmsCACert, "kms-ca-cert", "", "PEM file of who signs their certificates (default: $VAULT_CACERT, then the system's)")
 	f.StringVar(&s.kmsSpace, "kms-namespace", "", "namespace of keys whose address names none (default: $VAULT_NAMESPACE)")
+	f.DurationVar(&s.collectEvery, "collect-every", 0, "how often each vault is collected, such as 12h; less than 0: never (default: 24h)")
 	f.StringVar(&s.logLevel, "log-level", "", "debug, info, warn or error (default: info)")
 	f.StringVar(&s.logFormat, "log-format", "", "text or json (default: text)")
 	f.IntVar(&s.readyDescrip, "ready-fd", 0, "")
@@ -145,6 +148,7 @@ func (a *app) serveConfig(cmd *cobra.Command, s *serveFlags) (config.Config, err
 		"kms-token-file":  func() { cfg.KMSTokenFile = s.kmsTokenFile },
 		"kms-ca-cert":     func() { cfg.KMSCACert = s.kmsCACert },
 		"kms-namespace":   func() { cfg.KMSNamespace = s.kmsSpace },
+		"collect-every":   func() { cfg.CollectEvery = s.collectEvery },
 		"log-level":       func() { cfg.LogLevel = s.logLevel },
 		"log-format":      func() { cfg.LogFormat = s.logFormat },
 	}

@@ -14,8 +14,8 @@ import (
 )
 
 func (a *app) vaultCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "vault", Short: "vaults, where recovery points live: create, list, edit, status, verify, repair, rebuild-index"}
-	cmd.AddCommand(a.vaultCreate(), a.vaultList(), a.vaultEdit(), a.vaultAcceptClock(), a.vaultStatus(), a.vaultVerify(), a.vaultRepair(), a.vaultRebuild(), a.vaultUsage())
+	cmd := &cobra.Command{Use: "vault", Short: "vaults, where recovery points live: create, list, edit, status, verify, repair, gc, rebuild-index"}
+	cmd.AddCommand(a.vaultCreate(), a.vaultList(), a.vaultEdit(), a.vaultAcceptClock(), a.vaultStatus(), a.vaultVerify(), a.vaultRepair(), a.vaultCollect(), a.vaultRebuild(), a.vaultUsage())
 	return cmd
 }
 
