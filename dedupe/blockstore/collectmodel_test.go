@@ -474,6 +474,9 @@ func TestCollectModel(t *testing.T) {
 func TestCollectModelFindsBugs(t *testing.T) {
 	t.Parallel()
 	for name := range blockstore.Bugs {
+		if name == notesAlone {
+			continue // TestCollectKeepsPurgeNote has the one order of events that shows it
+		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			for n := range uint64(envInt(t, "SEEDS", 12)) {
