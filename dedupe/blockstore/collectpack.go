@@ -348,13 +348,17 @@ func (c *Collection) rewrite(ctx context.Context, row packRow) error {
 		return c.retire(row, "it is not readable")
 	}
 	defer f.Close()
+	notes, err := c.notesIn(row)
+	if err != nil {
+		return err
+	}
 	var moves []move
 	for i := range content.entries {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		e := &content.entries[i]
-		live, err := c.liveEntries(f, e, row.number)
+		live, err := c.liveEntries(e, row.number, notes)
 		if err == nil && len(live) > 0 {
 			if err = c.copyRecord(f, e, live); errors.Is(err, dedupe.ErrCorrupt) && c.s.healed(e, live[0]) {
 				err = c.copyRecord(f, e, live) // this copy of the pack was written again from another one
@@ -421,8 +425,8 @@ func (c *Collection) replace(row packRow, moves []move) error {
 }
 
 // liveEntries are the entries of the index that name a pack's record: of a bundle, those
-// of its patches.
-func (c *Collection) liveEntries(f io.ReaderAt, e *pack.Entry, number uint32) (live []move, err error) {
+// of its patches. notes are the entries of notes in the pack, by the records' offsets.
+func (c *Collection) liveEntries(e *pack.Entry, number uint32, notes map[int64][]byte) (live []move, err error) {
 	var keys [][]byte
 	switch e.Kind {
 	case dedupe.KindBlock, dedupe.KindNode, dedupe.KindManifest:
@@ -432,15 +436,9 @@ func (c *Collection) liveEntries(f io.ReaderAt, e *pack.Entry, number uint32) (l
 			keys = append(keys, contentKey(dedupe.KindBlock, e.Patches[i].Digest))
 		}
 	case dedupe.KindNote:
-		b, err := c.s.entryContent(f, e)
-		if err != nil {
-			return nil, err
+		if key, ok := notes[e.Offset]; ok {
+			keys = [][]byte{key}
 		}
-		n, err := pack.DecodeNote(b)
-		if err != nil {
-			return nil, err
-		}
-		keys = [][]byte{noteKey(n.Sequence)}
 	default: // publications stand in the checkpoint
 		return nil, nil
 	}
@@ -461,6 +459,23 @@ func (c *Collection) liveEntries(f io.ReaderAt, e *pack.Entry, number uint32) (l
 		}
 	}
 	return live, nil
+}
+
+// notesIn are the keys of the notes that the index has in a pack, by the offsets of
+// their records. They are not read for it: they may be sealed.
+func (c *Collection) notesIn(row packRow) (map[int64][]byte, error) {
+	if row.class != pack.ClassMetadata {
+		return nil, nil
+	}
+	notes := make(map[int64][]byte)
+	err := c.s.index.scan(prefixNote, func(key, val []byte) error {
+		p, err := decodePlace(val)
+		if err == nil && p.pack == row.number {
+			notes[int64(p.offset)] = slices.Clone(key)
+		}
+		return err
+	})
+	return notes, err
 }
 
 // named counts the entries of the index that name records of a pack.
