@@ -347,7 +347,7 @@ func (b *Batch) appendContent(ctx context.Context, rec pack.Record, clear, conte
 	buf := b.s.codec.buffer(len(clear) + len(content))
 	defer b.s.codec.put(buf)
 	rec.Domain, rec.LogicalLength = b.s.Domain(), uint32(len(content))
-	*buf, rec.Codec = b.s.codec.appendPayload(append(*buf, clear...), content)
+	*buf, rec.Codec = b.s.codec.appendPayload(append(*buf, clear...), content, rec.Kind == pack.KindBundle)
 	var err error
 	if *buf, err = b.s.seal(&rec, *buf); err != nil {
 		return pack.Entry{}, 0, err

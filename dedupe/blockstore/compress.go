@@ -65,9 +65,11 @@ func (c *codec) buffer(n int) *[]byte {
 func (c *codec) put(b *[]byte) { c.bufs.Put(b) }
 
 // appendPayload appends content to a record buffer, compressed when that saves at
-// least a sixteenth: a raw record is read with less work.
-func (c *codec) appendPayload(buf, content []byte) ([]byte, pack.Codec) {
-	if c.kind == CompressionNone || !compressible(content) {
+// least a sixteenth: a raw record is read with less work. Content of parts that may be
+// alike, as the pages in a bundle are, is tried without a look at a few places first:
+// that one place is like another does not show there.
+func (c *codec) appendPayload(buf, content []byte, parts bool) ([]byte, pack.Codec) {
+	if c.kind == CompressionNone || !parts && !compressible(content) {
 		return append(buf, content...), pack.CodecRaw
 	}
 	out, codec := buf, pack.CodecZstd
