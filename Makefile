@@ -21,8 +21,12 @@ WITH_RACE := CGO_ENABLED=1 $(GO) test -race
 
 # Packages whose goroutines meet on shared memory: -race pays there. The rest of
 # the tree is covered by `make test-race`, which takes several times as long.
-RACE := ./blockdev/cbt/... ./blockdev/snapshot/... ./blockdev/nbd/... ./dedupe/blockstore/... \
-        ./dedupe/ingest/... ./dedupe/recoverypoint/... ./appliance/job/... ./appliance/backup/...
+RACE := ./blockdev/cbt/... ./blockdev/snapshot/... ./blockdev/nbd/... \
+        ./dedupe/recoverypoint/... ./appliance/job/... ./appliance/backup/...
+
+# All tests of the store and of ingest take more than ten minutes under the race detector: here are
+# those that put, read, collect and repair side by side, the rest is for `make test-race`.
+RACE_STORE := Concurrent|GetBlocks|ReadRepairs|RepairIs|OpenPack
 
 # Settings of the long runs. MINUTES has no value of its own, since a run of
 # crashes counts rounds unless it is given.
@@ -73,6 +77,7 @@ demo: try-deps build ## a tour: serve, fill, back up, change, mount, restore (un
 test: try-deps build $(TIDY) fmt vet archtest lint-lite ## everything that CI runs; leaves nothing behind
 	$(TIDY) -- $(GO) test -timeout 12m ./...
 	$(TIDY) -- env $(WITH_RACE) -short -timeout 25m $(call present,$(RACE))
+	$(TIDY) -- env $(WITH_RACE) -short -timeout 25m -run '$(RACE_STORE)' ./dedupe/blockstore
 	@echo "make test: all passed"
 
 .PHONY: check
