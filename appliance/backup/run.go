@@ -102,11 +102,14 @@ func (a *attemptState) pinned(planner *planner, pt *part, d *disks.Disk) (plan, 
 		if err != nil || p.point.IsZero() {
 			return p, func() {}, err
 		}
-		unpin := a.e.o.Vaults.Pin(p.point, a.req.op())
+		unpin, err := a.e.o.Vaults.Pin(p.point, a.req.op())
+		if err != nil {
+			continue // it was purged a moment ago
+		}
 		if a.h.Points.Get(p.point) != nil {
 			return p, unpin, nil
 		}
-		unpin() // it was purged a moment ago
+		unpin() // purged in this vault before it was pinned; another one holds it too
 	}
 }
 

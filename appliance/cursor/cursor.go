@@ -91,7 +91,7 @@ func (s *Set) Close(reason error) {
 func (s *Set) pin(e *entry) {
 	e.unpin = func() {}
 	if id, err := dedupe.ParseDigest(e.Point); err == nil {
-		e.unpin = s.vaults.Pin(id, fmt.Sprintf("cursor %q", e.Name))
+		e.unpin = s.vaults.Keep(id, fmt.Sprintf("cursor %q", e.Name))
 	}
 }
 

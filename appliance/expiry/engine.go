@@ -209,7 +209,8 @@ func (e *Engine) do(ctx context.Context, t *job.Task, h *vault.Handle, w work) e
 	for _, p := range w.purge {
 		ids = append(ids, p.ID)
 	}
-	done, err := h.Points.NoteAll(ctx, ids, recoverypoint.NotePurge, event(w.now, actor, "its soft-delete period is over"))
+	// Who began to use one of them meanwhile keeps it for the next pass.
+	done, _, err := e.o.Vaults.Purge(ctx, h, ids, event(w.now, actor, "its soft-delete period is over"))
 	for _, p := range done {
 		e.line(t, p, fmt.Sprintf("purged: its soft-delete period ended at %s", p.DeletedUntil.UTC().Format("2006-01-02T15:04:05Z")))
 	}

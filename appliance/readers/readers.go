@@ -121,12 +121,17 @@ func (s *Set) open(ctx context.Context, selector, disk, who string) (*Reader, er
 	if n >= MaxReaders {
 		return nil, &appliance.Error{Op: op, Kind: appliance.ErrUnavailable, Text: fmt.Sprintf("%d readers and exports are open, the limit", n)}
 	}
+	unpin, err := s.o.Vaults.Pin(p.ID, who) // before it is read: from now on it stays
+	if err != nil {
+		return nil, err
+	}
 	// The device outlives the call that opens it.
 	dev, err := recoverypoint.OpenDisk(context.WithoutCancel(ctx), h.Store, h.Cache, p.Manifest, d.Name)
 	if err != nil {
+		unpin()
 		return nil, fmt.Errorf("%s: %w", op, err)
 	}
-	return &Reader{Point: p, Disk: *d, dev: dev, unpin: s.o.Vaults.Pin(p.ID, who)}, nil
+	return &Reader{Point: p, Disk: *d, dev: dev, unpin: unpin}, nil
 }
 
 func (r *Reader) release() error {

@@ -67,12 +67,16 @@ func (e *Engine) Start(ctx context.Context, r Request) (*job.Task, error) {
 	if err != nil {
 		return nil, err
 	}
+	unpin, err := e.o.Vaults.Pin(p.ID, op)
+	if err != nil {
+		return nil, err
+	}
 	src, err := recoverypoint.OpenDisk(ctx, h.Store, h.Cache, p.Manifest, d.Name)
 	if err != nil {
+		unpin()
 		return nil, fmt.Errorf("%s: %w", op, err)
 	}
 	c := &copier{o: e.o, op: op, src: src}
-	unpin := e.o.Vaults.Pin(p.ID, op)
 	end := func(err error) error {
 		unpin()
 		return errors.Join(err, src.Close())

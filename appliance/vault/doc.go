@@ -24,7 +24,8 @@
 // # Pins
 //
 // [Set.Pin] keeps a point from being purged while a reader, export, restore or
-// verification uses it. A soft-deleted point stays readable. The base of a disk's
-// map is pinned in another way: when it was purged, the next backup compares
-// hashes with another point, or reads the whole disk.
+// verification uses it. Whether a point is pinned is asked, and its purge noted, without
+// a pin in between: who pins meanwhile waits and is refused. A soft-deleted point stays
+// readable. The base of a disk's map is pinned in another way: when it was purged, the
+// next backup compares hashes with another point, or reads the whole disk.
 package vault

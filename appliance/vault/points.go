@@ -114,19 +114,51 @@ func diskNames(m *recoverypoint.Manifest) string {
 
 // pins are the points in use, in whichever vault they are.
 type pins struct {
-	mu    sync.Mutex
-	users map[dedupe.Digest]map[string]int // point → who → how often
+	mu      sync.Mutex
+	users   map[dedupe.Digest]map[string]int // point → who → how often
+	purging map[dedupe.Digest]chan struct{}  // points about which a purge is being noted; closed when that has ended
 }
 
-func newPins() *pins { return &pins{users: map[dedupe.Digest]map[string]int{}} }
+func newPins() *pins {
+	return &pins{users: map[dedupe.Digest]map[string]int{}, purging: map[dedupe.Digest]chan struct{}{}}
+}
 
 // Pin keeps a point from being purged until release is called. who is what the
-// refusal says: "export web-copy".
-func (s *Set) Pin(id dedupe.Digest, who string) (release func()) { return s.pins.pin(id, who) }
+// refusal says: "export web-copy". ErrNotFound when the point was purged since its caller
+// looked it up; a purge under way is waited for.
+func (s *Set) Pin(id dedupe.Digest, who string) (release func(), err error) {
+	release, purging := s.pins.pin(id, who)
+	for purging != nil {
+		<-purging
+		release, purging = s.pins.pin(id, who)
+	}
+	// A purge that was before has taken effect, one that begins later sees the pin.
+	if _, there := s.Holder(id); there != nil {
+		return release, nil
+	}
+	release()
+	return nil, &appliance.Error{Op: who, Kind: appliance.ErrNotFound, Text: fmt.Sprintf("recovery point %s was purged", id),
+		Hint: "see keelblock recovery-point list"}
+}
 
-func (p *pins) pin(id dedupe.Digest, who string) (release func()) {
+// Keep is Pin of a point whose vault may not be open yet, and which may be gone.
+func (s *Set) Keep(id dedupe.Digest, who string) (release func()) {
+	s.pins.mu.Lock()
+	defer s.pins.mu.Unlock()
+	return s.pins.addLocked(id, who)
+}
+
+// pin pins a point, or returns the end of the purge that is being noted about it.
+func (p *pins) pin(id dedupe.Digest, who string) (release func(), purging <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if end := p.purging[id]; end != nil {
+		return nil, end
+	}
+	return p.addLocked(id, who), nil
+}
+
+func (p *pins) addLocked(id dedupe.Digest, who string) (release func()) {
 	if p.users[id] == nil {
 		p.users[id] = map[string]int{}
 	}
@@ -147,12 +179,59 @@ func (p *pins) pin(id dedupe.Digest, who string) (release func()) {
 func (p *pins) pinnedBy(id dedupe.Digest) []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var who []string
+	return p.usersLocked(id)
+}
+
+func (p *pins) usersLocked(id dedupe.Digest) (who []string) {
 	for w := range p.users[id] {
 		who = append(who, w)
 	}
 	slices.Sort(who)
 	return who
+}
+
+// purge calls note with those of ids that nobody uses. Until it returns nobody can pin
+// them, so that none is in use when its purge takes effect. used says who uses the others.
+func (p *pins) purge(ids []dedupe.Digest, note func(free []dedupe.Digest) error) (used map[dedupe.Digest][]string, err error) {
+	used = make(map[dedupe.Digest][]string)
+	var free []dedupe.Digest
+	end := make(chan struct{})
+	p.mu.Lock()
+	for _, id := range ids {
+		switch {
+		case len(p.users[id]) > 0:
+			used[id] = p.usersLocked(id)
+		case p.purging[id] != nil:
+			used[id] = []string{"another purge"}
+		default:
+			p.purging[id] = end
+			free = append(free, id)
+		}
+	}
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for _, id := range free {
+			delete(p.purging, id)
+		}
+		close(end)
+	}()
+	if len(free) == 0 {
+		return used, nil
+	}
+	return used, note(free)
+}
+
+// Purge takes points of a vault out of every list, for good, except those that are in
+// use; used says by whom. done are the points that were purged. Points that refuse are
+// left out, and their errors, as of recoverypoint.Index.NoteAll, are part of the error.
+func (s *Set) Purge(ctx context.Context, h *Handle, ids []dedupe.Digest, e recoverypoint.Event) (done []*recoverypoint.Point, used map[dedupe.Digest][]string, err error) {
+	used, err = s.pins.purge(ids, func(free []dedupe.Digest) (err error) {
+		done, err = h.Points.NoteAll(ctx, free, recoverypoint.NotePurge, e)
+		return err
+	})
+	return done, used, err
 }
 
 // Pinned lists the points in use now, of this vault and of the others of its Set.
@@ -181,15 +260,21 @@ func (s *Set) Delete(ctx context.Context, selector string, purge bool, actor str
 	if rest != "" {
 		return nil, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: fmt.Sprintf("a point is deleted as a whole, not %q of it", rest)}
 	}
-	kind := recoverypoint.NoteDelete
-	if purge {
-		kind = recoverypoint.NotePurge
-		if who := s.pins.pinnedBy(p.ID); len(who) > 0 {
-			return nil, &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: "it is used by " + strings.Join(who, ", "),
-				Hint: "end that first, or delete it without --purge"}
-		}
+	if !purge {
+		return note(ctx, h, op, p.ID, recoverypoint.NoteDelete, event(now, actor, ""))
 	}
-	return note(ctx, h, op, p.ID, kind, event(now, actor, ""))
+	used, err := s.pins.purge([]dedupe.Digest{p.ID}, func([]dedupe.Digest) (err error) {
+		p, err = note(ctx, h, op, p.ID, recoverypoint.NotePurge, event(now, actor, ""))
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if who := used[p.ID]; len(who) > 0 {
+		return nil, &appliance.Error{Op: op, Kind: appliance.ErrInUse, Text: "it is used by " + strings.Join(who, ", "),
+			Hint: "end that first, or delete it without --purge"}
+	}
+	return p, nil
 }
 
 func event(now clock.Time, actor, text string) recoverypoint.Event {

@@ -153,7 +153,11 @@ func (r *run) point(ctx context.Context, t *job.Task, p stored) error {
 	if r.seen[p.in] == nil {
 		r.seen[p.in] = &verify.Seen{}
 	}
-	defer r.e.o.Vaults.Pin(p.ID, "a verification")()
+	unpin, err := r.e.o.Vaults.Pin(p.ID, "a verification")
+	if err != nil {
+		return nil // it was purged since the points were listed
+	}
+	defer unpin()
 	end, last := t.Begin(Kind), int64(0)
 	rep, err := verify.PointOnce(ctx, p.in.Store, p.Manifest, r.seen[p.in], func(done int64) { t.AddDone(done - last); last = done })
 	if err != nil {
