@@ -59,7 +59,7 @@ func (r Request) op() string {
 	return fmt.Sprintf("back up machine %q", r.Machine)
 }
 
-// Options of an Engine. All but Workers and Logger are required.
+// Options of an Engine. Those that may be nil or 0 say so.
 type Options struct {
 	Disks    *disks.Registry
 	Machines *machine.Set
@@ -68,8 +68,10 @@ type Options struct {
 	Clock    *cbt.Clock
 	// Now is trusted time, by which points are kept and locked.
 	Now func() clock.Time
-	// Workers bounds the goroutines of one backup; at least 1.
+	// Workers bounds the goroutines of one backup; 0: 1.
 	Workers int
+	// Turns are what the workers of all backups need to compute; nil: as many as Workers.
+	Turns *job.Turns
 	// AuditBlocks is how many unchanged blocks of each disk an audit looks at. 0: a
 	// thousandth, at least 64, at most 16 MiB.
 	AuditBlocks int64
@@ -100,6 +102,9 @@ func New(o Options) *Engine {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	o.Workers = max(o.Workers, 1)
+	if o.Turns == nil {
+		o.Turns = job.NewTurns(o.Workers, func() uint64 { return 0 })
+	}
 	return &Engine{o: o, slots: snapshot.New(o.Clock), waiting: map[wish]*job.Task{}}
 }
 

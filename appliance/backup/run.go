@@ -203,7 +203,7 @@ func (a *attemptState) each(ctx context.Context, plans []int, fn func(ctx contex
 }
 
 func (a *attemptState) options() ingest.Options {
-	return ingest.Options{Workers: max(a.e.o.Workers/len(a.plans), 1), Begin: job.Background}
+	return ingest.Options{Workers: max(a.e.o.Workers/len(a.plans), 1), Begin: job.Background, Turn: a.e.o.Turns}
 }
 
 // cut freezes all disks at one instant. From here the job answers no new requests.

@@ -101,6 +101,8 @@ type Config struct {
 	// VerifyInterval is the time between two looks at what is to be verified or repaired.
 	// 0: a minute.
 	VerifyInterval time.Duration `toml:"-"`
+	// Cores may compute for guests and jobs at once. 0: as many as Go uses.
+	Cores int `toml:"-"`
 	// ExpiryInterval is the time between two passes of expiry. 0: a minute.
 	ExpiryInterval time.Duration `toml:"-"`
 	// Version is what status reports as the version of the binary.

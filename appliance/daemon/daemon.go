@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -173,6 +174,7 @@ func (d *daemon) compose() {
 	if workers == 0 {
 		workers = runtime.GOMAXPROCS(0)
 	}
+	turns := job.NewTurns(cmp.Or(d.cfg.Cores, runtime.GOMAXPROCS(0)), func() uint64 { return d.nbd.Stats().Requests })
 	name := d.cfg.SiteName
 	if name == "" {
 		name = config.HostName()
@@ -202,7 +204,7 @@ func (d *daemon) compose() {
 		Disks: d.disks, Machines: d.machines, Cursors: d.cursors, Vaults: d.vaults, Keys: d.keys, Jobs: d.jobs, Readers: d.readers,
 		Clock: d.time, Expiry: d.expiry, Verifier: d.verifier,
 		Backup: backup.New(backup.Options{Disks: d.disks, Machines: d.machines, Vaults: d.vaults, Jobs: d.jobs,
-			Clock: d.clock, Now: d.time.Now, Workers: workers, Alert: d.alert, Logger: d.log}),
+			Clock: d.clock, Now: d.time.Now, Workers: workers, Turns: turns, Alert: d.alert, Logger: d.log}),
 		Restore: restore.New(restore.Options{Disks: d.disks, Vaults: d.vaults, Jobs: d.jobs, DiskDir: d.cfg.DisksDir(),
 			DiskReserveBytes: d.diskReserve, Workers: workers, Logger: d.log}),
 		Doctor: &doctor.Doctor{DataDir: d.cfg.DataDir, MapDir: d.cfg.MapDir, DiskReserveBytes: d.diskReserve,

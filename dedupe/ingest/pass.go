@@ -20,6 +20,9 @@ type Options struct {
 	// Begin is called by each worker on its goroutine, before its first block. The
 	// goroutine is not used again afterwards. nil: nothing.
 	Begin func()
+	// Turn, if there is one, is taken by a worker for each block that it works on, and
+	// then given back. A worker holds one turn at most.
+	Turn Turn
 	// Progress is called with the total of bytes given to Write that have gone
 	// through, from one goroutine of the Pass, often; it must not block. nil: none.
 	Progress func(doneBytes int64)
@@ -27,6 +30,13 @@ type Options struct {
 	// and counts and lists only the grains that differ. For a compare of a whole
 	// disk; a captured list of changes knows its grains already.
 	Trim bool
+}
+
+// Turn lets goroutines compute or has them wait: Passes share the cores by it, with
+// each other and with whatever is more urgent.
+type Turn interface {
+	Take()
+	Give()
 }
 
 // Stats of a finished Pass.

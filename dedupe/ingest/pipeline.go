@@ -106,10 +106,19 @@ func (p *Pass) worker() {
 		select {
 		case <-p.pipe.failed:
 		default:
-			j.err = p.process(j, other)
+			j.err = p.inTurn(j, other)
 		}
 		close(j.done)
 	}
+}
+
+// inTurn processes the block when it is this worker's turn.
+func (p *Pass) inTurn(j *job, other []byte) error {
+	if p.o.Turn != nil {
+		p.o.Turn.Take()
+		defer p.o.Turn.Give()
+	}
+	return p.process(j, other)
 }
 
 // process completes the block from the base and stores it.

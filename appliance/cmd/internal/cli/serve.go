@@ -236,6 +236,7 @@ func (a *app) spareProcessors(cfg *config.Config) {
 	}
 	runtime.SetDefaultGOMAXPROCS() // minds the limits of a container; serve may run twice in a process
 	cores := runtime.GOMAXPROCS(0)
+	cfg.Cores = cores
 	if cfg.Workers == 0 {
 		cfg.Workers = cores
 	}
