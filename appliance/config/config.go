@@ -92,7 +92,8 @@ type Config struct {
 	Passphrases []string `toml:"-"`
 	// KMSToken is used without a KMSTokenFile.
 	KMSToken string `toml:"-"`
-	// KMSRetry is how often a service that did not answer is asked again. 0: 15 s.
+	// KMSRetry is how often a service that did not answer is asked again, and an empty
+	// folder of a vault looked at. 0: 15 s.
 	KMSRetry time.Duration `toml:"-"`
 	// LogWriter gets the log. nil: standard error.
 	LogWriter io.Writer `toml:"-"`

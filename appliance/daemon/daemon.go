@@ -244,7 +244,7 @@ func (d *daemon) serve(ctx context.Context, ready func(Ready)) error {
 	readersGroup.Go(func() error { return d.time.Run(sweep) })
 	readersGroup.Go(func() error { return d.expiry.Run(sweep) })
 	readersGroup.Go(func() error { d.disks.KeepAttached(sweep); return nil })
-	readersGroup.Go(func() error { d.retryKeys(sweep); return nil })
+	readersGroup.Go(func() error { d.retryVaults(sweep); return nil })
 	readersGroup.Go(func() error { return d.verifier.Run(sweep) })
 	readersGroup.Go(func() error { d.collectVaults(sweep); return nil })
 	opening := make(chan struct{})

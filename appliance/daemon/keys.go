@@ -79,8 +79,9 @@ func (d *daemon) reopen(ctx context.Context, name string) error {
 	return nil
 }
 
-// retryKeys opens vaults whose key-management service did not answer, when it does.
-func (d *daemon) retryKeys(ctx context.Context) {
+// retryVaults opens vaults whose key-management service did not answer, when it does, and
+// those whose folder was empty, when it is not any more.
+func (d *daemon) retryVaults(ctx context.Context) {
 	t := time.NewTicker(d.cfg.KMSRetry)
 	defer t.Stop()
 	for {
@@ -90,6 +91,13 @@ func (d *daemon) retryKeys(ctx context.Context) {
 			return
 		}
 		for _, v := range d.vaults.All() {
+			if v.IsBack() {
+				// Else it was made anew meanwhile, which is why the folder is not empty.
+				if now, err := d.vaults.Get(v.Name()); err == nil && now == v {
+					d.openVault(context.WithoutCancel(ctx), v)
+				}
+				continue
+			}
 			state, reason := v.State()
 			if state != vault.Closed || !errors.Is(reason, transit.ErrUnreachable) {
 				continue

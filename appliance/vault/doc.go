@@ -21,6 +21,14 @@
 // index from the packs is the way out. A [Ballast] file beside them is given up
 // first when the file system is full at a start.
 //
+// # A folder that is empty
+//
+// vaults.json has the id of each vault that was open. Its folder found empty is not a first
+// start: most likely a file system is not mounted, and a new vault there would take the
+// backups and hide the points. So the vault stays closed, its reason is [ErrGone], until
+// something is in the folder again, or until somebody says with [Set.Create] that it is to
+// be made anew.
+//
 // # Pins
 //
 // [Set.Pin] keeps a point from being purged while a reader, export, restore or

@@ -40,7 +40,10 @@ type Spec struct {
 	BlockSizeBytes int        `json:"blockSizeBytes,omitempty"` // 0: the default
 	Redundancy     Redundancy `json:"redundancy"`
 	// Site is the id of the site that the vault belongs to.
-	Site      string    `json:"siteId"`
+	Site string `json:"siteId"`
+	// ID of the vault that was last open here, from its superblock; "": none yet. With
+	// one, an empty folder is not a first start.
+	ID        string    `json:"vaultId,omitempty"`
 	CreatedAt time.Time `json:"createdAt"`
 	// Keys gives the keys of a vault that is being made; nil: that of SetOptions.
 	Keys func(name, dir string) Keys `json:"-"`
@@ -81,6 +84,8 @@ type Set struct {
 	vaults map[string]*Vault
 	serial uint64 // of vaults.json
 	damage error  // vaults.json cannot be read: vaults are missing
+
+	saving sync.Mutex // held while vaults.json is written; before mu
 }
 
 const vaultsKind = "vaults"
@@ -107,6 +112,9 @@ func NewSet(o SetOptions) *Set {
 		if spec.Name == DefaultName {
 			specs[0] = spec
 		} else {
+			if spec.ID == "" { // listed by an earlier release, once it was made
+				spec.ID = unknownID
+			}
 			specs = append(specs, spec)
 		}
 	}
@@ -118,11 +126,17 @@ func NewSet(o SetOptions) *Set {
 	if d.Redundancy == "" {
 		d.Redundancy = GRS
 	}
+	if s.damage != nil { // there was a list, so this is no first start
+		d.ID = unknownID
+	}
 	for _, spec := range specs {
 		s.vaults[spec.Name] = s.newVault(spec)
 	}
 	return s
 }
+
+// unknownID is the ID of a vault that was there, and whose id was not written down.
+const unknownID = "unknown"
 
 func (s *Set) path() string { return filepath.Join(s.o.DataDir, "vaults.json") }
 
@@ -138,8 +152,19 @@ func (s *Set) newVault(spec Spec) *Vault {
 		o.Keys = give(spec.Name, spec.Dir)
 	}
 	v := New(o)
-	v.pins = s.pins
+	v.pins, v.served = s.pins, s.served
 	return v
+}
+
+// served writes down that a vault was open here. A failure is told and no more: the next
+// start tries again.
+func (s *Set) served(v *Vault) {
+	if s.Damage() != nil {
+		return // the list that is there may be brought back
+	}
+	if err := s.save(); err != nil {
+		s.o.Logger.Warn("it is not written down that a vault was open here", "vault", v.Name(), "error", err)
+	}
 }
 
 // Damage is why vaults may be missing from the Set, or nil.
@@ -219,11 +244,18 @@ func (s *Set) Plan(spec Spec) (Spec, error) {
 			return spec, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: fmt.Sprintf("location %q is not an absolute path", dir)}
 		}
 	}
-	if spec.Dir == "" {
+	if spec.Dir == "" && spec.Name != DefaultName {
 		spec.Dir = filepath.Join(s.o.DataDir, "vaults", spec.Name)
 		if len(spec.Locations) > 0 {
 			spec.Dir, spec.Locations = filepath.Clean(spec.Locations[0]), spec.Locations[1:]
 		}
+	}
+	if spec.Name == DefaultName {
+		if len(spec.Locations) > 0 {
+			return spec, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: fmt.Sprintf("the folder of vault %s is %s", DefaultName, s.o.DefaultDir),
+				Hint: "give keelblock serve --vault-location for its copies"}
+		}
+		spec.Dir, spec.Locations = s.o.DefaultDir, s.o.DefaultLocations
 	}
 	spec.Site, spec.CreatedAt = s.o.Site.ID, time.Now().UTC().Truncate(time.Second)
 	s.mu.Lock()
@@ -236,10 +268,11 @@ func unknownRedundancy(op string, r Redundancy) error {
 }
 
 // Create makes a vault as Plan has completed it, opens it and adds it to the list, in
-// this order: a kill in between leaves a folder that the next Create of it takes over.
+// this order: a kill in between leaves a folder that the next Create of it takes over. A
+// vault whose folder is gone is made anew.
 func (s *Set) Create(ctx context.Context, spec Spec) (*Vault, error) {
 	op := fmt.Sprintf("create vault %q", spec.Name)
-	v, err := s.add(op, spec)
+	v, gone, err := s.add(op, spec)
 	if err != nil {
 		return nil, err
 	}
@@ -248,27 +281,43 @@ func (s *Set) Create(ctx context.Context, spec Spec) (*Vault, error) {
 		err = s.save()
 	}
 	if err != nil {
-		s.mu.Lock()
-		delete(s.vaults, spec.Name)
-		s.mu.Unlock()
-		if v.o.Keys != nil {
-			v.o.Keys.Forget()
-		}
+		s.remove(v, gone)
 		return nil, errors.Join(err, v.Close())
 	}
 	return v, nil
 }
 
-// add reserves the name.
-func (s *Set) add(op string, spec Spec) (*Vault, error) {
+// add reserves the name. gone is the vault that had it, or nil.
+func (s *Set) add(op string, spec Spec) (v, gone *Vault, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.checkLocked(op, spec); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	v := s.newVault(spec)
+	gone = s.vaults[spec.Name]
+	if gone != nil && gone.o.Keys != nil {
+		gone.o.Keys.Forget() // its files stay, each under the id of its domain
+	}
+	v = s.newVault(spec)
 	s.vaults[spec.Name] = v
-	return v, nil
+	return v, gone, nil
+}
+
+// remove takes a vault that was not made out again, and puts back the one that had its
+// name.
+func (s *Set) remove(v, gone *Vault) {
+	if v.o.Keys != nil {
+		v.o.Keys.Forget()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.vaults, v.Name())
+	if gone != nil {
+		_, reason := gone.State()
+		again := s.newVault(gone.Spec())
+		again.Refuse(reason)
+		s.vaults[v.Name()] = again
+	}
 }
 
 // checkLocked refuses a Spec that clashes with the vaults there are.
@@ -276,7 +325,7 @@ func (s *Set) checkLocked(op string, spec Spec) error {
 	if s.damage != nil {
 		return fmt.Errorf("%s: %w", op, s.damage)
 	}
-	if s.vaults[spec.Name] != nil {
+	if old := s.vaults[spec.Name]; old != nil && !old.isGone() {
 		return &appliance.Error{Op: op, Kind: appliance.ErrExists, Text: "a vault of this name exists", Hint: "choose another name; see keelblock vault list"}
 	}
 	if len(s.vaults) >= MaxVaults {
@@ -284,6 +333,9 @@ func (s *Set) checkLocked(op string, spec Spec) error {
 	}
 	seen := map[string]string{s.o.DataDir: "the data folder"}
 	for _, other := range s.vaults {
+		if other.Name() == spec.Name {
+			continue // it is gone
+		}
 		for _, dir := range other.o.folders() {
 			seen[dir] = fmt.Sprintf("vault %q", other.Name())
 		}
@@ -308,6 +360,8 @@ func (s Spec) folders() []string {
 
 // save writes the list.
 func (s *Set) save() error {
+	s.saving.Lock()
+	defer s.saving.Unlock()
 	var doc vaultsDoc
 	for _, v := range s.All() {
 		doc.Vaults = append(doc.Vaults, v.Spec())

@@ -2,6 +2,7 @@ package vault
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -83,7 +84,8 @@ type Vault struct {
 	reason  error
 	settled chan struct{} // closed when the state is not Opening
 	handle  *Handle
-	pins    *pins // shared with the other vaults of a Set
+	pins    *pins        // shared with the other vaults of a Set
+	served  func(*Vault) // called when another vault than before was opened; nil: nobody
 }
 
 // New returns a vault that is opening.
@@ -110,13 +112,34 @@ func (v *Vault) op(verb string) string { return verb + " vault " + v.o.Name }
 // Open opens the vault, or makes it at the first start. An error leaves it closed
 // with that reason. Open and Refuse are not called at the same time.
 func (v *Vault) Open(ctx context.Context) error {
+	fresh, err := v.reach(ctx)
+	if fresh && v.served != nil {
+		v.served(v)
+	}
+	return err
+}
+
+// reach is Open, and whether the vault is another one than the Spec says.
+func (v *Vault) reach(ctx context.Context) (fresh bool, err error) {
 	v.reopening()
 	h, err := v.open(ctx)
 	if err != nil {
 		err = &appliance.Error{Op: v.op("open"), Kind: appliance.ErrUnavailable, Err: err, Hint: hintFor(err)}
+	} else {
+		id := h.Store.Vault()
+		fresh = v.setID(hex.EncodeToString(id[:]))
 	}
 	v.settle(h, err)
-	return err
+	return fresh, err
+}
+
+// setID reports whether the id is another one than before.
+func (v *Vault) setID(id string) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	old := v.o.ID
+	v.o.ID = id
+	return old != id
 }
 
 // Refuse leaves the vault closed for the reason given.
@@ -253,15 +276,18 @@ func (v *Vault) make(ctx context.Context) error {
 	if err := os.MkdirAll(parent(v.o.Dir), 0o700); err != nil {
 		return err
 	}
-	return v.Open(ctx)
+	_, err := v.reach(ctx)
+	return err
 }
 
 // create makes the vault of a first start beside its place and renames it: a kill
 // leaves no half vault.
 func (v *Vault) create(ctx context.Context) error {
-	entries, err := os.ReadDir(v.o.Dir)
-	if err == nil && len(entries) > 0 || err != nil && !errors.Is(err, os.ErrNotExist) {
+	if empty, err := isEmpty(v.o.Dir); !empty {
 		return err
+	}
+	if v.Spec().ID != "" {
+		return v.gone()
 	}
 	unborn := v.o.Dir + ".new"
 	if err := os.RemoveAll(unborn); err != nil {
@@ -282,6 +308,41 @@ func (v *Vault) create(ctx context.Context) error {
 		return err
 	}
 	return statefile.SyncDir(parent(v.o.Dir))
+}
+
+// ErrGone: a vault was open in a folder that is empty now.
+var ErrGone = errors.New("it is empty, although the vault was open there before")
+
+// gone is why an empty folder is not filled with a new vault. Where a file system is not
+// mounted yet that would take backups onto the wrong disk, and hide the points that there
+// are.
+func (v *Vault) gone() error {
+	return &appliance.Error{Kind: appliance.ErrUnavailable, Text: "folder " + v.o.Dir, Err: ErrGone,
+		Hint: fmt.Sprintf("mount its file system, and it is opened by itself; if the vault is gone for good, keelblock vault create %s makes a new one", v.o.Name)}
+}
+
+// isGone reports whether the vault is closed because its folder is empty.
+func (v *Vault) isGone() bool {
+	state, reason := v.State()
+	return state == Closed && errors.Is(reason, ErrGone)
+}
+
+// IsBack reports whether the folder of a vault that was gone has something in it again.
+func (v *Vault) IsBack() bool {
+	if !v.isGone() {
+		return false
+	}
+	empty, err := isEmpty(v.o.Dir)
+	return err == nil && !empty
+}
+
+// isEmpty reports whether a folder is empty, or is not there.
+func isEmpty(dir string) (bool, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return true, nil
+	}
+	return err == nil && len(entries) == 0, err
 }
 
 // makeKeys makes the keys of a vault that is to be encrypted, and puts them into o.
