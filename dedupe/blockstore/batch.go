@@ -36,8 +36,8 @@ type Batch struct {
 	patches []*patches      // all that were begun
 	packs   []uint32        // numbers of the packs that it has written to
 
-	// window is all that the batch was told to be held. A collection that begins while
-	// the batch is open takes none of it.
+	// window is all that the batch was told to be held, and what it stores as patches. A
+	// collection that begins while the batch is open takes none of it.
 	window seen
 }
 

@@ -119,6 +119,7 @@ func (e *deadEntry) indexKey() []byte {
 type bugs struct {
 	skipHit      bool // a hit does not keep what was hit
 	skipWindow   bool // what open batches were told to be held does not count
+	skipPatch    bool // a patch that another batch stores, too, is not in the window
 	skipTaking   bool // what is being taken is still held
 	childrenLast bool // false: right. true: the sweep takes children before their nodes
 	touchAnyway  bool // an entry that was verified is written back though it has moved

@@ -119,6 +119,12 @@ func (o Options) WithBug(name string) Options {
 	return o
 }
 
+// WithoutPatchesInWindow makes a mistake that TestPatchOfWhatAnotherBatchStores finds.
+func (o Options) WithoutPatchesInWindow() Options {
+	o.bugs.skipPatch = true
+	return o
+}
+
 // CheckIndex reads the record of every entry, and looks for the children of every node.
 func (s *Store) CheckIndex() error {
 	var errs []error

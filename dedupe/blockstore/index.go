@@ -232,12 +232,13 @@ func (c *change) lookup(kind dedupe.Kind, d dedupe.Digest) (p place, ok bool, er
 }
 
 // setPlace enters a block, node or manifest, replacing an entry unless keep is set. A
-// patch never replaces another place: what is in the index may be the base of others,
-// and then only gets closer to a whole block.
+// patch replaces only a deeper one: what is in the index may be the base of others, and
+// then only gets closer to a whole block. So a base always has a smaller depth than what
+// lies over it, also when two batches store the same block over different ones.
 func (c *change) setPlace(kind dedupe.Kind, d dedupe.Digest, p place, keep bool) error {
 	key := contentKey(kind, d)
 	old, had, err := c.lookup(kind, d)
-	if err != nil || (had && (keep || (p.isPatch() && !p.same(old)))) {
+	if err != nil || (had && (keep || (p.depth >= old.depth && p.isPatch() && !p.same(old)))) {
 		return err
 	}
 	if !had {

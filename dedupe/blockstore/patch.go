@@ -83,6 +83,11 @@ func (w *patches) put(ctx context.Context, d dedupe.Digest, p []byte, base dedup
 	if held || err != nil {
 		return put, err
 	}
+	// Another batch may store d, too, and be the first to enter it into the index: what
+	// this one names is then the other's record, which nothing need reach any more.
+	if !w.b.s.o.bugs.skipPatch {
+		w.b.window.add(d)
+	}
 	m, ok, err := w.b.patchOf(d, p, base, was)
 	if err != nil {
 		return put, err

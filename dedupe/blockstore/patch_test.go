@@ -321,6 +321,106 @@ func TestPatchNoCycle(t *testing.T) {
 	})
 }
 
+// Two batches store the same block, one whole, one as a patch. The first is in the index
+// first, and nothing reaches what it wrote: it is the second's record all the same.
+func TestPatchOfWhatAnotherBatchStores(t *testing.T) {
+	for _, bug := range []bool{false, true} {
+		t.Run(fmt.Sprint("with the mistake: ", bug), func(t *testing.T) {
+			o := crashOptions
+			if bug {
+				o = o.WithoutPatchesInWindow()
+			}
+			s := openVault(t, newVault(t, o), o)
+			d := newDisk(t, s, 1)
+			was := bytes.Clone(d.blocks[0])
+			d.write(0, 3)
+			slow := dedupetest.Begin(t, s)
+			d.put(slow.(dedupe.PatchBatch).Patches(), 0, was)
+			quick := dedupetest.Begin(t, s)
+			dedupetest.PutBlock(t, quick, d.blocks[0])
+			dedupetest.Commit(t, quick, "a point that is purged at once")
+
+			c, err := s.BeginCollection(t.Context(), blockstore.CollectOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.End()
+			c.StartPass(0)
+			c.MarkBlock(s.BlockDigest(was))
+			dedupetest.Commit(t, slow, "a point that comes after the mark")
+			if err := errors.Join(c.SweepNodes(t.Context()), c.SweepBlocks(t.Context()), c.SweepPacks(t.Context(), blockstore.Dead{})); err != nil {
+				t.Fatal(err)
+			}
+			got, err := s.Get(t.Context(), dedupe.KindBlock, s.BlockDigest(d.blocks[0]), nil)
+			if lost := err != nil || !bytes.Equal(got, d.blocks[0]); lost != bug {
+				t.Errorf("the block of the second point: lost %v, %v", lost, err)
+			}
+		})
+	}
+}
+
+// Two batches store the same block over different ones, at different depths. Whichever
+// is first, what lies over a block is deeper than the block, also when the index is
+// built again.
+func TestPatchesOfTwoBatchesStayInOrder(t *testing.T) {
+	for _, deepFirst := range []bool{true, false} {
+		t.Run(fmt.Sprint("the deeper one first: ", deepFirst), func(t *testing.T) {
+			dir := newVault(t, blockstore.Options{})
+			s, err := blockstore.Open(dir, blockstore.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			d := newDisk(t, s, 1)
+			zero := bytes.Clone(d.blocks[0])
+			d.step("one", func() []int { d.write(0, 0); return []int{0} })
+			one := bytes.Clone(d.blocks[0])
+			d.write(0, 1) // over zero: two grains; over one: one
+			two := bytes.Clone(d.blocks[0])
+			d.write(0, 2)
+			three := bytes.Clone(d.blocks[0])
+
+			deep, flat := dedupetest.Begin(t, s), dedupetest.Begin(t, s)
+			d.blocks[0] = two
+			d.put(deep.(dedupe.PatchBatch).Patches(), 0, one)
+			patches := flat.(dedupe.PatchBatch).Patches()
+			d.put(patches, 0, zero)
+			d.blocks[0] = three
+			d.put(patches, 0, two)
+			if deepFirst {
+				dedupetest.Commit(t, deep, "deep")
+			}
+			dedupetest.Commit(t, flat, "flat")
+			if !deepFirst {
+				dedupetest.Commit(t, deep, "deep")
+			}
+			check := func() {
+				t.Helper()
+				below := 0
+				for i, p := range [][]byte{zero, two, three} {
+					depth, _, _ := s.PatchOf(s.BlockDigest(p))
+					if i > 0 && depth <= below {
+						t.Errorf("version %d lies at depth %d over one at depth %d", i, depth, below)
+					}
+					below = depth
+					got, err := s.Get(t.Context(), dedupe.KindBlock, s.BlockDigest(p), nil)
+					if err != nil || !bytes.Equal(got, p) {
+						t.Errorf("version %d: %v", i, err)
+					}
+				}
+			}
+			check()
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := blockstore.RebuildIndex(t.Context(), dir, blockstore.Options{}, nil); err != nil {
+				t.Fatal(err)
+			}
+			s = openVault(t, dir, blockstore.Options{})
+			check()
+		})
+	}
+}
+
 // What is damaged in a bundle's header or directory makes its patches ErrCorrupt, named,
 // and what is damaged in the grains at least that patch whose they are; put again it is
 // stored whole.
