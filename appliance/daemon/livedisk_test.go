@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -131,6 +132,12 @@ func (d *liveDisk) grain(p []byte, g int64) []byte {
 
 // settle checks what a disk holds after a crash, and takes it as given. Nobody writes
 // the disk.
+//
+// After a power cut each word may be of another write since the last flush: where a
+// page is written again while the kernel copies it to the device (ext4, on a device that
+// asks for no stable pages), what arrives is torn between two cache lines, and not at a
+// sector. A program that does nothing but pwrite, fsync and the shutdown ioctl sees it
+// once in some sixty cuts.
 func (d *liveDisk) settle(t *testing.T, got []byte, power bool) {
 	t.Helper()
 	buf := make([]byte, 4096)
@@ -144,15 +151,28 @@ func (d *liveDisk) settle(t *testing.T, got []byte, power bool) {
 				}
 			}
 		}
+		allowed := make([][]byte, 0, len(vs)+1)
+		if first < 0 {
+			allowed = append(allowed, d.grain(d.base, g))
+		}
+		for i := max(first, 0); i < len(vs); i++ {
+			vs[i].fill(buf, d.at, g)
+			allowed = append(allowed, bytes.Clone(buf[:len(have)]))
+		}
+		fits := func(from, to int) bool {
+			return slices.ContainsFunc(allowed, func(p []byte) bool { return bytes.Equal(have[from:to], p[from:to]) })
+		}
 		for s := 0; s < len(have); s += 512 {
-			ok := first < 0 && bytes.Equal(have[s:s+512], d.grain(d.base, g)[s:s+512])
-			for i := max(first, 0); i < len(vs) && !ok; i++ {
-				vs[i].fill(buf, d.at, g)
-				ok = bytes.Equal(have[s:s+512], buf[s:s+512])
+			ok := fits(s, s+512)
+			if !ok && power {
+				ok = true
+				for w := s; w < s+512; w += 8 {
+					ok = ok && fits(w, w+8)
+				}
 			}
 			if !ok {
-				t.Fatalf("disk %s holds at %d what it must not: power cut %t, %d writes since the last flush, oldest allowed %d",
-					d.name, g*4096+int64(s), power, len(vs), first)
+				t.Fatalf("disk %s holds at %d what it must not: power cut %t, %d writes since the last flush, oldest allowed %d: %x",
+					d.name, g*4096+int64(s), power, len(vs), first, have[s:s+512])
 			}
 		}
 		if power {
