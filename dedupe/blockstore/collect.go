@@ -83,7 +83,9 @@ type Collection struct {
 	tally   map[uint32]*packTally
 	bundles map[uint64]struct{} // pack and offset of those with a live patch
 	bases   *filter             // of all patches in the index; nil without patches
-	outData *openPack           // what it writes
+	lone    loneBases           // those that nothing else needs; nil while nobody asks
+	repack  repacking
+	outData *openPack // what it writes
 	outMeta *openPack
 	report  CollectReport
 
@@ -128,6 +130,9 @@ type bugs struct {
 	noCheckpoint bool // dead points are dropped without a checkpoint
 	notesAlone   bool // a note goes though the manifest that it is about stays
 	notesFirst   bool // purge notes go before the manifests they purge
+	basesGo      bool // what only patches need goes
+	bundlesWhole bool // no bundle is put together anew: no loss, only bytes
+	keepSlots    bool // a patch in a new bundle is looked for where it was in the old one
 }
 
 // BeginCollection begins a collection. From now until End everything that is said to be
@@ -248,6 +253,12 @@ func (c *Collection) plan() {
 // End ends the collection, wherever it is. What it has not done is left to the next
 // one, which begins anew: a mark that is resumed would have to know every hit since.
 func (c *Collection) End() {
+	if err := c.s.enter(); err == nil {
+		if err := c.closeOut(); err != nil {
+			c.s.log.Error("packs of a collection stay as they are", "vault", c.s.dir, "err", err)
+		}
+		c.s.leave()
+	}
 	c.s.gate.Lock()
 	if c.s.collection == c {
 		c.s.collection = nil
@@ -268,7 +279,7 @@ func (c *Collection) StartPass(n int) {
 
 // MarkBlock marks one block.
 func (c *Collection) MarkBlock(d dedupe.Digest) {
-	if p := uint32(binary.BigEndian.Uint16(d[:])); !d.IsZero() && p >= c.low && p < c.high {
+	if !d.IsZero() && c.inPass(d) {
 		c.blocks.add(d)
 	}
 }
@@ -435,6 +446,10 @@ func (c *Collection) count(p place, dead bool) {
 	}
 	t.live++
 	c.report.LiveBytes += p.account()
+	if p.isPatch() && c.s.rebundles() {
+		t.liveBytes += p.account()
+		return
+	}
 	if p.isPatch() { // its bundle stays whole
 		at := uint64(p.pack)<<32 | uint64(p.offset)
 		if _, ok := c.bundles[at]; ok {
@@ -514,19 +529,32 @@ func decodeEntry(kind dedupe.Kind, key, val []byte) (deadEntry, error) {
 // SweepBlocks removes the entries of dead blocks of this pass.
 //
 // A patch needs its base, so while it is in the index the base stays, and the sweep is
-// repeated as long as patches went: once for each patch that lies over another. Bases
-// that belong to another pass are left to the next collection.
+// repeated as long as patches went: once for each patch that lies over another. Then
+// patches that alone keep their bases may be stored whole, once, and the sweep goes on.
+// Bases that belong to another pass are left to the next collection.
 func (c *Collection) SweepBlocks(ctx context.Context) error {
 	if err := c.s.enter(); err != nil {
 		return err
 	}
 	defer c.s.leave()
+	whole := c.o.DryRun || c.o.IndexOnly // no patch is stored whole, or all that are have been
 	for {
 		if err := c.findBases(ctx); err != nil {
 			return fmt.Errorf("sweep blocks: %w", err)
 		}
+		c.lone = nil
+		if !whole {
+			c.lone = make(loneBases)
+		}
 		last := c.bases == nil || c.o.DryRun
 		patches, err := c.sweepBlocks(ctx, last)
+		if err == nil && !last && patches == 0 && !whole {
+			n, rerr := c.storeLoneWhole(ctx)
+			if whole = true; n > 0 {
+				continue
+			}
+			err = rerr
+		}
 		if err == nil && !last && patches == 0 {
 			_, err = c.sweepBlocks(ctx, true)
 			last = true
@@ -559,7 +587,11 @@ func (c *Collection) sweepBlocks(ctx context.Context, countLive bool) (patches i
 		if uint32(binary.BigEndian.Uint16(e.digest[:])) >= c.high {
 			return errStop
 		}
-		live := c.blocks.has(e.digest) || !c.isOld(e.place) || c.spared(e.digest) || c.bases != nil && c.bases.has(e.digest)
+		live := c.blocks.has(e.digest) || !c.isOld(e.place) || c.spared(e.digest)
+		if !live && c.bases != nil && c.bases.has(e.digest) && !c.s.o.bugs.basesGo {
+			c.noteLone(e)
+			live = true
+		}
 		if live {
 			if countLive {
 				c.report.LiveBlocks++

@@ -37,7 +37,9 @@ func writeTree(ctx context.Context, s dedupe.Store, name string, seeds []uint64)
 
 // blockSum is the digest of the block of a seed.
 func blockSum(s dedupe.Store, seed uint64) dedupe.Digest {
-	return dedupe.Sum(dedupetest.Block(s, seed))
+	p := make([]byte, s.BlockSize())
+	fillVersion(p, seed)
+	return s.BlockDigest(p)
 }
 
 // history makes points of which two in three are purged, half of each new.
@@ -232,15 +234,19 @@ func readTree(ctx context.Context, s *blockstore.Store, id dedupe.Digest) error 
 // collection finishes.
 func TestCollectFaults(t *testing.T) {
 	t.Parallel()
+	testCollectFaults(t, crashOptions, func(t testing.TB, s dedupe.Store) map[dedupe.Digest]bool { return history(t, s, 12) })
+}
+
+func testCollectFaults(t *testing.T, o blockstore.Options, history func(testing.TB, dedupe.Store) map[dedupe.Digest]bool) {
 	for _, fault := range []error{unix.ENOSPC, unix.EIO} {
 		t.Run(fault.Error(), func(t *testing.T) {
 			t.Parallel()
-			origin := newVault(t, crashOptions)
-			s, err := blockstore.Open(origin, crashOptions)
+			origin := newVault(t, o)
+			s, err := blockstore.Open(origin, o)
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := history(t, s, 12)
+			want := history(t, s)
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
@@ -248,7 +254,7 @@ func TestCollectFaults(t *testing.T) {
 			for n := int64(1); n < 200; n++ {
 				dir := filepath.Join(t.TempDir(), "vault")
 				copyTree(t, origin, dir)
-				calls, err := collectWithFault(dir, want, n, fault)
+				calls, err := collectWithFault(dir, o, want, n, fault)
 				if err != nil {
 					t.Fatalf("call %d: %v", n, err)
 				}
@@ -271,9 +277,9 @@ func TestCollectFaults(t *testing.T) {
 
 // collectWithFault collects a vault whose n-th system call fails, and checks it. It
 // returns the number of calls.
-func collectWithFault(dir string, want map[dedupe.Digest]bool, n int64, fault error) (int64, error) {
+func collectWithFault(dir string, o blockstore.Options, want map[dedupe.Digest]bool, n int64, fault error) (int64, error) {
 	var at, calls atomic.Int64
-	s, err := blockstore.Open(dir, crashOptions.WithHook(func(string, string) error {
+	s, err := blockstore.Open(dir, o.WithHook(func(string, string) error {
 		if calls.Add(1) == at.Load() {
 			return fault
 		}
@@ -300,7 +306,7 @@ func collectWithFault(dir string, want map[dedupe.Digest]bool, n int64, fault er
 	if err := s.Close(); err != nil {
 		return made, err
 	}
-	if s, err = blockstore.Open(dir, crashOptions); err != nil {
+	if s, err = blockstore.Open(dir, o); err != nil {
 		return made, err
 	}
 	_, err = collectTrees(ctx, s, blockstore.CollectOptions{}, nil)

@@ -9,12 +9,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/blockstore"
 	"github.com/keelblock/keelblock/dedupe/dedupetest"
+	"github.com/keelblock/keelblock/dedupe/pack"
 )
 
 // treePoint is a manifest of the tests of collection: a tree, and blocks beside it.
@@ -28,18 +30,54 @@ type treePoint struct {
 // purgeNote is the note that takes a point out of the tests' vault.
 const purgeNote = 5
 
+// A seed of these tests has in its low bits a block, and above how often a part of it was
+// changed since; of a hot block that is one grain again and again.
+const (
+	versionShift = 32
+	hot          = 1 << 63
+)
+
+func versionOf(seed uint64) uint64 { return seed &^ hot >> versionShift }
+
+// fillVersion fills p with a version of a block, which differs from the one before in a
+// grain or two.
+func fillVersion(p []byte, seed uint64) {
+	block := seed % (1 << versionShift)
+	dedupetest.FillBlock(p, block)
+	if seed&hot != 0 {
+		if v := versionOf(seed); v > 0 {
+			fillGrain(p, int(block), rand.New(rand.NewPCG(block, v)))
+		}
+		return
+	}
+	for v := uint64(1); v <= versionOf(seed); v++ {
+		r := rand.New(rand.NewPCG(block, v))
+		for range 1 + r.IntN(2) {
+			fillGrain(p, r.IntN(len(p)/pack.GrainSize), r)
+		}
+	}
+}
+
+func fillGrain(p []byte, n int, r *rand.Rand) {
+	grain := p[n%(len(p)/pack.GrainSize)*pack.GrainSize:][:pack.GrainSize]
+	for i := range grain[:len(grain)*3/4] {
+		grain[i] = byte(r.Uint32())
+	}
+}
+
 // openTree is a batch of the model that is being filled.
 type openTree struct {
-	batch dedupe.Batch
-	point treePoint
-	list  []dedupe.Digest // of the blocks, in order
+	patches dedupe.Patches // where versions of blocks are put
+	batch   dedupe.Batch
+	point   treePoint
+	list    []dedupe.Digest // of the blocks, in order
 }
 
 func (o *openTree) put(ctx context.Context, s dedupe.Store, seeds []uint64) error {
 	buf := make([]byte, s.BlockSize())
 	for _, seed := range seeds {
-		dedupetest.FillBlock(buf, seed)
-		put, err := o.batch.PutBlock(ctx, buf)
+		fillVersion(buf, seed)
+		put, err := o.putVersion(ctx, s, seed, buf)
 		if err != nil {
 			return err
 		}
@@ -47,6 +85,19 @@ func (o *openTree) put(ctx context.Context, s dedupe.Store, seeds []uint64) erro
 		o.list = append(o.list, put.Digest)
 	}
 	return nil
+}
+
+// putVersion puts a block, one that was changed as a patch over what it was before.
+func (o *openTree) putVersion(ctx context.Context, s dedupe.Store, seed uint64, buf []byte) (dedupe.Put, error) {
+	if versionOf(seed) == 0 {
+		return o.batch.PutBlock(ctx, buf)
+	}
+	if o.patches == nil {
+		o.patches = o.batch.(dedupe.PatchBatch).Patches()
+	}
+	was := make([]byte, len(buf))
+	fillVersion(was, seed-1<<versionShift)
+	return o.patches.PutPatch(ctx, buf, s.BlockDigest(was), func() ([]byte, error) { return was, nil })
 }
 
 // commit puts the tree over the blocks and publishes the point.
@@ -199,8 +250,8 @@ func checkTrees(s dedupe.Store, want map[dedupe.Digest]bool) error {
 			return err
 		}
 		for _, seed := range p.Seeds {
-			dedupetest.FillBlock(plain, seed)
-			got, err := s.Get(ctx, dedupe.KindBlock, dedupe.Sum(plain), buf)
+			fillVersion(plain, seed)
+			got, err := s.Get(ctx, dedupe.KindBlock, s.BlockDigest(plain), buf)
 			if err != nil || string(got) != string(plain) {
 				return fmt.Errorf("point %q, block %d: %w", p.Name, seed, err)
 			}
@@ -240,6 +291,9 @@ type collectModel struct {
 	wants   []map[dedupe.Digest]bool
 	during  error // of a step inside of a collection
 	collect int
+	depths  []int // of the blocks at the end
+	// versions of each block that batches put; 0 makes no patches.
+	versions uint64
 }
 
 // seedRange is small, so that batches put what deleted points had.
@@ -278,9 +332,16 @@ func (m *collectModel) snapshot() {
 
 func (m *collectModel) seeds(n int) []uint64 {
 	list := make([]uint64, n)
-	at := m.r.Uint64N(seedRange)
+	blocks := uint64(seedRange)
+	if m.versions > 0 {
+		blocks = seedRange / 5 // of larger blocks, in several versions
+	}
+	at := m.r.Uint64N(blocks)
 	for i := range list { // runs: neighbours die together
-		list[i] = (at + uint64(i)) % seedRange
+		list[i] = (at + uint64(i)) % blocks
+		if m.versions > 0 && m.r.IntN(3) > 0 {
+			list[i] += m.r.Uint64N(m.versions) << versionShift
+		}
 	}
 	return list
 }
@@ -449,7 +510,32 @@ func (m *collectModel) run(steps int) (err error) {
 			}
 		}
 	}
+	m.depths = m.s.PatchDepths()
 	return errors.Join(checkTrees(m.s, m.points), m.s.CheckIndex())
+}
+
+// patchOptions are those of vaults whose blocks have room for patches over patches.
+var patchOptions = blockstore.Options{BlockSize: 64 << 10, PackBytes: blockstore.MinPackBytes}
+
+// newPatchModel is a model of which most blocks are patches.
+func newPatchModel(t testing.TB, seed uint64, o blockstore.Options) *collectModel {
+	m := newCollectModel(t, seed, o)
+	m.dir, m.versions = newVault(t, patchOptions), 6
+	return m
+}
+
+// TestCollectModel with patches, of which some stand in half-dead bundles, some alone keep
+// their bases, and some are put while those go.
+func TestCollectModelPatches(t *testing.T) {
+	t.Parallel()
+	seed := uint64(envInt(t, "SEED", time.Now().UnixNano()&0xffffff))
+	steps := int(envInt(t, "STEPS", 90))
+	t.Logf("SEED=%d STEPS=%d", seed, steps)
+	m := newPatchModel(t, seed, patchOptions)
+	if err := m.run(steps); err != nil {
+		t.Fatalf("SEED=%d: %v", seed, err)
+	}
+	t.Logf("%d collections, %d points at the end, blocks by depth %v", m.collect, len(m.points), m.depths)
 }
 
 func newCollectModel(t testing.TB, seed uint64, o blockstore.Options) *collectModel {
@@ -474,14 +560,17 @@ func TestCollectModel(t *testing.T) {
 func TestCollectModelFindsBugs(t *testing.T) {
 	t.Parallel()
 	for name := range blockstore.Bugs {
-		if name == notesAlone {
-			continue // TestCollectKeepsPurgeNote has the one order of events that shows it
+		if name == notesAlone || name == bundlesWhole {
+			continue // TestCollectKeepsPurgeNote and TestCollectPatchesMatters show these
 		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			for n := range uint64(envInt(t, "SEEDS", 12)) {
 				seed := n ^ 2 // 2 first: it finds most of them
 				m := newCollectModel(t, seed, crashOptions.WithBug(name))
+				if strings.Contains(name, "patch") {
+					m = newPatchModel(t, seed, patchOptions.WithBug(name))
+				}
 				if err := m.run(150); err != nil {
 					t.Logf("seed %d, collection %d: %v", seed, m.collect, err)
 					return

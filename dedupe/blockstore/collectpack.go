@@ -353,15 +353,17 @@ func (c *Collection) rewrite(ctx context.Context, row packRow) error {
 		return err
 	}
 	var moves []move
+	c.repack = repacking{}
 	for i := range content.entries {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		e := &content.entries[i]
 		live, err := c.liveEntries(e, row.number, notes)
+		var done []move
 		if err == nil && len(live) > 0 {
-			if err = c.copyRecord(f, e, live); errors.Is(err, dedupe.ErrCorrupt) && c.s.healed(e, live[0]) {
-				err = c.copyRecord(f, e, live) // this copy of the pack was written again from another one
+			if done, err = c.copyLive(f, e, live); errors.Is(err, dedupe.ErrCorrupt) && c.s.healed(e, live[0]) {
+				done, err = c.copyLive(f, e, live) // this copy of the pack was written again from another one
 			}
 		}
 		if errors.Is(err, dedupe.ErrCorrupt) || errors.Is(err, dedupe.ErrNotFound) {
@@ -370,11 +372,16 @@ func (c *Collection) rewrite(ctx context.Context, row packRow) error {
 		if err != nil {
 			return err
 		}
-		for _, m := range live {
-			c.report.CopiedBytes += m.from.account()
-			c.report.FreedBytes -= m.from.account()
-		}
-		moves = append(moves, live...)
+		moves = append(moves, done...)
+	}
+	done, err := c.flushBundle()
+	if err != nil {
+		return err
+	}
+	moves = append(moves, done...)
+	for _, m := range moves {
+		c.report.CopiedBytes += m.to.account()
+		c.report.FreedBytes -= m.to.account()
 	}
 	if t := c.tally[row.number]; int64(len(moves)) != t.live {
 		// Batches may have stored some of them again. If not, the index names records
@@ -386,15 +393,39 @@ func (c *Collection) rewrite(ctx context.Context, row packRow) error {
 	return c.replace(row, moves)
 }
 
+// copyLive copies what lives in a record. The entries that are returned say where to;
+// those of patches may come later, from flushBundle.
+func (c *Collection) copyLive(f io.ReaderAt, e *pack.Entry, live []move) ([]move, error) {
+	if e.Kind == pack.KindBundle && len(live) < len(e.Patches) && c.s.rebundles() {
+		return c.copyBundle(f, e, live)
+	}
+	return live, c.copyRecord(f, e, live)
+}
+
 // replace lets the index name copies that have been made, and drops their pack.
 func (c *Collection) replace(row packRow, moves []move) error {
-	if err := c.syncOut(); err != nil {
-		return err
-	}
 	if c.s.o.bugs.removeFirst {
+		if err := c.syncOut(); err != nil {
+			return err
+		}
 		if err := c.drop([]packRow{row}); err != nil {
 			return err
 		}
+	}
+	if err := c.move(moves); err != nil {
+		return err
+	}
+	c.report.RewrittenPacks++
+	if c.s.o.bugs.removeFirst {
+		return nil
+	}
+	return c.drop([]packRow{row})
+}
+
+// move makes what the collection has written durable, and then lets the index name it.
+func (c *Collection) move(moves []move) error {
+	if err := c.syncOut(); err != nil {
+		return err
 	}
 	for list := moves; len(list) > 0; {
 		n := min(len(list), sweepEntries)
@@ -414,14 +445,7 @@ func (c *Collection) replace(row packRow, moves []move) error {
 		}
 		list = list[n:]
 	}
-	if err := c.s.o.hook("collect", "entries have moved"); err != nil {
-		return err
-	}
-	c.report.RewrittenPacks++
-	if c.s.o.bugs.removeFirst {
-		return nil
-	}
-	return c.drop([]packRow{row})
+	return c.s.o.hook("collect", "entries have moved")
 }
 
 // liveEntries are the entries of the index that name a pack's record: of a bundle, those
@@ -518,27 +542,16 @@ func (c *Collection) copyRecord(f io.ReaderAt, e *pack.Entry, live []move) error
 	if err := s.verifyRecord(&rec, grown, e, live); err != nil {
 		return err
 	}
-	class := pack.ClassOf(e.Kind)
-	for {
-		p, err := c.out(class, e.Size())
-		if err != nil {
-			return err
-		}
-		placed, err := p.w.Append(&rec, stored, nil)
-		if errors.Is(err, pack.ErrFull) {
-			err = c.sealOut(class)
-		} else if err == nil {
-			for i := range live {
-				to := live[i].from
-				to.pack, to.offset, to.epoch = p.number, uint32(placed.Offset), s.Epoch()
-				live[i].to = to
-			}
-			return nil
-		}
-		if err != nil {
-			return noSpace(err)
-		}
+	placed, number, err := c.appendOut(&rec, stored)
+	if err != nil {
+		return err
 	}
+	for i := range live {
+		to := live[i].from
+		to.pack, to.offset, to.epoch = number, uint32(placed.Offset), s.Epoch()
+		live[i].to = to
+	}
+	return nil
 }
 
 // healed reads a record as any reader does, from whichever location has it whole, which
@@ -560,6 +573,9 @@ func (s *Store) verifyRecord(rec *pack.Record, record []byte, e *pack.Entry, liv
 		return fmt.Errorf("record there is %s %v: %w", kindName(rec.Kind), rec.Digest, dedupe.ErrCorrupt)
 	}
 	if rec.Kind == pack.KindBundle {
+		if _, err := s.ids(rec); errors.Is(err, dedupe.ErrNoKey) && rec.HasCiphertextHash {
+			return compareSum(dedupe.Sum(record[pack.RecordHeaderSize:]), rec.CiphertextHash)
+		}
 		for _, m := range live {
 			if _, err := s.read(m.from, dedupe.KindBlock, dedupe.Digest(m.key[1:]), nil); err != nil {
 				return err

@@ -84,6 +84,9 @@
 //
 // # Collection
 //
+// An entry that a collection moves names the same content elsewhere: a record copied as it
+// stands, a patch in a new bundle, over the same base, or the whole block that a patch made.
+//
 // [Store.BeginCollection] is the store's part of a collection: it marks, sweeps entries
 // and rewrites packs; package collection drives it and has the essay. All answers of
 // "held" go through Batch.claim, which a collection sees; whoever makes something

@@ -46,6 +46,22 @@ func (s *Store) DumpIndex() (map[string]IndexEntry, error) {
 	return got, nil
 }
 
+// DumpAccounts is what each entry of the index is counted as.
+func (s *Store) DumpAccounts() (map[string]int64, error) {
+	got := make(map[string]int64)
+	for _, prefix := range []byte{prefixBlock, prefixNode, prefixManifest, prefixNote} {
+		err := s.index.scan(prefix, func(key, val []byte) error {
+			p, err := decodePlace(val)
+			got[string(key)] = p.account()
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return got, nil
+}
+
 // PendingPlaces is the number of places that the open batches keep in memory.
 func (s *Store) PendingPlaces() (n int) {
 	s.mu.Lock()
@@ -111,6 +127,9 @@ var Bugs = map[string]bugs{
 	"no checkpoint":               {noCheckpoint: true},
 	"notes without manifests":     {notesAlone: true},
 	"notes before manifests":      {notesFirst: true},
+	"bases of patches go":         {basesGo: true},
+	"patches keep their slots":    {keepSlots: true},
+	"bundles stay whole":          {bundlesWhole: true},
 }
 
 // WithBug makes the mistake of this name.

@@ -318,7 +318,8 @@ func (c *change) removeAt(key []byte, p place) (bool, error) {
 	return true, c.remove(key)
 }
 
-// moveTo lets an entry name the record at to, if it still names the one at from.
+// moveTo lets an entry name the record at to, if it still names the one at from. What is
+// behind the place, the digest of a note, stays.
 func (c *change) moveTo(key []byte, from, to place) (bool, error) {
 	val, ok, err := c.isAt(key, from)
 	if !ok || err != nil {
@@ -328,9 +329,7 @@ func (c *change) moveTo(key []byte, from, to place) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	now.pack, now.offset, now.epoch = to.pack, to.offset, to.epoch
-	rest := val[len(now.append(nil)):] // the digest of a note
-	return true, c.set(key, append(now.append(nil), rest...))
+	return true, c.set(key, append(to.append(nil), val[now.encodedSize():]...))
 }
 
 func (c *change) remove(key []byte) error {

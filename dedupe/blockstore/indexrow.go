@@ -78,6 +78,14 @@ func (p place) same(q place) bool {
 	return p.pack == q.pack && p.offset == q.offset && p.encoding == q.encoding && p.slot == q.slot
 }
 
+// encodedSize is what append appends.
+func (p place) encodedSize() int {
+	if p.isPatch() {
+		return patchSize
+	}
+	return placeSize
+}
+
 func (p place) append(b []byte) []byte {
 	le := binary.LittleEndian
 	version := byte(placeVersion)

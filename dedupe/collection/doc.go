@@ -64,6 +64,22 @@
 // then the file, then the row. A reader who finds the pack gone looks the digest up
 // again. So disk is at most 1.18 times what is live, plus open packs.
 //
+// Live is what is needed, as above, and the bases that its patches lie over: the records
+// of live blocks, nodes, manifests and notes, and of a patch its share of its bundle, by
+// its grains. The shares of a bundle's patches are its record's size, so the accounts of
+// all entries are what their records take, once no bundle has dead patches.
+//
+// Of a bundle with dead patches those that live are taken out, verified by the blocks that
+// they make, and put together with their neighbours as new bundles, compressed and sealed
+// anew; their entries move as others do. So a pack of half-dead bundles shrinks like any
+// other. Without the key, and in a vault with records of several key domains, bundles are
+// copied whole, and count as live as long as one of their patches does.
+//
+// A patch that alone keeps the bases below it is stored as a whole block when that takes
+// less than 85 % of what it and they take; then they are swept. With several patches over
+// it a base is the cheaper way to keep them. How deep patches lie and how much they lay
+// over a whole block never grows.
+//
 // A live record that does not verify keeps its pack: it is retired and reported, never
 // dropped, until nothing in it is needed. A node that cannot be read ends the
 // collection before anything is swept: what is below is needed and not known. The way
