@@ -47,9 +47,26 @@ func (s *Set) Find(ctx context.Context, selector string) (*Handle, *recoverypoin
 	return in, found, rest, nil
 }
 
+// findAnyhow is Find, also of a point that cannot be read, named by its id: of such a one
+// only the id is known. It can be given up, and nothing else.
+func (s *Set) findAnyhow(ctx context.Context, selector string) (*Handle, *recoverypoint.Point, string, error) {
+	h, p, rest, err := s.Find(ctx, selector)
+	var unreadable *recoverypoint.UnreadableError
+	if !errors.As(err, &unreadable) {
+		return h, p, rest, err
+	}
+	for _, h := range s.Handles() {
+		if slices.ContainsFunc(h.Points.Problems(), func(b recoverypoint.Problem) bool { return b.ID == unreadable.ID }) {
+			return h, &recoverypoint.Point{ID: unreadable.ID, Manifest: &recoverypoint.Manifest{}}, "", nil
+		}
+	}
+	return nil, nil, "", err
+}
+
 // pointError gives an error of a selector its class and next step.
 func pointError(err error) error {
 	e := &appliance.Error{Op: "find recovery point", Err: err}
+	var unreadable *recoverypoint.UnreadableError
 	switch {
 	case errors.Is(err, recoverypoint.ErrNotFound):
 		e.Kind, e.Hint = appliance.ErrNotFound, "see keelblock recovery-point list"
@@ -57,6 +74,8 @@ func pointError(err error) error {
 		e.Kind, e.Hint = appliance.ErrInvalid, "give more of the id, or of the time"
 	case errors.Is(err, recoverypoint.ErrBadSelector):
 		e.Kind, e.Hint = appliance.ErrInvalid, "see keelblock help points"
+	case errors.As(err, &unreadable):
+		e.Hint = unreadableHint(unreadable.ID, errors.Is(err, dedupe.ErrUnknownFormat))
 	}
 	if e.Kind != nil {
 		e.Text, e.Err = explanation(err), nil
@@ -252,7 +271,7 @@ func (s *Set) PinnedBy(id dedupe.Digest) []string { return s.pins.pinnedBy(id) }
 // soft-delete period, or for good with purge. A point in use is not purged. ErrRefused
 // for a point that is held, or that the vault's immutability protects.
 func (s *Set) Delete(ctx context.Context, selector string, purge bool, actor string, now clock.Time) (*recoverypoint.Point, error) {
-	h, p, rest, err := s.Find(ctx, selector)
+	h, p, rest, err := s.findAnyhow(ctx, selector)
 	if err != nil {
 		return nil, err
 	}
@@ -301,7 +320,11 @@ const maxText = 4096
 
 // state notes an event of a whole point.
 func (s *Set) state(ctx context.Context, verb, selector string, kind uint16, e recoverypoint.Event) (*recoverypoint.Point, error) {
-	h, p, rest, err := s.Find(ctx, selector)
+	find := s.Find
+	if kind != recoverypoint.NoteHold {
+		find = s.findAnyhow
+	}
+	h, p, rest, err := find(ctx, selector)
 	if err != nil {
 		return nil, err
 	}

@@ -136,7 +136,7 @@ func (r *run) do(ctx context.Context, t *job.Task) error {
 			return fmt.Errorf("verify recovery point %s: %w", p.ID, err)
 		}
 	}
-	r.unreadable(t)
+	r.unreadable(ctx, t)
 	for _, h := range r.whole {
 		if err := r.copies(ctx, t, h); err != nil {
 			return err
@@ -190,8 +190,11 @@ func (r *run) damage(bad int64, err error) {
 }
 
 // unreadable reports points whose manifests cannot be read.
-func (r *run) unreadable(t *job.Task) {
+func (r *run) unreadable(ctx context.Context, t *job.Task) {
 	for _, h := range r.problems {
+		if err := h.Reread(ctx); err != nil { // a copy may have come back
+			r.e.o.Logger.Warn("points that could not be read were not read again", "vault", h.Vault.Name(), "error", err)
+		}
 		for _, pr := range h.Points.Problems() {
 			if len(r.whole) > 0 || r.points[0].ID == pr.ID {
 				t.Result(fmt.Sprintf("%s damaged %v", pr.ID, pr.Err))

@@ -41,6 +41,25 @@ type PointBytes struct {
 	recoverypoint.Unique
 }
 
+// UnreadableError names the point that is ErrUnreadable.
+type UnreadableError struct {
+	Point dedupe.Digest
+	Name  string // of its machine; "" when that is not known
+	Err   error
+}
+
+// Error names the point.
+func (e *UnreadableError) Error() string {
+	of := ""
+	if e.Name != "" {
+		of = fmt.Sprintf(" of machine %q", e.Name)
+	}
+	return fmt.Sprintf("recovery point %v%s: %v: %v", e.Point, of, ErrUnreadable, e.Err)
+}
+
+// Unwrap is ErrUnreadable, and why.
+func (e *UnreadableError) Unwrap() []error { return []error{ErrUnreadable, e.Err} }
+
 // ErrUnreadable: a point's manifest or a node of its tree cannot be read, so what it
 // needs is not known, and nothing was freed.
 var ErrUnreadable = errors.New("what a recovery point needs is not readable, so nothing was freed")
@@ -176,14 +195,14 @@ func (r *run) findRoots(ctx context.Context) error {
 func (r *run) manifest(ctx context.Context, id dedupe.Digest) (*recoverypoint.Manifest, error) {
 	b, err := r.s.Get(ctx, dedupe.KindManifest, id, nil)
 	if err != nil {
-		return nil, fmt.Errorf("recovery point %v: %w: %w", id, ErrUnreadable, err)
+		return nil, &UnreadableError{Point: id, Err: err}
 	}
 	m, err := recoverypoint.Decode(b)
 	if err != nil {
-		return nil, fmt.Errorf("recovery point %v: %w: %w", id, ErrUnreadable, err)
+		return nil, &UnreadableError{Point: id, Err: err}
 	}
 	if len(m.Extensions) > 0 {
-		return nil, fmt.Errorf("recovery point %v was made by a later release: %w: %w", id, ErrUnreadable, dedupe.ErrUnknownFormat)
+		return nil, &UnreadableError{Point: id, Err: fmt.Errorf("a later release made it: %w", dedupe.ErrUnknownFormat)}
 	}
 	return m, nil
 }
@@ -195,7 +214,7 @@ func (r *run) pass(ctx context.Context, n int) error {
 	for id, m := range r.roots {
 		if err := r.mark(ctx, m); err != nil {
 			if ctx.Err() == nil {
-				err = fmt.Errorf("recovery point %v of machine %q: %w: %w", id, m.MachineName, ErrUnreadable, err)
+				err = &UnreadableError{Point: id, Name: m.MachineName, Err: err}
 			}
 			return err
 		}

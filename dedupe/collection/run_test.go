@@ -368,6 +368,69 @@ func TestUnreadable(t *testing.T) {
 	m.check(t, 1)
 }
 
+// A manifest that cannot be read stops the collection, with its point named, until the
+// point is purged or can be read again.
+func TestUnreadableManifest(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	p := m.backup(t, 2<<20, nil)
+	dead := m.backup(t, 2<<20, nil)
+	m.backup(t, 2<<20, nil)
+	m.purge(t, dead.ID)
+	path, off, n, err := m.s.Locate(p.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flip := func() {
+		t.Helper()
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		var b [1]byte
+		if _, err := f.ReadAt(b[:], off+n-4); err != nil {
+			t.Fatal(err)
+		}
+		b[0] ^= 0x40
+		if _, err := f.WriteAt(b[:], off+n-4); err != nil {
+			t.Fatal(err)
+		}
+	}
+	flip()
+	if err := m.s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if m.s, err = blockstore.Open(m.dir, options); err != nil {
+		t.Fatal(err)
+	}
+	if m.x, err = recoverypoint.OpenIndex(context.Background(), m.s); err != nil || len(m.x.Problems()) != 1 {
+		t.Fatalf("%v, %v", m.x.Problems(), err)
+	}
+	before := m.s.Stats()
+	_, err = collection.Run(context.Background(), m.s, m.x, collection.Options{})
+	var unreadable *collection.UnreadableError
+	if !errors.As(err, &unreadable) || unreadable.Point != p.ID || !errors.Is(err, collection.ErrUnreadable) {
+		t.Errorf("collect: %v", err)
+	}
+	if got := m.s.Stats(); got.Blocks != before.Blocks || got.PackBytes != before.PackBytes {
+		t.Errorf("%+v, before %+v", got, before)
+	}
+	flip() // another copy brought it back
+	if r := m.collect(t, collection.Options{DryRun: true}); r.Points != 2 {
+		t.Errorf("%d points, want 2", r.Points)
+	}
+	flip()
+	m.purge(t, p.ID)
+	if r := m.collect(t, collection.Options{}); r.FreedBytes < 3<<20 || r.DeadPoints != 2 {
+		t.Errorf("once the point was purged: %+v", r)
+	}
+	if len(m.x.Problems()) != 0 {
+		t.Errorf("problems %v", m.x.Problems())
+	}
+	m.check(t, 1)
+}
+
 // BenchmarkRun collects a vault of which half is dead.
 func BenchmarkRun(b *testing.B) {
 	for b.Loop() {

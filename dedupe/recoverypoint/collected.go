@@ -38,6 +38,10 @@ func (x *Index) Forget(ids []dedupe.Digest) {
 		if p := x.points[id]; p != nil && p.purged {
 			delete(x.points, id)
 		}
+		if p := x.broken[id]; p != nil && p.purged {
+			delete(x.broken, id)
+			x.solved(id)
+		}
 	}
 	x.ordered, x.unique = nil, nil
 }

@@ -56,11 +56,14 @@ func (x *Index) Note(ctx context.Context, id dedupe.Digest, noteType uint16, e E
 	return x.known(id), nil
 }
 
-// known is the point of this id, a purged one too.
+// known is the point of this id, a purged one too, or what is known of an unreadable one.
 func (x *Index) known(id dedupe.Digest) *Point {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return x.points[id]
+	if p := x.points[id]; p != nil {
+		return p
+	}
+	return x.broken[id]
 }
 
 // maxNotes bounds the notes of one commit.
@@ -93,7 +96,7 @@ func (x *Index) noteSome(ctx context.Context, ids []dedupe.Digest, noteType uint
 		if n != nil {
 			notes = append(notes, *n)
 		}
-		done = append(done, x.Get(id))
+		done = append(done, x.known(id))
 	}
 	if len(notes) > 0 {
 		if err := x.commit(ctx, notes...); err != nil {
@@ -110,6 +113,12 @@ func (x *Index) noteSome(ctx context.Context, ids []dedupe.Digest, noteType uint
 // nothing. publishing is held.
 func (x *Index) prepare(id dedupe.Digest, noteType uint16, e Event) (*dedupe.Note, error) {
 	p := x.Get(id)
+	switch noteType {
+	case NoteDelete, NoteUndelete, NotePurge, NoteRelease: // the ways out for one that cannot be read
+		if p == nil {
+			p = x.unreadable(id)
+		}
+	}
 	if p == nil {
 		return nil, fmt.Errorf("recovery point %v: %w", id, ErrNotFound)
 	}

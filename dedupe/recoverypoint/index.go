@@ -62,6 +62,18 @@ var (
 	ErrHeld = errors.New("recovery point is held")
 )
 
+// UnreadableError: the manifest of a point cannot be read.
+type UnreadableError struct {
+	ID  dedupe.Digest
+	Err error
+}
+
+// Error names the point.
+func (e *UnreadableError) Error() string { return fmt.Sprintf("recovery point %v: %v", e.ID, e.Err) }
+
+// Unwrap is why.
+func (e *UnreadableError) Unwrap() error { return e.Err }
+
 // Index holds all points of a store in memory, a few KiB each. All methods may be
 // called from any number of goroutines.
 type Index struct {
@@ -74,7 +86,8 @@ type Index struct {
 
 	mu       sync.RWMutex // guards what follows; not held over I/O
 	points   map[dedupe.Digest]*Point
-	ordered  []*Point // oldest first, purged ones included; nil when out of date
+	broken   map[dedupe.Digest]*Point // whose manifests cannot be read: what their notes say
+	ordered  []*Point                 // oldest first, purged ones included; nil when out of date
 	problems []Problem
 	unique   map[dedupe.Digest]Unique // of the points as they are; nil when out of date
 	settings Settings
@@ -82,23 +95,23 @@ type Index struct {
 }
 
 // OpenIndex reads all manifests and notes of s. A manifest that cannot be read is no
-// error: the other points must stay usable. It is listed by Problems, and naming it
-// says why. Nor is a note: it may have said anything, so points that were deleted may
+// error: the other points must stay usable. It is listed by Problems, naming it is an
+// UnreadableError, and by its id it can be deleted and purged. Nor is a note: it may have said anything, so points that were deleted may
 // be back, and no point can be deleted. Without the key of an encrypted store all notes
 // are such, and points have neutral names: the id of the machine, disk-1.
 func OpenIndex(ctx context.Context, s dedupe.Store) (*Index, error) {
-	x := &Index{store: s, entries: censusEntries, points: make(map[dedupe.Digest]*Point), settings: DefaultSettings()}
+	x := &Index{store: s, entries: censusEntries, points: make(map[dedupe.Digest]*Point), broken: make(map[dedupe.Digest]*Point), settings: DefaultSettings()}
 	names := &textLoader{store: s}
 	err := s.Manifests(ctx, func(id dedupe.Digest) bool {
 		p, err := loadPoint(ctx, s, id)
 		if err != nil {
+			x.broken[id] = &Point{ID: id, Manifest: &Manifest{}}
 			x.problems = append(x.problems, Problem{ID: id, Err: err})
 			return ctx.Err() == nil
 		}
 		x.points[id] = p
-		err = p.Manifest.reveal(func(c Content) (*texts, error) { return names.load(ctx, c) })
-		if err != nil && !errors.Is(err, dedupe.ErrNoKey) { // the point itself is good
-			x.problems = append(x.problems, Problem{ID: id, Err: fmt.Errorf("recovery point %v has neutral names: %w", id, err)})
+		if err := p.reveal(ctx, names); err != nil {
+			x.problems = append(x.problems, Problem{ID: id, Err: err})
 		}
 		return ctx.Err() == nil
 	})
@@ -121,11 +134,22 @@ func OpenIndex(ctx context.Context, s dedupe.Store) (*Index, error) {
 
 // holdAll holds every point: a hold may be among the notes that are not readable.
 func (x *Index) holdAll() {
-	for id, old := range x.points {
-		p := *old
-		p.Held = true
-		x.points[id] = &p
+	for _, m := range []map[dedupe.Digest]*Point{x.points, x.broken} {
+		for id, old := range m {
+			p := *old
+			p.Held = true
+			m[id] = &p
+		}
 	}
+}
+
+// reveal puts the names into a point's manifest. Without them the point is as good.
+func (p *Point) reveal(ctx context.Context, names *textLoader) error {
+	err := p.Manifest.reveal(func(c Content) (*texts, error) { return names.load(ctx, c) })
+	if err == nil || errors.Is(err, dedupe.ErrNoKey) {
+		return nil
+	}
+	return fmt.Errorf("recovery point %v has neutral names: %w", p.ID, err)
 }
 
 func loadPoint(ctx context.Context, s dedupe.Store, id dedupe.Digest) (*Point, error) {
@@ -146,7 +170,11 @@ func (x *Index) replay(n dedupe.Note) {
 		x.replaySettings(n)
 		return
 	}
-	old := x.points[n.Subject]
+	in := x.points
+	if in[n.Subject] == nil {
+		in = x.broken
+	}
+	old := in[n.Subject]
 	if old == nil {
 		return // about something else, or about a point that was collected
 	}
@@ -159,7 +187,7 @@ func (x *Index) replay(n dedupe.Note) {
 		}
 	}
 	x.statedAt = later(x.statedAt, p.statedAt)
-	x.points[n.Subject] = &p
+	in[n.Subject] = &p
 	x.ordered, x.unique = nil, nil
 }
 
@@ -203,11 +231,15 @@ func (p *Point) apply(n dedupe.Note) error {
 	return nil
 }
 
-// Problems lists what could not be read when the Index was opened.
+// Problems lists what could not be read when the Index was opened, but for points that
+// were purged since, or that Reread could read.
 func (x *Index) Problems() []Problem {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return slices.Clone(x.problems)
+	return slices.DeleteFunc(slices.Clone(x.problems), func(b Problem) bool {
+		p := x.broken[b.ID]
+		return p != nil && p.purged
+	})
 }
 
 // List is the points of a machine, by name or id, oldest first; "" is all machines.

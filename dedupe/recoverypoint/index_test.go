@@ -359,6 +359,61 @@ func TestIndexProblems(t *testing.T) {
 	}
 }
 
+// A point whose manifest cannot be read is refused by an error that names it; it obeys its
+// notes, can be given up by its id, and is there again when its manifest is.
+func TestIndexUnreadable(t *testing.T) {
+	s := dedupetest.NewMemory(64 << 10)
+	x := openIndex(t, s)
+	held := publish(t, s, x, point("web", 1, 1, day, recoverypoint.Crash))[0].ID
+	lost := publish(t, s, x, point("web", 1, 2, day, recoverypoint.Crash))[0].ID
+	back := publish(t, s, x, point("web", 1, 3, day, recoverypoint.Crash))[0].ID
+	if _, err := x.Hold(t.Context(), held, day); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := x.Delete(t.Context(), back, day); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []dedupe.Digest{held, lost, back} {
+		s.Corrupt(dedupe.KindManifest, id)
+	}
+	x = openIndex(t, s)
+	_, _, err := x.Resolve(lost.String())
+	var unreadable *recoverypoint.UnreadableError
+	if !errors.As(err, &unreadable) || unreadable.ID != lost || !errors.Is(err, dedupe.ErrCorrupt) || len(x.Problems()) != 3 {
+		t.Errorf("resolve: %v; problems %v", err, x.Problems())
+	}
+	if _, err := x.Purge(t.Context(), held, day); !errors.Is(err, recoverypoint.ErrHeld) {
+		t.Errorf("purge of a held point: %v", err)
+	}
+	if _, err := x.Hold(t.Context(), lost, day); !errors.Is(err, recoverypoint.ErrNotFound) {
+		t.Errorf("hold of an unreadable point: %v", err)
+	}
+	if p, err := x.Purge(t.Context(), lost, day); err != nil || p.ID != lost {
+		t.Errorf("purge: %v, %v", p, err)
+	}
+	if len(x.Problems()) != 2 {
+		t.Errorf("problems after the purge: %v", x.Problems())
+	}
+	if _, _, err := x.Resolve(lost.String()); !errors.Is(err, recoverypoint.ErrNotFound) {
+		t.Errorf("resolve a purged one: %v", err)
+	}
+	if list, err := x.Reread(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("reread: %v, %v", list, err)
+	}
+	s.Corrupt(dedupe.KindManifest, back) // healed
+	list, err := x.Reread(t.Context())
+	if err != nil || len(list) != 1 || list[0].ID != back || !list[0].Deleted || list[0].Manifest.MachineName != "web" {
+		t.Errorf("reread: %v, %v", list, err)
+	}
+	if p := x.Get(back); p == nil || len(x.Problems()) != 1 {
+		t.Errorf("the point that is back: %v; problems %v", p, x.Problems())
+	}
+	x = openIndex(t, s)
+	if len(x.Problems()) != 1 || x.Get(back) == nil {
+		t.Errorf("after a restart: problems %v", x.Problems())
+	}
+}
+
 // TestIndexConcurrent runs all methods at once; the race detector judges.
 func TestIndexConcurrent(t *testing.T) {
 	s := dedupetest.NewMemory(64 << 10)

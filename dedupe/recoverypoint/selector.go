@@ -139,6 +139,9 @@ func (x *Index) byPrefix(prefix string) (*Point, error) {
 	case len(found) == 1:
 		return found[0], nil
 	case len(broken) == 1:
+		if x.unreadable(broken[0].ID) != nil {
+			return nil, &UnreadableError{broken[0].ID, broken[0].Err}
+		}
 		return nil, broken[0].Err
 	}
 	return nil, fmt.Errorf("%q: %w", prefix, ErrNotFound)
