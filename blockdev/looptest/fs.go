@@ -105,18 +105,46 @@ func (f *FS) Close() {
 // every call fails until Remount.
 func (f *FS) CutPower() {
 	f.tb.Helper()
-	d, err := unix.Open(f.Dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		f.tb.Fatal(err)
-	}
-	defer unix.Close(d)
-	if err := unix.IoctlSetPointerInt(d, shutdown, noLogFlush); err != nil {
+	if err := CutPower(f.Dir); err != nil {
 		f.tb.Skipf("this kernel cannot cut the power of %s: %v", f.kind, err)
 	}
 }
 
+// CutPower is FS.CutPower for the process under test, which only knows a folder of the
+// file system. It is for folders of an FS alone.
+func CutPower(dir string) error {
+	d, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return fmt.Errorf("cut the power of %s: %w", dir, err)
+	}
+	defer unix.Close(d)
+	if err := unix.IoctlSetPointerInt(d, shutdown, noLogFlush); err != nil {
+		return fmt.Errorf("cut the power of %s: %w", dir, err)
+	}
+	return nil
+}
+
 // Remount is what the reboot does. Nobody has files of the file system open.
 func (f *FS) Remount() {
+	f.tb.Helper()
+	f.release()
+	f.run("mount", "-t", f.kind, f.Device, f.Dir)
+}
+
+// Format empties the file system.
+func (f *FS) Format() {
+	f.tb.Helper()
+	f.release()
+	force := "-F"
+	if f.kind == "xfs" {
+		force = "-f"
+	}
+	f.run("mkfs."+f.kind, "-q", force, f.Device)
+	f.run("mount", "-t", f.kind, f.Device, f.Dir)
+}
+
+// release unmounts and waits until the kernel has let go of the file system.
+func (f *FS) release() {
 	f.tb.Helper()
 	f.unmount()
 	// A process that copied the mount namespace, as sandboxes do, keeps the old mount a
@@ -130,7 +158,6 @@ func (f *FS) Remount() {
 			f.tb.Fatalf("%s is still mounted somewhere", f.Device)
 		}
 	}
-	f.run("mount", "-t", f.kind, f.Device, f.Dir)
 }
 
 // Check unmounts, has fsck judge the file system without repairing it, and mounts it

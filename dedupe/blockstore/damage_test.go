@@ -20,19 +20,22 @@ import (
 // flip flips one bit of a file.
 func flip(t testing.TB, path string, off int64) {
 	t.Helper()
+	if err := flipBit(path, off); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func flipBit(path string, off int64) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
-	defer f.Close()
 	var b [1]byte
-	if _, err := f.ReadAt(b[:], off); err != nil {
-		t.Fatal(err)
+	if _, err = f.ReadAt(b[:], off); err == nil {
+		b[0] ^= 4
+		_, err = f.WriteAt(b[:], off)
 	}
-	b[0] ^= 4
-	if _, err := f.WriteAt(b[:], off); err != nil {
-		t.Fatal(err)
-	}
+	return errors.Join(err, f.Close())
 }
 
 // writtenVault is a vault with three points, closed cleanly.

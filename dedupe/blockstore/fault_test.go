@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/keelblock/keelblock/blockdev/looptest"
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/blockstore"
 	"github.com/keelblock/keelblock/dedupe/dedupetest"
@@ -107,8 +108,8 @@ func tryPoint(s dedupe.Store, name string, seeds []uint64) (dedupe.Digest, error
 // once there is space.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
-	l := newLoopFS(t, 400<<20)
-	dir := filepath.Join(l.dir, "vault")
+	fs := looptest.New(t, "ext4", 400<<20)
+	dir := filepath.Join(fs.Dir, "vault")
 	o := blockstore.Options{Compression: blockstore.CompressionNone}
 	if err := blockstore.Create(dir, o); err != nil {
 		t.Fatal(err)
@@ -118,7 +119,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	// What somebody else has on the file system, and will give back.
-	other := filepath.Join(l.dir, "other")
+	other := filepath.Join(fs.Dir, "other")
 	if err := os.WriteFile(other, make([]byte, 100<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +154,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	// Somebody else takes the last byte: the vault cannot be closed cleanly, or can;
 	// it is whole in either case.
-	filler := filepath.Join(l.dir, "filler")
+	filler := filepath.Join(fs.Dir, "filler")
 	fill(t, filler)
 	if err := write(); !errors.Is(err, dedupe.ErrNoSpace) {
 		t.Errorf("with no byte free: %v, want ErrNoSpace", err)
@@ -203,11 +204,16 @@ func TestFullDisk(t *testing.T) {
 // fill takes every free byte of a file system.
 func fill(t testing.TB, path string) {
 	t.Helper()
-	f, err := os.Create(path)
-	if err != nil {
+	if err := fillUp(path); err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+}
+
+func fillUp(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
 	off := int64(0)
 	for step := int64(64 << 20); step >= 4096; {
 		if err := unix.Fallocate(int(f.Fd()), 0, off, step); err != nil {
@@ -216,13 +222,14 @@ func fill(t testing.TB, path string) {
 		}
 		off += step
 	}
+	return f.Close()
 }
 
 // ReserveBytes stay free.
 func TestReserve(t *testing.T) {
 	t.Parallel()
-	l := newLoopFS(t, 400<<20)
-	dir := filepath.Join(l.dir, "vault")
+	fs := looptest.New(t, "ext4", 400<<20)
+	dir := filepath.Join(fs.Dir, "vault")
 	o := blockstore.Options{Compression: blockstore.CompressionNone, ReserveBytes: 200 << 20}
 	if err := blockstore.Create(dir, o); err != nil {
 		t.Fatal(err)
@@ -298,8 +305,12 @@ func TestTwoProcesses(t *testing.T) {
 	t.Parallel()
 	dir := newVault(t, crashOptions)
 	ready := make(chan func(), 1)
-	done := make(chan writerRun, 1)
-	go func() { done <- runCrashWriter(t, dir, false, 7, 0, func(kill func()) { ready <- kill }) }()
+	done := make(chan struct{})
+	c := newSaid()
+	go func() {
+		defer close(done)
+		c.live(t, worker{Job: "write", Dirs: []string{dir}, Seed: 7}, func(kill func()) { ready <- kill })
+	}()
 	kill := <-ready
 	if _, err := blockstore.Open(dir, crashOptions); !errors.Is(err, dedupe.ErrLocked) {
 		t.Errorf("open beside a writer: %v, want ErrLocked", err)
@@ -330,8 +341,8 @@ func TestTwoProcesses(t *testing.T) {
 		t.Errorf("%d scratch folders left, %v", len(left), err)
 	}
 	kill()
-	run := <-done
-	if err := reopen(dir, crashOptions, run.committed); err != nil {
+	<-done
+	if err := reopen(dir, crashOptions, c.committed()); err != nil {
 		t.Error(err)
 	}
 }
@@ -340,8 +351,8 @@ func TestTwoProcesses(t *testing.T) {
 // also from a read-only file system.
 func TestReadOnlyMedia(t *testing.T) {
 	t.Parallel()
-	l := newLoopFS(t, 200<<20)
-	dir := filepath.Join(l.dir, "vault")
+	fs := looptest.New(t, "ext4", 200<<20)
+	dir := filepath.Join(fs.Dir, "vault")
 	if err := blockstore.Create(dir, crashOptions); err != nil {
 		t.Fatal(err)
 	}
@@ -353,7 +364,7 @@ func TestReadOnlyMedia(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("mount", "-o", "remount,ro", l.dir).CombinedOutput(); err != nil {
+	if out, err := exec.Command("mount", "-o", "remount,ro", fs.Dir).CombinedOutput(); err != nil {
 		t.Skipf("needs to remount read-only: %v: %s", err, out)
 	}
 	o := crashOptions
