@@ -45,12 +45,16 @@ type worker struct {
 	CutAfter time.Duration
 	// Rebuild: the index is built anew before the vault is opened.
 	Rebuild bool
+	// Trouble comes to location Hurt at system call TroubleAt, one of troubles.
+	Trouble   string
+	Hurt      int
+	TroubleAt int64
 	// Repair: locations that are out are repaired beside the job.
 	Repair bool
 }
 
 // jobs end with an error, or never.
-var jobs = map[string]func(p *process) error{"write": writeJob, "collect": collectJob}
+var jobs = map[string]func(p *process) error{"write": writeJob, "collect": collectJob, "mix": mixJob}
 
 func TestMain(m *testing.M) {
 	text := os.Getenv(envWorker)
@@ -116,6 +120,9 @@ func (p *process) open() (err error) {
 func (p *process) enter(phase string) { p.phase.Store(&phase) }
 
 func (p *process) hook(op, name string) error {
+	if p.TroubleAt > 0 && p.calls.Add(1) == p.TroubleAt {
+		troubles[p.Trouble](p)
+	}
 	if phase := p.phase.Load(); p.Cut > 0 && (p.CutIn == "" || p.CutIn == op || phase != nil && *phase == p.CutIn) && p.steps.Add(1) == p.Cut {
 		p.cutPower()
 	}

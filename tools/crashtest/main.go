@@ -61,6 +61,8 @@ var loops = []loop{
 		says: "the same at any system call of a collection; points that are not purged stand, purged ones do not come back, also when the index is rebuilt"},
 	{folder: "dedupe/blockstore", test: "TestCollectKill",
 		says: "the process that collects the vault is killed"},
+	{folder: "dedupe/blockstore", test: "TestVaultPowerCut",
+		says: "power cuts and kills of an encrypted vault at one to three locations that is written with patches, read, purged, collected and repaired at once, while a location fails or is full; points stand at each location alone, purged ones do not come back"},
 	{folder: "dedupe/blockstore", test: "TestCollectModel", variable: "STEPS",
 		says: "random batches, purges, stops, kills and collections with batches at work at each of their steps, against a map"},
 	{folder: "appliance/daemon", test: "TestLiveDiskKilled",
