@@ -166,7 +166,7 @@ func (s *Store) BeginCollection(ctx context.Context, o CollectOptions) (*Collect
 		}
 	}
 	if !o.DryRun && len(left) > 0 {
-		if err := c.remove(left); err != nil {
+		if err := s.removePacks(left); err != nil {
 			c.End()
 			return nil, fmt.Errorf("begin collection: %w", err)
 		}

@@ -269,7 +269,7 @@ func (c *Collection) dropDead(ctx context.Context, class pack.Class) error {
 // drop drops packs that no entry names, and counts what that frees.
 func (c *Collection) drop(rows []packRow) error {
 	if !c.o.DryRun {
-		if err := c.remove(rows); err != nil {
+		if err := c.s.removePacks(rows); err != nil {
 			return err
 		}
 	}
@@ -277,44 +277,6 @@ func (c *Collection) drop(rows []packRow) error {
 		c.report.FreedBytes += row.end
 	}
 	return nil
-}
-
-// remove removes packs: their rows say so first, so that a start after a crash does
-// not read them again; then the files go, durably; then the rows.
-func (c *Collection) remove(rows []packRow) error {
-	s := c.s
-	err := s.index.update(func(ch *change) error {
-		for _, row := range rows {
-			row.state = packDropped
-			if err := ch.setPack(row); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	for _, row := range rows {
-		if err := s.removePack(row.number, row.id); err != nil {
-			return err
-		}
-		s.files.drop(row.number) // who opened it between
-	}
-	if err := s.packs.SyncNames(); err != nil {
-		return err
-	}
-	if err := s.o.hook("collect", "packs are removed"); err != nil {
-		return err
-	}
-	return s.index.update(func(ch *change) error {
-		for _, row := range rows {
-			if err := ch.removePack(row); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
 }
 
 // move is an entry that is to name the copy of its record.

@@ -92,7 +92,7 @@
 // "held" go through Batch.claim, which a collection sees; whoever makes something
 // reachable in another way must claim it there. A pack goes in three steps, each
 // durable before the next: its row says that it is dropped, its file is removed, its row
-// is removed. A reader that has the vault open read-only beside a process that collects
+// is removed; a start after an unclean stop goes on with it. A reader that has the vault open read-only beside a process that collects
 // may miss packs that were dropped since it opened; it opens again.
 //
 // # Memory and space

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -127,4 +128,39 @@ func TestPowerCutOfOneLocation(t *testing.T) {
 		}
 		return len(points), fromOneLocation(dirs[1], points)
 	})
+}
+
+// A kill while a collection removes packs, at one location and not yet at the other:
+// after the next start both have the same ones.
+func TestCopiesAreEqualAfterAKilledCollection(t *testing.T) {
+	t.Parallel()
+	root, killed := t.TempDir(), filepath.Join(t.TempDir(), "killed")
+	dirs := folders(t, root, 2)
+	newVaultAt(t, crashOptions, dirs)
+	o := crashOptions.WithHook(func(op, name string) error {
+		if _, err := os.Stat(killed); op == "remove" && strings.HasPrefix(name, dirs[0]) && err != nil {
+			copyTree(t, root, killed)
+		}
+		return nil
+	})
+	s := openVault(t, dirs[0], o)
+	want := history(t, s, 12)
+	if _, err := collectTrees(t.Context(), s, blockstore.CollectOptions{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	dirs = folders(t, killed, 2)
+	if err := sameCopies(dirs); err == nil {
+		t.Fatal("the kill came when all packs were removed, or none")
+	}
+	o = crashOptions
+	o.Locations = dirs[1:]
+	s = mustOpen(t, dirs[0], o)
+	wantStates(t, s, "in in")
+	if err := checkTrees(s, want); err != nil {
+		t.Error(err)
+	}
+	mustClose(t, s)
+	if err := sameCopies(dirs); err != nil {
+		t.Error(err)
+	}
 }

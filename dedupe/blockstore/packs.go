@@ -219,6 +219,44 @@ func (s *Store) removePack(number uint32, id pack.ID) error {
 	return nil
 }
 
+// removePacks removes packs that no entry names: their rows say so first, so that a start
+// after a crash goes on with it and does not read them again; then the files go, durably;
+// then the rows.
+func (s *Store) removePacks(rows []packRow) error {
+	err := s.index.update(func(ch *change) error {
+		for _, row := range rows {
+			row.state = packDropped
+			if err := ch.setPack(row); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, row := range rows {
+		if err := s.removePack(row.number, row.id); err != nil {
+			return err
+		}
+		s.files.drop(row.number) // who opened it between
+	}
+	if err := s.packs.SyncNames(); err != nil {
+		return err
+	}
+	if err := s.o.hook("collect", "packs are removed"); err != nil {
+		return err
+	}
+	return s.index.update(func(ch *change) error {
+		for _, row := range rows {
+			if err := ch.removePack(row); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // abandonPack stops writing to a pack whose file failed. What is indexed stays
 // readable; the next Open after an unclean stop looks at the rest.
 func (s *Store) abandonPack(p *openPack) error {

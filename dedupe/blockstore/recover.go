@@ -2,6 +2,7 @@ package blockstore
 
 import (
 	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -205,8 +206,12 @@ func (s *Store) packIDs() ([]pack.ID, error) { return s.packs.List() }
 // recover finishes after an unclean stop. Packs that the index does not know as
 // sealed are read: what verifies is entered, where the last record ends the pack is
 // sealed, and publications that the index has not seen are applied. What was only
-// half there is gone. Running it again after a kill in its midst is harmless.
+// half there is gone. Packs that a collection was removing go, so that all locations
+// have the same ones. Running it again after a kill in its midst is harmless.
 func (s *Store) recover() error {
+	if err := s.removeDropped(); err != nil {
+		return err
+	}
 	ids, err := s.packIDs()
 	if err != nil {
 		return err
@@ -253,6 +258,25 @@ func (s *Store) recover() error {
 		}
 	}
 	return nil
+}
+
+// removeDropped removes the packs that a collection was removing when it was cut off.
+func (s *Store) removeDropped() error {
+	var left []packRow
+	err := s.index.scan(prefixPack, func(key, val []byte) error {
+		if len(key) != 5 {
+			return fmt.Errorf("index key %x: %w", key, dedupe.ErrCorrupt)
+		}
+		row, err := decodePackRow(binary.BigEndian.Uint32(key[1:]), val)
+		if err == nil && row.state == packDropped {
+			left = append(left, row)
+		}
+		return err
+	})
+	if err != nil || len(left) == 0 {
+		return err
+	}
+	return s.removePacks(left)
 }
 
 // findListed looks in the sealed packs for what a publication lists and was not
