@@ -161,6 +161,7 @@ func (s service) vaultStatus(v *vault.Vault) *kb.VaultStatusResponse {
 	if h == nil {
 		return out
 	}
+	out.LastCollection = lastCollection(v.LastCollection())
 	st := h.Store.Stats()
 	out.Packs, out.PackBytes, out.Blocks, out.CorruptBlocks = st.Packs, st.PackBytes, st.Blocks, st.CorruptBlocks
 	out.BlockSizeBytes = int64(h.Store.BlockSize())

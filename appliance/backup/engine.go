@@ -76,7 +76,10 @@ type Options struct {
 	// thousandth, at least 64, at most 16 MiB.
 	AuditBlocks int64
 	// Alert tells the operator what he must know about an object; nil: only the log.
-	Alert  func(object, text string)
+	Alert func(object, text string)
+	// Full is told of a vault that had no room for the backup of a machine or group; nil:
+	// nobody. It does not wait for anything.
+	Full   func(h *vault.Handle, object string)
 	Logger *slog.Logger
 }
 
@@ -145,10 +148,14 @@ func (e *Engine) Start(ctx context.Context, r Request) (*job.Task, error) {
 	t, err := e.o.Jobs.Start(Kind, r.object(), func(ctx context.Context, t *job.Task) error {
 		frozen := func() { e.frozen(w, t) }
 		defer frozen()
-		if err := e.run(ctx, t, h, r, frozen); err != nil {
-			return explain(op, err)
+		err := e.run(ctx, t, h, r, frozen)
+		if err == nil {
+			return nil
 		}
-		return nil
+		if e.o.Full != nil && (errors.Is(err, dedupe.ErrNoSpace) || errors.Is(err, appliance.ErrNoSpace)) {
+			e.o.Full(h, r.object())
+		}
+		return explain(op, err)
 	})
 	if err != nil {
 		return nil, err

@@ -79,6 +79,8 @@ type Config struct {
 	ClockLeapDays int `toml:"clock-leap-days"`
 	// CollectEvery is how often each vault is collected. 0: 24 h; less: never.
 	CollectEvery time.Duration `toml:"collect-every"`
+	// CollectInterval is how often it is looked whether a vault is due, or nearly full. 0: 30 s.
+	CollectInterval time.Duration `toml:"-"`
 	// LogLevel is debug, info, warn or error. "": info.
 	LogLevel string `toml:"log-level"`
 	// LogFormat is text or json. "": text.
@@ -170,6 +172,9 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.KMSRetry == 0 {
 		c.KMSRetry = 15 * time.Second
+	}
+	if c.CollectInterval == 0 {
+		c.CollectInterval = 30 * time.Second
 	}
 	if c.CollectEvery == 0 {
 		c.CollectEvery = 24 * time.Hour

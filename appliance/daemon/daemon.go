@@ -74,6 +74,7 @@ type daemon struct {
 	points   pointsSocket
 	time     *clock.Clock
 	expiry   *expiry.Engine
+	full     chan fullVault
 
 	listeners []listener
 	http      *http.Server
@@ -98,7 +99,7 @@ func Run(ctx context.Context, cfg config.Config, ready func(Ready)) (err error) 
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
-	d := &daemon{cfg: cfg, log: logger(cfg), opened: make(chan struct{}), alerts: map[string]api.Alert{}}
+	d := &daemon{cfg: cfg, log: logger(cfg), opened: make(chan struct{}), full: make(chan fullVault, 16), alerts: map[string]api.Alert{}}
 	unlock, err := lock(cfg.DataDir)
 	if err != nil {
 		return err
@@ -204,7 +205,7 @@ func (d *daemon) compose() {
 		Disks: d.disks, Machines: d.machines, Cursors: d.cursors, Vaults: d.vaults, Keys: d.keys, Jobs: d.jobs, Readers: d.readers,
 		Clock: d.time, Expiry: d.expiry, Verifier: d.verifier,
 		Backup: backup.New(backup.Options{Disks: d.disks, Machines: d.machines, Vaults: d.vaults, Jobs: d.jobs,
-			Clock: d.clock, Now: d.time.Now, Workers: workers, Turns: turns, Alert: d.alert, Logger: d.log}),
+			Clock: d.clock, Now: d.time.Now, Workers: workers, Turns: turns, Alert: d.alert, Full: d.vaultIsFull, Logger: d.log}),
 		Restore: restore.New(restore.Options{Disks: d.disks, Vaults: d.vaults, Jobs: d.jobs, DiskDir: d.cfg.DisksDir(),
 			DiskReserveBytes: d.diskReserve, Workers: workers, Logger: d.log}),
 		Doctor: &doctor.Doctor{DataDir: d.cfg.DataDir, MapDir: d.cfg.MapDir, DiskReserveBytes: d.diskReserve,

@@ -11,13 +11,39 @@ import (
 	"github.com/keelblock/keelblock/dedupe/collection"
 )
 
-// Collect frees what no point of the vault needs; with dryRun it only says what that
-// is. Points in use are kept. progress is told what is being done.
-func (h *Handle) Collect(ctx context.Context, dryRun bool, progress func(step string)) (collection.Report, error) {
+// CollectOptions of Collect.
+type CollectOptions struct {
+	// DryRun changes nothing and only says what would be freed.
+	DryRun bool
+	// Reason says why it is made, for LastCollection.
+	Reason string
+	// Progress, when not nil, is told what is being done.
+	Progress func(step string)
+}
+
+// Collect frees what no point of the vault needs. Points in use are kept. How it went can
+// be asked later, with LastCollection.
+func (h *Handle) Collect(ctx context.Context, o CollectOptions) (r collection.Report, err error) {
+	if o.DryRun {
+		return h.collect(ctx, o)
+	}
+	last, err := h.Vault.beginCollection(o.Reason)
+	if err != nil {
+		return r, err
+	}
+	defer func() {
+		last.FreedBytes, last.KeptBytes = r.FreedBytes, r.PackBytes
+		last.Purged = len(h.Points.Purged())
+		h.Vault.endCollection(last, ctx.Err() != nil, r.NoSpace, err)
+	}()
+	return h.collect(ctx, o)
+}
+
+func (h *Handle) collect(ctx context.Context, o CollectOptions) (collection.Report, error) {
 	if err := h.Reread(ctx); err != nil && ctx.Err() == nil {
 		h.Vault.o.Logger.Warn("points that could not be read were not read again", "vault", h.Vault.Name(), "error", err)
 	}
-	r, err := collection.Run(ctx, h.Store, h.Points, collection.Options{DryRun: dryRun, Pinned: h.Vault.Pinned, Progress: progress})
+	r, err := collection.Run(ctx, h.Store, h.Points, collection.Options{DryRun: o.DryRun, Pinned: h.Vault.Pinned, Progress: o.Progress})
 	if err == nil || ctx.Err() != nil {
 		return r, err
 	}

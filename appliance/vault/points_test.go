@@ -2,6 +2,7 @@ package vault
 
 import (
 	"errors"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -96,5 +97,88 @@ func TestPinAgainstPurge(t *testing.T) {
 	}
 	if _, err := s.Delete(t.Context(), refused.ID.String(), true, "test", now); !errors.Is(err, appliance.ErrInUse) {
 		t.Errorf("delete --purge of a pinned point: %v", err)
+	}
+}
+
+// A point whose manifest cannot be read stops a collection by name, and naming it says
+// what to do; it is there again when its manifest is, and can be given up, after which the
+// collection goes on.
+func TestUnreadablePoint(t *testing.T) {
+	dir := t.TempDir()
+	s := newTestSet(t, dir)
+	if err := s.Default().Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p := publish(t, s, 1)
+	publish(t, s, 2)
+	path, off, n, err := s.Default().Peek().Store.Locate(p.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	flip := func() {
+		t.Helper()
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		var b [1]byte
+		if _, err := f.ReadAt(b[:], off+n-1); err != nil {
+			t.Fatal(err)
+		}
+		b[0] ^= 1
+		if _, err := f.WriteAt(b[:], off+n-1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	flip()
+	s = newTestSet(t, dir)
+	if err := s.Default().Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h := s.Default().Peek()
+	wayOut := "keelblock recovery-point delete " + p.ID.String() + " --purge"
+	if _, err := h.Collect(t.Context(), CollectOptions{}); err == nil || !strings.Contains(err.Error(), wayOut) {
+		t.Errorf("collect: %v", err)
+	}
+	if l := s.Default().LastCollection(); l.Outcome != CollectionFailed || !strings.Contains(l.Error, p.ID.String()) {
+		t.Errorf("last collection: %+v", l)
+	}
+	if _, _, _, err := s.Find(t.Context(), p.ID.String()[:16]); err == nil || !strings.Contains(err.Error(), wayOut) {
+		t.Errorf("find: %v", err)
+	}
+
+	flip()
+	if err := h.Reread(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, found, _, err := s.Find(t.Context(), p.ID.String()); err != nil || found.ID != p.ID || len(h.Points.List("web", false)) != 2 {
+		t.Errorf("find it when it can be read: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	flip()
+	s = newTestSet(t, dir)
+	if err := s.Default().Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h = s.Default().Peek()
+	now := clock.Time{At: time.Unix(2e9, 0), Proven: time.Unix(2e9, 0)}
+	if _, err := s.Hold(t.Context(), p.ID.String(), "test", "", now); err == nil {
+		t.Error("an unreadable point is held")
+	}
+	if gone, err := s.Delete(t.Context(), p.ID.String(), true, "test", now); err != nil || gone.ID != p.ID {
+		t.Errorf("purge: %v", err)
+	}
+	if _, err := h.Collect(t.Context(), CollectOptions{}); err != nil || s.Default().LastCollection().Outcome != CollectionCompleted {
+		t.Errorf("collect once it was purged: %v", err)
+	}
+	if len(h.Points.Problems()) != 0 || len(h.Points.List("web", true)) != 1 {
+		t.Errorf("problems %v, %d points", h.Points.Problems(), len(h.Points.List("web", true)))
 	}
 }

@@ -255,7 +255,8 @@ func (s *Set) Plan(spec Spec) (Spec, error) {
 			return spec, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: fmt.Sprintf("the folder of vault %s is %s", DefaultName, s.o.DefaultDir),
 				Hint: "give keelblock serve --vault-location for its copies"}
 		}
-		spec.Dir, spec.Locations = s.o.DefaultDir, s.o.DefaultLocations
+		old := s.Default().Spec() // copies that are there are refused, not forgotten
+		spec.Dir, spec.Locations = old.Dir, old.Locations
 	}
 	spec.Site, spec.CreatedAt = s.o.Site.ID, time.Now().UTC().Truncate(time.Second)
 	s.mu.Lock()

@@ -84,8 +84,11 @@ type Vault struct {
 	reason  error
 	settled chan struct{} // closed when the state is not Opening
 	handle  *Handle
-	pins    *pins        // shared with the other vaults of a Set
-	served  func(*Vault) // called when another vault than before was opened; nil: nobody
+	pins    *pins // shared with the other vaults of a Set
+	last    LastCollection
+	// lastSerial is that of the file of last.
+	lastSerial uint64
+	served     func(*Vault) // called when another vault than before was opened; nil: nobody
 }
 
 // New returns a vault that is opening.
@@ -228,6 +231,7 @@ func (v *Vault) open(ctx context.Context) (h *Handle, err error) {
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	v.loadCollection()
 	for _, p := range points.Problems() {
 		v.o.Logger.Error("a recovery point is not readable", "vault", v.o.Name, "recovery_point", p.ID, "error", p.Err)
 	}

@@ -4922,6 +4922,7 @@ type VaultStatusResponse struct {
 	RepairedBlocks    int64                  `protobuf:"varint,14,opt,name=repaired_blocks,json=repairedBlocks,proto3" json:"repaired_blocks,omitempty"`          // reads that another copy answered, since the start
 	QuarantinedBlocks int64                  `protobuf:"varint,15,opt,name=quarantined_blocks,json=quarantinedBlocks,proto3" json:"quarantined_blocks,omitempty"` // blocks and nodes that verify at no location
 	DamagedPoints     []string               `protobuf:"bytes,16,rep,name=damaged_points,json=damagedPoints,proto3" json:"damaged_points,omitempty"`              // ids of the points that need them, as far as verified
+	LastCollection    *Collection            `protobuf:"bytes,17,opt,name=last_collection,json=lastCollection,proto3" json:"last_collection,omitempty"`           // also one that runs; without an outcome there was none
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -5068,6 +5069,105 @@ func (x *VaultStatusResponse) GetDamagedPoints() []string {
 	return nil
 }
 
+func (x *VaultStatusResponse) GetLastCollection() *Collection {
+	if x != nil {
+		return x.LastCollection
+	}
+	return nil
+}
+
+type Collection struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	EndedAt       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
+	Outcome       string                 `protobuf:"bytes,3,opt,name=outcome,proto3" json:"outcome,omitempty"` // "running" | "completed" | "noSpace" | "failed" | "cancelled" | "interrupted"
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`   // why it was made
+	FreedBytes    int64                  `protobuf:"varint,5,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"`
+	KeptBytes     int64                  `protobuf:"varint,6,opt,name=kept_bytes,json=keptBytes,proto3" json:"kept_bytes,omitempty"` // in packs afterwards
+	Error         string                 `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Collection) Reset() {
+	*x = Collection{}
+	mi := &file_keelblock_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Collection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Collection) ProtoMessage() {}
+
+func (x *Collection) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Collection.ProtoReflect.Descriptor instead.
+func (*Collection) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *Collection) GetStartedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *Collection) GetEndedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndedAt
+	}
+	return nil
+}
+
+func (x *Collection) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *Collection) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Collection) GetFreedBytes() int64 {
+	if x != nil {
+		return x.FreedBytes
+	}
+	return 0
+}
+
+func (x *Collection) GetKeptBytes() int64 {
+	if x != nil {
+		return x.KeptBytes
+	}
+	return 0
+}
+
+func (x *Collection) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 type DoctorRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -5076,7 +5176,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_keelblock_proto_msgTypes[84]
+	mi := &file_keelblock_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5088,7 +5188,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[84]
+	mi := &file_keelblock_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5101,7 +5201,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{84}
+	return file_keelblock_proto_rawDescGZIP(), []int{85}
 }
 
 type Finding struct {
@@ -5115,7 +5215,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_keelblock_proto_msgTypes[85]
+	mi := &file_keelblock_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5127,7 +5227,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[85]
+	mi := &file_keelblock_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5140,7 +5240,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{85}
+	return file_keelblock_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *Finding) GetCheck() string {
@@ -5173,7 +5273,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_keelblock_proto_msgTypes[86]
+	mi := &file_keelblock_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5185,7 +5285,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[86]
+	mi := &file_keelblock_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5198,7 +5298,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{86}
+	return file_keelblock_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *DoctorResponse) GetFindings() []*Finding {
@@ -5222,7 +5322,7 @@ type CreateVaultRequest struct {
 
 func (x *CreateVaultRequest) Reset() {
 	*x = CreateVaultRequest{}
-	mi := &file_keelblock_proto_msgTypes[87]
+	mi := &file_keelblock_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5234,7 +5334,7 @@ func (x *CreateVaultRequest) String() string {
 func (*CreateVaultRequest) ProtoMessage() {}
 
 func (x *CreateVaultRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[87]
+	mi := &file_keelblock_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5247,7 +5347,7 @@ func (x *CreateVaultRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVaultRequest.ProtoReflect.Descriptor instead.
 func (*CreateVaultRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{87}
+	return file_keelblock_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *CreateVaultRequest) GetName() string {
@@ -5300,7 +5400,7 @@ type ListVaultsRequest struct {
 
 func (x *ListVaultsRequest) Reset() {
 	*x = ListVaultsRequest{}
-	mi := &file_keelblock_proto_msgTypes[88]
+	mi := &file_keelblock_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5312,7 +5412,7 @@ func (x *ListVaultsRequest) String() string {
 func (*ListVaultsRequest) ProtoMessage() {}
 
 func (x *ListVaultsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[88]
+	mi := &file_keelblock_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5325,7 +5425,7 @@ func (x *ListVaultsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVaultsRequest.ProtoReflect.Descriptor instead.
 func (*ListVaultsRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{88}
+	return file_keelblock_proto_rawDescGZIP(), []int{89}
 }
 
 type ListVaultsResponse struct {
@@ -5337,7 +5437,7 @@ type ListVaultsResponse struct {
 
 func (x *ListVaultsResponse) Reset() {
 	*x = ListVaultsResponse{}
-	mi := &file_keelblock_proto_msgTypes[89]
+	mi := &file_keelblock_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5349,7 +5449,7 @@ func (x *ListVaultsResponse) String() string {
 func (*ListVaultsResponse) ProtoMessage() {}
 
 func (x *ListVaultsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[89]
+	mi := &file_keelblock_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5362,7 +5462,7 @@ func (x *ListVaultsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVaultsResponse.ProtoReflect.Descriptor instead.
 func (*ListVaultsResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{89}
+	return file_keelblock_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ListVaultsResponse) GetVaults() []*Vault {
@@ -5385,7 +5485,7 @@ type EditVaultRequest struct {
 
 func (x *EditVaultRequest) Reset() {
 	*x = EditVaultRequest{}
-	mi := &file_keelblock_proto_msgTypes[90]
+	mi := &file_keelblock_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5397,7 +5497,7 @@ func (x *EditVaultRequest) String() string {
 func (*EditVaultRequest) ProtoMessage() {}
 
 func (x *EditVaultRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[90]
+	mi := &file_keelblock_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5410,7 +5510,7 @@ func (x *EditVaultRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EditVaultRequest.ProtoReflect.Descriptor instead.
 func (*EditVaultRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{90}
+	return file_keelblock_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *EditVaultRequest) GetName() string {
@@ -5462,7 +5562,7 @@ type Location struct {
 
 func (x *Location) Reset() {
 	*x = Location{}
-	mi := &file_keelblock_proto_msgTypes[91]
+	mi := &file_keelblock_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5474,7 +5574,7 @@ func (x *Location) String() string {
 func (*Location) ProtoMessage() {}
 
 func (x *Location) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[91]
+	mi := &file_keelblock_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5487,7 +5587,7 @@ func (x *Location) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Location.ProtoReflect.Descriptor instead.
 func (*Location) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{91}
+	return file_keelblock_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *Location) GetPath() string {
@@ -5554,7 +5654,7 @@ type Vault struct {
 
 func (x *Vault) Reset() {
 	*x = Vault{}
-	mi := &file_keelblock_proto_msgTypes[92]
+	mi := &file_keelblock_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5566,7 +5666,7 @@ func (x *Vault) String() string {
 func (*Vault) ProtoMessage() {}
 
 func (x *Vault) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[92]
+	mi := &file_keelblock_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5579,7 +5679,7 @@ func (x *Vault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Vault.ProtoReflect.Descriptor instead.
 func (*Vault) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{92}
+	return file_keelblock_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *Vault) GetName() string {
@@ -5690,7 +5790,7 @@ type CollectRequest struct {
 
 func (x *CollectRequest) Reset() {
 	*x = CollectRequest{}
-	mi := &file_keelblock_proto_msgTypes[93]
+	mi := &file_keelblock_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5702,7 +5802,7 @@ func (x *CollectRequest) String() string {
 func (*CollectRequest) ProtoMessage() {}
 
 func (x *CollectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[93]
+	mi := &file_keelblock_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5715,7 +5815,7 @@ func (x *CollectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectRequest.ProtoReflect.Descriptor instead.
 func (*CollectRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{93}
+	return file_keelblock_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *CollectRequest) GetVault() string {
@@ -5741,7 +5841,7 @@ type RepairLocationsRequest struct {
 
 func (x *RepairLocationsRequest) Reset() {
 	*x = RepairLocationsRequest{}
-	mi := &file_keelblock_proto_msgTypes[94]
+	mi := &file_keelblock_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5753,7 +5853,7 @@ func (x *RepairLocationsRequest) String() string {
 func (*RepairLocationsRequest) ProtoMessage() {}
 
 func (x *RepairLocationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[94]
+	mi := &file_keelblock_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5766,7 +5866,7 @@ func (x *RepairLocationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairLocationsRequest.ProtoReflect.Descriptor instead.
 func (*RepairLocationsRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{94}
+	return file_keelblock_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *RepairLocationsRequest) GetVault() string {
@@ -5786,7 +5886,7 @@ type UsageRequest struct {
 
 func (x *UsageRequest) Reset() {
 	*x = UsageRequest{}
-	mi := &file_keelblock_proto_msgTypes[95]
+	mi := &file_keelblock_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5798,7 +5898,7 @@ func (x *UsageRequest) String() string {
 func (*UsageRequest) ProtoMessage() {}
 
 func (x *UsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[95]
+	mi := &file_keelblock_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5811,7 +5911,7 @@ func (x *UsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageRequest.ProtoReflect.Descriptor instead.
 func (*UsageRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{95}
+	return file_keelblock_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *UsageRequest) GetMachine() string {
@@ -5843,7 +5943,7 @@ type PointUsage struct {
 
 func (x *PointUsage) Reset() {
 	*x = PointUsage{}
-	mi := &file_keelblock_proto_msgTypes[96]
+	mi := &file_keelblock_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5855,7 +5955,7 @@ func (x *PointUsage) String() string {
 func (*PointUsage) ProtoMessage() {}
 
 func (x *PointUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[96]
+	mi := &file_keelblock_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5868,7 +5968,7 @@ func (x *PointUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointUsage.ProtoReflect.Descriptor instead.
 func (*PointUsage) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{96}
+	return file_keelblock_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *PointUsage) GetPointId() string {
@@ -5938,7 +6038,7 @@ type MachineUsage struct {
 
 func (x *MachineUsage) Reset() {
 	*x = MachineUsage{}
-	mi := &file_keelblock_proto_msgTypes[97]
+	mi := &file_keelblock_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5950,7 +6050,7 @@ func (x *MachineUsage) String() string {
 func (*MachineUsage) ProtoMessage() {}
 
 func (x *MachineUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[97]
+	mi := &file_keelblock_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5963,7 +6063,7 @@ func (x *MachineUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineUsage.ProtoReflect.Descriptor instead.
 func (*MachineUsage) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{97}
+	return file_keelblock_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *MachineUsage) GetMachineName() string {
@@ -6052,7 +6152,7 @@ type VaultUsage struct {
 
 func (x *VaultUsage) Reset() {
 	*x = VaultUsage{}
-	mi := &file_keelblock_proto_msgTypes[98]
+	mi := &file_keelblock_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6064,7 +6164,7 @@ func (x *VaultUsage) String() string {
 func (*VaultUsage) ProtoMessage() {}
 
 func (x *VaultUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[98]
+	mi := &file_keelblock_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6077,7 +6177,7 @@ func (x *VaultUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultUsage.ProtoReflect.Descriptor instead.
 func (*VaultUsage) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{98}
+	return file_keelblock_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *VaultUsage) GetVault() string {
@@ -6147,7 +6247,7 @@ type UsageResponse struct {
 
 func (x *UsageResponse) Reset() {
 	*x = UsageResponse{}
-	mi := &file_keelblock_proto_msgTypes[99]
+	mi := &file_keelblock_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6159,7 +6259,7 @@ func (x *UsageResponse) String() string {
 func (*UsageResponse) ProtoMessage() {}
 
 func (x *UsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[99]
+	mi := &file_keelblock_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6172,7 +6272,7 @@ func (x *UsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
 func (*UsageResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{99}
+	return file_keelblock_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *UsageResponse) GetMachines() []*MachineUsage {
@@ -6204,7 +6304,7 @@ type ShowKeysRequest struct {
 
 func (x *ShowKeysRequest) Reset() {
 	*x = ShowKeysRequest{}
-	mi := &file_keelblock_proto_msgTypes[100]
+	mi := &file_keelblock_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6216,7 +6316,7 @@ func (x *ShowKeysRequest) String() string {
 func (*ShowKeysRequest) ProtoMessage() {}
 
 func (x *ShowKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[100]
+	mi := &file_keelblock_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6229,7 +6329,7 @@ func (x *ShowKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowKeysRequest.ProtoReflect.Descriptor instead.
 func (*ShowKeysRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{100}
+	return file_keelblock_proto_rawDescGZIP(), []int{101}
 }
 
 type KeyDomain struct {
@@ -6250,7 +6350,7 @@ type KeyDomain struct {
 
 func (x *KeyDomain) Reset() {
 	*x = KeyDomain{}
-	mi := &file_keelblock_proto_msgTypes[101]
+	mi := &file_keelblock_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6262,7 +6362,7 @@ func (x *KeyDomain) String() string {
 func (*KeyDomain) ProtoMessage() {}
 
 func (x *KeyDomain) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[101]
+	mi := &file_keelblock_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6275,7 +6375,7 @@ func (x *KeyDomain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyDomain.ProtoReflect.Descriptor instead.
 func (*KeyDomain) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{101}
+	return file_keelblock_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *KeyDomain) GetVault() string {
@@ -6358,7 +6458,7 @@ type ShowKeysResponse struct {
 
 func (x *ShowKeysResponse) Reset() {
 	*x = ShowKeysResponse{}
-	mi := &file_keelblock_proto_msgTypes[102]
+	mi := &file_keelblock_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6370,7 +6470,7 @@ func (x *ShowKeysResponse) String() string {
 func (*ShowKeysResponse) ProtoMessage() {}
 
 func (x *ShowKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[102]
+	mi := &file_keelblock_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6383,7 +6483,7 @@ func (x *ShowKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowKeysResponse.ProtoReflect.Descriptor instead.
 func (*ShowKeysResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{102}
+	return file_keelblock_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *ShowKeysResponse) GetDomains() []*KeyDomain {
@@ -6412,7 +6512,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_keelblock_proto_msgTypes[103]
+	mi := &file_keelblock_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6424,7 +6524,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[103]
+	mi := &file_keelblock_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6437,7 +6537,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{103}
+	return file_keelblock_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *RotateKeyRequest) GetVault() string {
@@ -6477,7 +6577,7 @@ type BackupKeysRequest struct {
 
 func (x *BackupKeysRequest) Reset() {
 	*x = BackupKeysRequest{}
-	mi := &file_keelblock_proto_msgTypes[104]
+	mi := &file_keelblock_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6489,7 +6589,7 @@ func (x *BackupKeysRequest) String() string {
 func (*BackupKeysRequest) ProtoMessage() {}
 
 func (x *BackupKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[104]
+	mi := &file_keelblock_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6502,7 +6602,7 @@ func (x *BackupKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupKeysRequest.ProtoReflect.Descriptor instead.
 func (*BackupKeysRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{104}
+	return file_keelblock_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *BackupKeysRequest) GetSecret() string {
@@ -6525,7 +6625,7 @@ type BackupKeysResponse struct {
 
 func (x *BackupKeysResponse) Reset() {
 	*x = BackupKeysResponse{}
-	mi := &file_keelblock_proto_msgTypes[105]
+	mi := &file_keelblock_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6537,7 +6637,7 @@ func (x *BackupKeysResponse) String() string {
 func (*BackupKeysResponse) ProtoMessage() {}
 
 func (x *BackupKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[105]
+	mi := &file_keelblock_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6550,7 +6650,7 @@ func (x *BackupKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupKeysResponse.ProtoReflect.Descriptor instead.
 func (*BackupKeysResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{105}
+	return file_keelblock_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *BackupKeysResponse) GetEscrow() []byte {
@@ -6597,7 +6697,7 @@ type ConfirmBackupRequest struct {
 
 func (x *ConfirmBackupRequest) Reset() {
 	*x = ConfirmBackupRequest{}
-	mi := &file_keelblock_proto_msgTypes[106]
+	mi := &file_keelblock_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6609,7 +6709,7 @@ func (x *ConfirmBackupRequest) String() string {
 func (*ConfirmBackupRequest) ProtoMessage() {}
 
 func (x *ConfirmBackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[106]
+	mi := &file_keelblock_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6622,7 +6722,7 @@ func (x *ConfirmBackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmBackupRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmBackupRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{106}
+	return file_keelblock_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *ConfirmBackupRequest) GetBackupId() string {
@@ -6642,7 +6742,7 @@ type UnlockKeysRequest struct {
 
 func (x *UnlockKeysRequest) Reset() {
 	*x = UnlockKeysRequest{}
-	mi := &file_keelblock_proto_msgTypes[107]
+	mi := &file_keelblock_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6654,7 +6754,7 @@ func (x *UnlockKeysRequest) String() string {
 func (*UnlockKeysRequest) ProtoMessage() {}
 
 func (x *UnlockKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[107]
+	mi := &file_keelblock_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6667,7 +6767,7 @@ func (x *UnlockKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnlockKeysRequest.ProtoReflect.Descriptor instead.
 func (*UnlockKeysRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{107}
+	return file_keelblock_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *UnlockKeysRequest) GetVault() string {
@@ -6694,7 +6794,7 @@ type RestoreKeysRequest struct {
 
 func (x *RestoreKeysRequest) Reset() {
 	*x = RestoreKeysRequest{}
-	mi := &file_keelblock_proto_msgTypes[108]
+	mi := &file_keelblock_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6706,7 +6806,7 @@ func (x *RestoreKeysRequest) String() string {
 func (*RestoreKeysRequest) ProtoMessage() {}
 
 func (x *RestoreKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[108]
+	mi := &file_keelblock_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6719,7 +6819,7 @@ func (x *RestoreKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreKeysRequest.ProtoReflect.Descriptor instead.
 func (*RestoreKeysRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{108}
+	return file_keelblock_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *RestoreKeysRequest) GetEscrow() []byte {
@@ -7103,7 +7203,7 @@ const file_keelblock_proto_rawDesc = "" +
 	"\fStopResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x03R\x03pid\"(\n" +
 	"\x12VaultStatusRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xb1\x04\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xf4\x04\n" +
 	"\x13VaultStatusResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
@@ -7123,7 +7223,20 @@ const file_keelblock_proto_rawDesc = "" +
 	"\tlocations\x18\r \x03(\v2\x16.keelblock.v1.LocationR\tlocations\x12'\n" +
 	"\x0frepaired_blocks\x18\x0e \x01(\x03R\x0erepairedBlocks\x12-\n" +
 	"\x12quarantined_blocks\x18\x0f \x01(\x03R\x11quarantinedBlocks\x12%\n" +
-	"\x0edamaged_points\x18\x10 \x03(\tR\rdamagedPoints\"\x0f\n" +
+	"\x0edamaged_points\x18\x10 \x03(\tR\rdamagedPoints\x12A\n" +
+	"\x0flast_collection\x18\x11 \x01(\v2\x18.keelblock.v1.CollectionR\x0elastCollection\"\x86\x02\n" +
+	"\n" +
+	"Collection\x129\n" +
+	"\n" +
+	"started_at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x125\n" +
+	"\bended_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12\x18\n" +
+	"\aoutcome\x18\x03 \x01(\tR\aoutcome\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1f\n" +
+	"\vfreed_bytes\x18\x05 \x01(\x03R\n" +
+	"freedBytes\x12\x1d\n" +
+	"\n" +
+	"kept_bytes\x18\x06 \x01(\x03R\tkeptBytes\x12\x14\n" +
+	"\x05error\x18\a \x01(\tR\x05error\"\x0f\n" +
 	"\rDoctorRequest\"K\n" +
 	"\aFinding\x12\x14\n" +
 	"\x05check\x18\x01 \x01(\tR\x05check\x12\x16\n" +
@@ -7361,7 +7474,7 @@ func file_keelblock_proto_rawDescGZIP() []byte {
 	return file_keelblock_proto_rawDescData
 }
 
-var file_keelblock_proto_msgTypes = make([]protoimpl.MessageInfo, 109)
+var file_keelblock_proto_msgTypes = make([]protoimpl.MessageInfo, 110)
 var file_keelblock_proto_goTypes = []any{
 	(*Disk)(nil),                   // 0: keelblock.v1.Disk
 	(*Machine)(nil),                // 1: keelblock.v1.Machine
@@ -7447,56 +7560,57 @@ var file_keelblock_proto_goTypes = []any{
 	(*StopResponse)(nil),           // 81: keelblock.v1.StopResponse
 	(*VaultStatusRequest)(nil),     // 82: keelblock.v1.VaultStatusRequest
 	(*VaultStatusResponse)(nil),    // 83: keelblock.v1.VaultStatusResponse
-	(*DoctorRequest)(nil),          // 84: keelblock.v1.DoctorRequest
-	(*Finding)(nil),                // 85: keelblock.v1.Finding
-	(*DoctorResponse)(nil),         // 86: keelblock.v1.DoctorResponse
-	(*CreateVaultRequest)(nil),     // 87: keelblock.v1.CreateVaultRequest
-	(*ListVaultsRequest)(nil),      // 88: keelblock.v1.ListVaultsRequest
-	(*ListVaultsResponse)(nil),     // 89: keelblock.v1.ListVaultsResponse
-	(*EditVaultRequest)(nil),       // 90: keelblock.v1.EditVaultRequest
-	(*Location)(nil),               // 91: keelblock.v1.Location
-	(*Vault)(nil),                  // 92: keelblock.v1.Vault
-	(*CollectRequest)(nil),         // 93: keelblock.v1.CollectRequest
-	(*RepairLocationsRequest)(nil), // 94: keelblock.v1.RepairLocationsRequest
-	(*UsageRequest)(nil),           // 95: keelblock.v1.UsageRequest
-	(*PointUsage)(nil),             // 96: keelblock.v1.PointUsage
-	(*MachineUsage)(nil),           // 97: keelblock.v1.MachineUsage
-	(*VaultUsage)(nil),             // 98: keelblock.v1.VaultUsage
-	(*UsageResponse)(nil),          // 99: keelblock.v1.UsageResponse
-	(*ShowKeysRequest)(nil),        // 100: keelblock.v1.ShowKeysRequest
-	(*KeyDomain)(nil),              // 101: keelblock.v1.KeyDomain
-	(*ShowKeysResponse)(nil),       // 102: keelblock.v1.ShowKeysResponse
-	(*RotateKeyRequest)(nil),       // 103: keelblock.v1.RotateKeyRequest
-	(*BackupKeysRequest)(nil),      // 104: keelblock.v1.BackupKeysRequest
-	(*BackupKeysResponse)(nil),     // 105: keelblock.v1.BackupKeysResponse
-	(*ConfirmBackupRequest)(nil),   // 106: keelblock.v1.ConfirmBackupRequest
-	(*UnlockKeysRequest)(nil),      // 107: keelblock.v1.UnlockKeysRequest
-	(*RestoreKeysRequest)(nil),     // 108: keelblock.v1.RestoreKeysRequest
-	(*timestamppb.Timestamp)(nil),  // 109: google.protobuf.Timestamp
+	(*Collection)(nil),             // 84: keelblock.v1.Collection
+	(*DoctorRequest)(nil),          // 85: keelblock.v1.DoctorRequest
+	(*Finding)(nil),                // 86: keelblock.v1.Finding
+	(*DoctorResponse)(nil),         // 87: keelblock.v1.DoctorResponse
+	(*CreateVaultRequest)(nil),     // 88: keelblock.v1.CreateVaultRequest
+	(*ListVaultsRequest)(nil),      // 89: keelblock.v1.ListVaultsRequest
+	(*ListVaultsResponse)(nil),     // 90: keelblock.v1.ListVaultsResponse
+	(*EditVaultRequest)(nil),       // 91: keelblock.v1.EditVaultRequest
+	(*Location)(nil),               // 92: keelblock.v1.Location
+	(*Vault)(nil),                  // 93: keelblock.v1.Vault
+	(*CollectRequest)(nil),         // 94: keelblock.v1.CollectRequest
+	(*RepairLocationsRequest)(nil), // 95: keelblock.v1.RepairLocationsRequest
+	(*UsageRequest)(nil),           // 96: keelblock.v1.UsageRequest
+	(*PointUsage)(nil),             // 97: keelblock.v1.PointUsage
+	(*MachineUsage)(nil),           // 98: keelblock.v1.MachineUsage
+	(*VaultUsage)(nil),             // 99: keelblock.v1.VaultUsage
+	(*UsageResponse)(nil),          // 100: keelblock.v1.UsageResponse
+	(*ShowKeysRequest)(nil),        // 101: keelblock.v1.ShowKeysRequest
+	(*KeyDomain)(nil),              // 102: keelblock.v1.KeyDomain
+	(*ShowKeysResponse)(nil),       // 103: keelblock.v1.ShowKeysResponse
+	(*RotateKeyRequest)(nil),       // 104: keelblock.v1.RotateKeyRequest
+	(*BackupKeysRequest)(nil),      // 105: keelblock.v1.BackupKeysRequest
+	(*BackupKeysResponse)(nil),     // 106: keelblock.v1.BackupKeysResponse
+	(*ConfirmBackupRequest)(nil),   // 107: keelblock.v1.ConfirmBackupRequest
+	(*UnlockKeysRequest)(nil),      // 108: keelblock.v1.UnlockKeysRequest
+	(*RestoreKeysRequest)(nil),     // 109: keelblock.v1.RestoreKeysRequest
+	(*timestamppb.Timestamp)(nil),  // 110: google.protobuf.Timestamp
 }
 var file_keelblock_proto_depIdxs = []int32{
 	0,   // 0: keelblock.v1.Machine.disks:type_name -> keelblock.v1.Disk
 	50,  // 1: keelblock.v1.Machine.keep:type_name -> keelblock.v1.KeepRules
-	109, // 2: keelblock.v1.RecoveryPoint.frozen_at:type_name -> google.protobuf.Timestamp
+	110, // 2: keelblock.v1.RecoveryPoint.frozen_at:type_name -> google.protobuf.Timestamp
 	2,   // 3: keelblock.v1.RecoveryPoint.disks:type_name -> keelblock.v1.PointDisk
-	109, // 4: keelblock.v1.RecoveryPoint.deleted_at:type_name -> google.protobuf.Timestamp
-	109, // 5: keelblock.v1.RecoveryPoint.deleted_until:type_name -> google.protobuf.Timestamp
-	109, // 6: keelblock.v1.RecoveryPoint.retain_until:type_name -> google.protobuf.Timestamp
-	109, // 7: keelblock.v1.RecoveryPoint.locked_until:type_name -> google.protobuf.Timestamp
-	109, // 8: keelblock.v1.Job.started_at:type_name -> google.protobuf.Timestamp
-	109, // 9: keelblock.v1.Job.ended_at:type_name -> google.protobuf.Timestamp
+	110, // 4: keelblock.v1.RecoveryPoint.deleted_at:type_name -> google.protobuf.Timestamp
+	110, // 5: keelblock.v1.RecoveryPoint.deleted_until:type_name -> google.protobuf.Timestamp
+	110, // 6: keelblock.v1.RecoveryPoint.retain_until:type_name -> google.protobuf.Timestamp
+	110, // 7: keelblock.v1.RecoveryPoint.locked_until:type_name -> google.protobuf.Timestamp
+	110, // 8: keelblock.v1.Job.started_at:type_name -> google.protobuf.Timestamp
+	110, // 9: keelblock.v1.Job.ended_at:type_name -> google.protobuf.Timestamp
 	5,   // 10: keelblock.v1.Job.sub_tasks:type_name -> keelblock.v1.SubTask
-	109, // 11: keelblock.v1.SubTask.started_at:type_name -> google.protobuf.Timestamp
-	109, // 12: keelblock.v1.SubTask.ended_at:type_name -> google.protobuf.Timestamp
+	110, // 11: keelblock.v1.SubTask.started_at:type_name -> google.protobuf.Timestamp
+	110, // 12: keelblock.v1.SubTask.ended_at:type_name -> google.protobuf.Timestamp
 	0,   // 13: keelblock.v1.ListDisksResponse.disks:type_name -> keelblock.v1.Disk
 	17,  // 14: keelblock.v1.MapDiskResponse.extents:type_name -> keelblock.v1.Extent
 	1,   // 15: keelblock.v1.ListMachinesResponse.machines:type_name -> keelblock.v1.Machine
 	50,  // 16: keelblock.v1.EditMachineRequest.keep:type_name -> keelblock.v1.KeepRules
 	1,   // 17: keelblock.v1.Group.machines:type_name -> keelblock.v1.Machine
 	27,  // 18: keelblock.v1.ListGroupsResponse.groups:type_name -> keelblock.v1.Group
-	109, // 19: keelblock.v1.Cursor.created_at:type_name -> google.protobuf.Timestamp
-	109, // 20: keelblock.v1.Cursor.advanced_at:type_name -> google.protobuf.Timestamp
-	109, // 21: keelblock.v1.Cursor.frozen_at:type_name -> google.protobuf.Timestamp
+	110, // 19: keelblock.v1.Cursor.created_at:type_name -> google.protobuf.Timestamp
+	110, // 20: keelblock.v1.Cursor.advanced_at:type_name -> google.protobuf.Timestamp
+	110, // 21: keelblock.v1.Cursor.frozen_at:type_name -> google.protobuf.Timestamp
 	35,  // 22: keelblock.v1.ListCursorsResponse.cursors:type_name -> keelblock.v1.Cursor
 	3,   // 23: keelblock.v1.ListPointsResponse.points:type_name -> keelblock.v1.RecoveryPoint
 	3,   // 24: keelblock.v1.GetPointResponse.point:type_name -> keelblock.v1.RecoveryPoint
@@ -7506,155 +7620,158 @@ var file_keelblock_proto_depIdxs = []int32{
 	55,  // 28: keelblock.v1.DiffPointsResponse.disks:type_name -> keelblock.v1.DiskDiff
 	64,  // 29: keelblock.v1.ListExportsResponse.exports:type_name -> keelblock.v1.ExportResponse
 	4,   // 30: keelblock.v1.ListJobsResponse.jobs:type_name -> keelblock.v1.Job
-	109, // 31: keelblock.v1.ClockStatus.before:type_name -> google.protobuf.Timestamp
-	109, // 32: keelblock.v1.ClockStatus.now:type_name -> google.protobuf.Timestamp
-	109, // 33: keelblock.v1.ClockStatus.proven:type_name -> google.protobuf.Timestamp
-	109, // 34: keelblock.v1.Alert.since:type_name -> google.protobuf.Timestamp
-	109, // 35: keelblock.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	110, // 31: keelblock.v1.ClockStatus.before:type_name -> google.protobuf.Timestamp
+	110, // 32: keelblock.v1.ClockStatus.now:type_name -> google.protobuf.Timestamp
+	110, // 33: keelblock.v1.ClockStatus.proven:type_name -> google.protobuf.Timestamp
+	110, // 34: keelblock.v1.Alert.since:type_name -> google.protobuf.Timestamp
+	110, // 35: keelblock.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
 	0,   // 36: keelblock.v1.StatusResponse.disks:type_name -> keelblock.v1.Disk
 	1,   // 37: keelblock.v1.StatusResponse.machines:type_name -> keelblock.v1.Machine
 	3,   // 38: keelblock.v1.StatusResponse.last_points:type_name -> keelblock.v1.RecoveryPoint
 	78,  // 39: keelblock.v1.StatusResponse.alerts:type_name -> keelblock.v1.Alert
 	83,  // 40: keelblock.v1.StatusResponse.vault:type_name -> keelblock.v1.VaultStatusResponse
 	4,   // 41: keelblock.v1.StatusResponse.running_jobs:type_name -> keelblock.v1.Job
-	91,  // 42: keelblock.v1.VaultStatusResponse.locations:type_name -> keelblock.v1.Location
-	85,  // 43: keelblock.v1.DoctorResponse.findings:type_name -> keelblock.v1.Finding
-	92,  // 44: keelblock.v1.ListVaultsResponse.vaults:type_name -> keelblock.v1.Vault
-	109, // 45: keelblock.v1.Vault.created_at:type_name -> google.protobuf.Timestamp
-	91,  // 46: keelblock.v1.Vault.locations:type_name -> keelblock.v1.Location
-	96,  // 47: keelblock.v1.MachineUsage.points:type_name -> keelblock.v1.PointUsage
-	97,  // 48: keelblock.v1.UsageResponse.machines:type_name -> keelblock.v1.MachineUsage
-	98,  // 49: keelblock.v1.UsageResponse.vaults:type_name -> keelblock.v1.VaultUsage
-	109, // 50: keelblock.v1.KeyDomain.wrapped_at:type_name -> google.protobuf.Timestamp
-	109, // 51: keelblock.v1.KeyDomain.backed_up_at:type_name -> google.protobuf.Timestamp
-	101, // 52: keelblock.v1.ShowKeysResponse.domains:type_name -> keelblock.v1.KeyDomain
-	6,   // 53: keelblock.v1.Disks.Create:input_type -> keelblock.v1.CreateDiskRequest
-	7,   // 54: keelblock.v1.Disks.List:input_type -> keelblock.v1.ListDisksRequest
-	9,   // 55: keelblock.v1.Disks.Get:input_type -> keelblock.v1.GetDiskRequest
-	10,  // 56: keelblock.v1.Disks.Delete:input_type -> keelblock.v1.DeleteDiskRequest
-	12,  // 57: keelblock.v1.Disks.Map:input_type -> keelblock.v1.MapDiskRequest
-	13,  // 58: keelblock.v1.Disks.Resize:input_type -> keelblock.v1.ResizeDiskRequest
-	14,  // 59: keelblock.v1.Disks.Edit:input_type -> keelblock.v1.EditDiskRequest
-	15,  // 60: keelblock.v1.Disks.Attach:input_type -> keelblock.v1.AttachDiskRequest
-	16,  // 61: keelblock.v1.Disks.Detach:input_type -> keelblock.v1.DetachDiskRequest
-	19,  // 62: keelblock.v1.Machines.Create:input_type -> keelblock.v1.CreateMachineRequest
-	20,  // 63: keelblock.v1.Machines.List:input_type -> keelblock.v1.ListMachinesRequest
-	22,  // 64: keelblock.v1.Machines.Get:input_type -> keelblock.v1.GetMachineRequest
-	23,  // 65: keelblock.v1.Machines.Edit:input_type -> keelblock.v1.EditMachineRequest
-	24,  // 66: keelblock.v1.Machines.Delete:input_type -> keelblock.v1.DeleteMachineRequest
-	26,  // 67: keelblock.v1.Machines.Backup:input_type -> keelblock.v1.BackupRequest
-	28,  // 68: keelblock.v1.Groups.Create:input_type -> keelblock.v1.CreateGroupRequest
-	29,  // 69: keelblock.v1.Groups.List:input_type -> keelblock.v1.ListGroupsRequest
-	31,  // 70: keelblock.v1.Groups.Get:input_type -> keelblock.v1.GetGroupRequest
-	32,  // 71: keelblock.v1.Groups.Delete:input_type -> keelblock.v1.DeleteGroupRequest
-	34,  // 72: keelblock.v1.Groups.Backup:input_type -> keelblock.v1.GroupBackupRequest
-	36,  // 73: keelblock.v1.Cursors.Create:input_type -> keelblock.v1.CreateCursorRequest
-	37,  // 74: keelblock.v1.Cursors.List:input_type -> keelblock.v1.ListCursorsRequest
-	39,  // 75: keelblock.v1.Cursors.Advance:input_type -> keelblock.v1.AdvanceCursorRequest
-	40,  // 76: keelblock.v1.Cursors.Delete:input_type -> keelblock.v1.DeleteCursorRequest
-	42,  // 77: keelblock.v1.RecoveryPoints.List:input_type -> keelblock.v1.ListPointsRequest
-	44,  // 78: keelblock.v1.RecoveryPoints.Get:input_type -> keelblock.v1.GetPointRequest
-	46,  // 79: keelblock.v1.RecoveryPoints.Delete:input_type -> keelblock.v1.DeletePointRequest
-	47,  // 80: keelblock.v1.RecoveryPoints.Undelete:input_type -> keelblock.v1.UndeletePointRequest
-	48,  // 81: keelblock.v1.RecoveryPoints.Hold:input_type -> keelblock.v1.HoldPointRequest
-	49,  // 82: keelblock.v1.RecoveryPoints.Release:input_type -> keelblock.v1.ReleasePointRequest
-	51,  // 83: keelblock.v1.RecoveryPoints.Prune:input_type -> keelblock.v1.PruneRequest
-	54,  // 84: keelblock.v1.RecoveryPoints.Diff:input_type -> keelblock.v1.DiffPointsRequest
-	57,  // 85: keelblock.v1.RecoveryPoints.Verify:input_type -> keelblock.v1.VerifyRequest
-	58,  // 86: keelblock.v1.RecoveryPoints.RestoreDisk:input_type -> keelblock.v1.RestoreDiskRequest
-	59,  // 87: keelblock.v1.RecoveryPoints.OpenReader:input_type -> keelblock.v1.OpenReaderRequest
-	61,  // 88: keelblock.v1.RecoveryPoints.CloseReader:input_type -> keelblock.v1.CloseReaderRequest
-	63,  // 89: keelblock.v1.RecoveryPoints.Export:input_type -> keelblock.v1.ExportRequest
-	65,  // 90: keelblock.v1.RecoveryPoints.Unexport:input_type -> keelblock.v1.UnexportRequest
-	67,  // 91: keelblock.v1.RecoveryPoints.ListExports:input_type -> keelblock.v1.ListExportsRequest
-	69,  // 92: keelblock.v1.Jobs.List:input_type -> keelblock.v1.ListJobsRequest
-	71,  // 93: keelblock.v1.Jobs.Get:input_type -> keelblock.v1.GetJobRequest
-	72,  // 94: keelblock.v1.Jobs.Cancel:input_type -> keelblock.v1.CancelJobRequest
-	73,  // 95: keelblock.v1.Jobs.Watch:input_type -> keelblock.v1.WatchJobRequest
-	77,  // 96: keelblock.v1.Appliance.Status:input_type -> keelblock.v1.StatusRequest
-	80,  // 97: keelblock.v1.Appliance.Stop:input_type -> keelblock.v1.StopRequest
-	82,  // 98: keelblock.v1.Appliance.VaultStatus:input_type -> keelblock.v1.VaultStatusRequest
-	84,  // 99: keelblock.v1.Appliance.Doctor:input_type -> keelblock.v1.DoctorRequest
-	76,  // 100: keelblock.v1.Appliance.RebuildIndex:input_type -> keelblock.v1.RebuildIndexRequest
-	74,  // 101: keelblock.v1.Appliance.AcceptClock:input_type -> keelblock.v1.AcceptClockRequest
-	87,  // 102: keelblock.v1.Vaults.Create:input_type -> keelblock.v1.CreateVaultRequest
-	88,  // 103: keelblock.v1.Vaults.List:input_type -> keelblock.v1.ListVaultsRequest
-	90,  // 104: keelblock.v1.Vaults.Edit:input_type -> keelblock.v1.EditVaultRequest
-	93,  // 105: keelblock.v1.Vaults.Collect:input_type -> keelblock.v1.CollectRequest
-	94,  // 106: keelblock.v1.Vaults.RepairLocations:input_type -> keelblock.v1.RepairLocationsRequest
-	95,  // 107: keelblock.v1.Vaults.Usage:input_type -> keelblock.v1.UsageRequest
-	100, // 108: keelblock.v1.Keys.Show:input_type -> keelblock.v1.ShowKeysRequest
-	103, // 109: keelblock.v1.Keys.Rotate:input_type -> keelblock.v1.RotateKeyRequest
-	104, // 110: keelblock.v1.Keys.Backup:input_type -> keelblock.v1.BackupKeysRequest
-	106, // 111: keelblock.v1.Keys.ConfirmBackup:input_type -> keelblock.v1.ConfirmBackupRequest
-	108, // 112: keelblock.v1.Keys.Restore:input_type -> keelblock.v1.RestoreKeysRequest
-	107, // 113: keelblock.v1.Keys.Unlock:input_type -> keelblock.v1.UnlockKeysRequest
-	0,   // 114: keelblock.v1.Disks.Create:output_type -> keelblock.v1.Disk
-	8,   // 115: keelblock.v1.Disks.List:output_type -> keelblock.v1.ListDisksResponse
-	0,   // 116: keelblock.v1.Disks.Get:output_type -> keelblock.v1.Disk
-	11,  // 117: keelblock.v1.Disks.Delete:output_type -> keelblock.v1.DeleteDiskResponse
-	18,  // 118: keelblock.v1.Disks.Map:output_type -> keelblock.v1.MapDiskResponse
-	0,   // 119: keelblock.v1.Disks.Resize:output_type -> keelblock.v1.Disk
-	0,   // 120: keelblock.v1.Disks.Edit:output_type -> keelblock.v1.Disk
-	0,   // 121: keelblock.v1.Disks.Attach:output_type -> keelblock.v1.Disk
-	0,   // 122: keelblock.v1.Disks.Detach:output_type -> keelblock.v1.Disk
-	1,   // 123: keelblock.v1.Machines.Create:output_type -> keelblock.v1.Machine
-	21,  // 124: keelblock.v1.Machines.List:output_type -> keelblock.v1.ListMachinesResponse
-	1,   // 125: keelblock.v1.Machines.Get:output_type -> keelblock.v1.Machine
-	1,   // 126: keelblock.v1.Machines.Edit:output_type -> keelblock.v1.Machine
-	25,  // 127: keelblock.v1.Machines.Delete:output_type -> keelblock.v1.DeleteMachineResponse
-	4,   // 128: keelblock.v1.Machines.Backup:output_type -> keelblock.v1.Job
-	27,  // 129: keelblock.v1.Groups.Create:output_type -> keelblock.v1.Group
-	30,  // 130: keelblock.v1.Groups.List:output_type -> keelblock.v1.ListGroupsResponse
-	27,  // 131: keelblock.v1.Groups.Get:output_type -> keelblock.v1.Group
-	33,  // 132: keelblock.v1.Groups.Delete:output_type -> keelblock.v1.DeleteGroupResponse
-	4,   // 133: keelblock.v1.Groups.Backup:output_type -> keelblock.v1.Job
-	35,  // 134: keelblock.v1.Cursors.Create:output_type -> keelblock.v1.Cursor
-	38,  // 135: keelblock.v1.Cursors.List:output_type -> keelblock.v1.ListCursorsResponse
-	35,  // 136: keelblock.v1.Cursors.Advance:output_type -> keelblock.v1.Cursor
-	41,  // 137: keelblock.v1.Cursors.Delete:output_type -> keelblock.v1.DeleteCursorResponse
-	43,  // 138: keelblock.v1.RecoveryPoints.List:output_type -> keelblock.v1.ListPointsResponse
-	45,  // 139: keelblock.v1.RecoveryPoints.Get:output_type -> keelblock.v1.GetPointResponse
-	3,   // 140: keelblock.v1.RecoveryPoints.Delete:output_type -> keelblock.v1.RecoveryPoint
-	3,   // 141: keelblock.v1.RecoveryPoints.Undelete:output_type -> keelblock.v1.RecoveryPoint
-	3,   // 142: keelblock.v1.RecoveryPoints.Hold:output_type -> keelblock.v1.RecoveryPoint
-	3,   // 143: keelblock.v1.RecoveryPoints.Release:output_type -> keelblock.v1.RecoveryPoint
-	53,  // 144: keelblock.v1.RecoveryPoints.Prune:output_type -> keelblock.v1.PruneResponse
-	56,  // 145: keelblock.v1.RecoveryPoints.Diff:output_type -> keelblock.v1.DiffPointsResponse
-	4,   // 146: keelblock.v1.RecoveryPoints.Verify:output_type -> keelblock.v1.Job
-	4,   // 147: keelblock.v1.RecoveryPoints.RestoreDisk:output_type -> keelblock.v1.Job
-	60,  // 148: keelblock.v1.RecoveryPoints.OpenReader:output_type -> keelblock.v1.OpenReaderResponse
-	62,  // 149: keelblock.v1.RecoveryPoints.CloseReader:output_type -> keelblock.v1.CloseReaderResponse
-	64,  // 150: keelblock.v1.RecoveryPoints.Export:output_type -> keelblock.v1.ExportResponse
-	66,  // 151: keelblock.v1.RecoveryPoints.Unexport:output_type -> keelblock.v1.UnexportResponse
-	68,  // 152: keelblock.v1.RecoveryPoints.ListExports:output_type -> keelblock.v1.ListExportsResponse
-	70,  // 153: keelblock.v1.Jobs.List:output_type -> keelblock.v1.ListJobsResponse
-	4,   // 154: keelblock.v1.Jobs.Get:output_type -> keelblock.v1.Job
-	4,   // 155: keelblock.v1.Jobs.Cancel:output_type -> keelblock.v1.Job
-	4,   // 156: keelblock.v1.Jobs.Watch:output_type -> keelblock.v1.Job
-	79,  // 157: keelblock.v1.Appliance.Status:output_type -> keelblock.v1.StatusResponse
-	81,  // 158: keelblock.v1.Appliance.Stop:output_type -> keelblock.v1.StopResponse
-	83,  // 159: keelblock.v1.Appliance.VaultStatus:output_type -> keelblock.v1.VaultStatusResponse
-	86,  // 160: keelblock.v1.Appliance.Doctor:output_type -> keelblock.v1.DoctorResponse
-	4,   // 161: keelblock.v1.Appliance.RebuildIndex:output_type -> keelblock.v1.Job
-	75,  // 162: keelblock.v1.Appliance.AcceptClock:output_type -> keelblock.v1.ClockStatus
-	4,   // 163: keelblock.v1.Vaults.Create:output_type -> keelblock.v1.Job
-	89,  // 164: keelblock.v1.Vaults.List:output_type -> keelblock.v1.ListVaultsResponse
-	92,  // 165: keelblock.v1.Vaults.Edit:output_type -> keelblock.v1.Vault
-	4,   // 166: keelblock.v1.Vaults.Collect:output_type -> keelblock.v1.Job
-	4,   // 167: keelblock.v1.Vaults.RepairLocations:output_type -> keelblock.v1.Job
-	99,  // 168: keelblock.v1.Vaults.Usage:output_type -> keelblock.v1.UsageResponse
-	102, // 169: keelblock.v1.Keys.Show:output_type -> keelblock.v1.ShowKeysResponse
-	101, // 170: keelblock.v1.Keys.Rotate:output_type -> keelblock.v1.KeyDomain
-	105, // 171: keelblock.v1.Keys.Backup:output_type -> keelblock.v1.BackupKeysResponse
-	102, // 172: keelblock.v1.Keys.ConfirmBackup:output_type -> keelblock.v1.ShowKeysResponse
-	102, // 173: keelblock.v1.Keys.Restore:output_type -> keelblock.v1.ShowKeysResponse
-	102, // 174: keelblock.v1.Keys.Unlock:output_type -> keelblock.v1.ShowKeysResponse
-	114, // [114:175] is the sub-list for method output_type
-	53,  // [53:114] is the sub-list for method input_type
-	53,  // [53:53] is the sub-list for extension type_name
-	53,  // [53:53] is the sub-list for extension extendee
-	0,   // [0:53] is the sub-list for field type_name
+	92,  // 42: keelblock.v1.VaultStatusResponse.locations:type_name -> keelblock.v1.Location
+	84,  // 43: keelblock.v1.VaultStatusResponse.last_collection:type_name -> keelblock.v1.Collection
+	110, // 44: keelblock.v1.Collection.started_at:type_name -> google.protobuf.Timestamp
+	110, // 45: keelblock.v1.Collection.ended_at:type_name -> google.protobuf.Timestamp
+	86,  // 46: keelblock.v1.DoctorResponse.findings:type_name -> keelblock.v1.Finding
+	93,  // 47: keelblock.v1.ListVaultsResponse.vaults:type_name -> keelblock.v1.Vault
+	110, // 48: keelblock.v1.Vault.created_at:type_name -> google.protobuf.Timestamp
+	92,  // 49: keelblock.v1.Vault.locations:type_name -> keelblock.v1.Location
+	97,  // 50: keelblock.v1.MachineUsage.points:type_name -> keelblock.v1.PointUsage
+	98,  // 51: keelblock.v1.UsageResponse.machines:type_name -> keelblock.v1.MachineUsage
+	99,  // 52: keelblock.v1.UsageResponse.vaults:type_name -> keelblock.v1.VaultUsage
+	110, // 53: keelblock.v1.KeyDomain.wrapped_at:type_name -> google.protobuf.Timestamp
+	110, // 54: keelblock.v1.KeyDomain.backed_up_at:type_name -> google.protobuf.Timestamp
+	102, // 55: keelblock.v1.ShowKeysResponse.domains:type_name -> keelblock.v1.KeyDomain
+	6,   // 56: keelblock.v1.Disks.Create:input_type -> keelblock.v1.CreateDiskRequest
+	7,   // 57: keelblock.v1.Disks.List:input_type -> keelblock.v1.ListDisksRequest
+	9,   // 58: keelblock.v1.Disks.Get:input_type -> keelblock.v1.GetDiskRequest
+	10,  // 59: keelblock.v1.Disks.Delete:input_type -> keelblock.v1.DeleteDiskRequest
+	12,  // 60: keelblock.v1.Disks.Map:input_type -> keelblock.v1.MapDiskRequest
+	13,  // 61: keelblock.v1.Disks.Resize:input_type -> keelblock.v1.ResizeDiskRequest
+	14,  // 62: keelblock.v1.Disks.Edit:input_type -> keelblock.v1.EditDiskRequest
+	15,  // 63: keelblock.v1.Disks.Attach:input_type -> keelblock.v1.AttachDiskRequest
+	16,  // 64: keelblock.v1.Disks.Detach:input_type -> keelblock.v1.DetachDiskRequest
+	19,  // 65: keelblock.v1.Machines.Create:input_type -> keelblock.v1.CreateMachineRequest
+	20,  // 66: keelblock.v1.Machines.List:input_type -> keelblock.v1.ListMachinesRequest
+	22,  // 67: keelblock.v1.Machines.Get:input_type -> keelblock.v1.GetMachineRequest
+	23,  // 68: keelblock.v1.Machines.Edit:input_type -> keelblock.v1.EditMachineRequest
+	24,  // 69: keelblock.v1.Machines.Delete:input_type -> keelblock.v1.DeleteMachineRequest
+	26,  // 70: keelblock.v1.Machines.Backup:input_type -> keelblock.v1.BackupRequest
+	28,  // 71: keelblock.v1.Groups.Create:input_type -> keelblock.v1.CreateGroupRequest
+	29,  // 72: keelblock.v1.Groups.List:input_type -> keelblock.v1.ListGroupsRequest
+	31,  // 73: keelblock.v1.Groups.Get:input_type -> keelblock.v1.GetGroupRequest
+	32,  // 74: keelblock.v1.Groups.Delete:input_type -> keelblock.v1.DeleteGroupRequest
+	34,  // 75: keelblock.v1.Groups.Backup:input_type -> keelblock.v1.GroupBackupRequest
+	36,  // 76: keelblock.v1.Cursors.Create:input_type -> keelblock.v1.CreateCursorRequest
+	37,  // 77: keelblock.v1.Cursors.List:input_type -> keelblock.v1.ListCursorsRequest
+	39,  // 78: keelblock.v1.Cursors.Advance:input_type -> keelblock.v1.AdvanceCursorRequest
+	40,  // 79: keelblock.v1.Cursors.Delete:input_type -> keelblock.v1.DeleteCursorRequest
+	42,  // 80: keelblock.v1.RecoveryPoints.List:input_type -> keelblock.v1.ListPointsRequest
+	44,  // 81: keelblock.v1.RecoveryPoints.Get:input_type -> keelblock.v1.GetPointRequest
+	46,  // 82: keelblock.v1.RecoveryPoints.Delete:input_type -> keelblock.v1.DeletePointRequest
+	47,  // 83: keelblock.v1.RecoveryPoints.Undelete:input_type -> keelblock.v1.UndeletePointRequest
+	48,  // 84: keelblock.v1.RecoveryPoints.Hold:input_type -> keelblock.v1.HoldPointRequest
+	49,  // 85: keelblock.v1.RecoveryPoints.Release:input_type -> keelblock.v1.ReleasePointRequest
+	51,  // 86: keelblock.v1.RecoveryPoints.Prune:input_type -> keelblock.v1.PruneRequest
+	54,  // 87: keelblock.v1.RecoveryPoints.Diff:input_type -> keelblock.v1.DiffPointsRequest
+	57,  // 88: keelblock.v1.RecoveryPoints.Verify:input_type -> keelblock.v1.VerifyRequest
+	58,  // 89: keelblock.v1.RecoveryPoints.RestoreDisk:input_type -> keelblock.v1.RestoreDiskRequest
+	59,  // 90: keelblock.v1.RecoveryPoints.OpenReader:input_type -> keelblock.v1.OpenReaderRequest
+	61,  // 91: keelblock.v1.RecoveryPoints.CloseReader:input_type -> keelblock.v1.CloseReaderRequest
+	63,  // 92: keelblock.v1.RecoveryPoints.Export:input_type -> keelblock.v1.ExportRequest
+	65,  // 93: keelblock.v1.RecoveryPoints.Unexport:input_type -> keelblock.v1.UnexportRequest
+	67,  // 94: keelblock.v1.RecoveryPoints.ListExports:input_type -> keelblock.v1.ListExportsRequest
+	69,  // 95: keelblock.v1.Jobs.List:input_type -> keelblock.v1.ListJobsRequest
+	71,  // 96: keelblock.v1.Jobs.Get:input_type -> keelblock.v1.GetJobRequest
+	72,  // 97: keelblock.v1.Jobs.Cancel:input_type -> keelblock.v1.CancelJobRequest
+	73,  // 98: keelblock.v1.Jobs.Watch:input_type -> keelblock.v1.WatchJobRequest
+	77,  // 99: keelblock.v1.Appliance.Status:input_type -> keelblock.v1.StatusRequest
+	80,  // 100: keelblock.v1.Appliance.Stop:input_type -> keelblock.v1.StopRequest
+	82,  // 101: keelblock.v1.Appliance.VaultStatus:input_type -> keelblock.v1.VaultStatusRequest
+	85,  // 102: keelblock.v1.Appliance.Doctor:input_type -> keelblock.v1.DoctorRequest
+	76,  // 103: keelblock.v1.Appliance.RebuildIndex:input_type -> keelblock.v1.RebuildIndexRequest
+	74,  // 104: keelblock.v1.Appliance.AcceptClock:input_type -> keelblock.v1.AcceptClockRequest
+	88,  // 105: keelblock.v1.Vaults.Create:input_type -> keelblock.v1.CreateVaultRequest
+	89,  // 106: keelblock.v1.Vaults.List:input_type -> keelblock.v1.ListVaultsRequest
+	91,  // 107: keelblock.v1.Vaults.Edit:input_type -> keelblock.v1.EditVaultRequest
+	94,  // 108: keelblock.v1.Vaults.Collect:input_type -> keelblock.v1.CollectRequest
+	95,  // 109: keelblock.v1.Vaults.RepairLocations:input_type -> keelblock.v1.RepairLocationsRequest
+	96,  // 110: keelblock.v1.Vaults.Usage:input_type -> keelblock.v1.UsageRequest
+	101, // 111: keelblock.v1.Keys.Show:input_type -> keelblock.v1.ShowKeysRequest
+	104, // 112: keelblock.v1.Keys.Rotate:input_type -> keelblock.v1.RotateKeyRequest
+	105, // 113: keelblock.v1.Keys.Backup:input_type -> keelblock.v1.BackupKeysRequest
+	107, // 114: keelblock.v1.Keys.ConfirmBackup:input_type -> keelblock.v1.ConfirmBackupRequest
+	109, // 115: keelblock.v1.Keys.Restore:input_type -> keelblock.v1.RestoreKeysRequest
+	108, // 116: keelblock.v1.Keys.Unlock:input_type -> keelblock.v1.UnlockKeysRequest
+	0,   // 117: keelblock.v1.Disks.Create:output_type -> keelblock.v1.Disk
+	8,   // 118: keelblock.v1.Disks.List:output_type -> keelblock.v1.ListDisksResponse
+	0,   // 119: keelblock.v1.Disks.Get:output_type -> keelblock.v1.Disk
+	11,  // 120: keelblock.v1.Disks.Delete:output_type -> keelblock.v1.DeleteDiskResponse
+	18,  // 121: keelblock.v1.Disks.Map:output_type -> keelblock.v1.MapDiskResponse
+	0,   // 122: keelblock.v1.Disks.Resize:output_type -> keelblock.v1.Disk
+	0,   // 123: keelblock.v1.Disks.Edit:output_type -> keelblock.v1.Disk
+	0,   // 124: keelblock.v1.Disks.Attach:output_type -> keelblock.v1.Disk
+	0,   // 125: keelblock.v1.Disks.Detach:output_type -> keelblock.v1.Disk
+	1,   // 126: keelblock.v1.Machines.Create:output_type -> keelblock.v1.Machine
+	21,  // 127: keelblock.v1.Machines.List:output_type -> keelblock.v1.ListMachinesResponse
+	1,   // 128: keelblock.v1.Machines.Get:output_type -> keelblock.v1.Machine
+	1,   // 129: keelblock.v1.Machines.Edit:output_type -> keelblock.v1.Machine
+	25,  // 130: keelblock.v1.Machines.Delete:output_type -> keelblock.v1.DeleteMachineResponse
+	4,   // 131: keelblock.v1.Machines.Backup:output_type -> keelblock.v1.Job
+	27,  // 132: keelblock.v1.Groups.Create:output_type -> keelblock.v1.Group
+	30,  // 133: keelblock.v1.Groups.List:output_type -> keelblock.v1.ListGroupsResponse
+	27,  // 134: keelblock.v1.Groups.Get:output_type -> keelblock.v1.Group
+	33,  // 135: keelblock.v1.Groups.Delete:output_type -> keelblock.v1.DeleteGroupResponse
+	4,   // 136: keelblock.v1.Groups.Backup:output_type -> keelblock.v1.Job
+	35,  // 137: keelblock.v1.Cursors.Create:output_type -> keelblock.v1.Cursor
+	38,  // 138: keelblock.v1.Cursors.List:output_type -> keelblock.v1.ListCursorsResponse
+	35,  // 139: keelblock.v1.Cursors.Advance:output_type -> keelblock.v1.Cursor
+	41,  // 140: keelblock.v1.Cursors.Delete:output_type -> keelblock.v1.DeleteCursorResponse
+	43,  // 141: keelblock.v1.RecoveryPoints.List:output_type -> keelblock.v1.ListPointsResponse
+	45,  // 142: keelblock.v1.RecoveryPoints.Get:output_type -> keelblock.v1.GetPointResponse
+	3,   // 143: keelblock.v1.RecoveryPoints.Delete:output_type -> keelblock.v1.RecoveryPoint
+	3,   // 144: keelblock.v1.RecoveryPoints.Undelete:output_type -> keelblock.v1.RecoveryPoint
+	3,   // 145: keelblock.v1.RecoveryPoints.Hold:output_type -> keelblock.v1.RecoveryPoint
+	3,   // 146: keelblock.v1.RecoveryPoints.Release:output_type -> keelblock.v1.RecoveryPoint
+	53,  // 147: keelblock.v1.RecoveryPoints.Prune:output_type -> keelblock.v1.PruneResponse
+	56,  // 148: keelblock.v1.RecoveryPoints.Diff:output_type -> keelblock.v1.DiffPointsResponse
+	4,   // 149: keelblock.v1.RecoveryPoints.Verify:output_type -> keelblock.v1.Job
+	4,   // 150: keelblock.v1.RecoveryPoints.RestoreDisk:output_type -> keelblock.v1.Job
+	60,  // 151: keelblock.v1.RecoveryPoints.OpenReader:output_type -> keelblock.v1.OpenReaderResponse
+	62,  // 152: keelblock.v1.RecoveryPoints.CloseReader:output_type -> keelblock.v1.CloseReaderResponse
+	64,  // 153: keelblock.v1.RecoveryPoints.Export:output_type -> keelblock.v1.ExportResponse
+	66,  // 154: keelblock.v1.RecoveryPoints.Unexport:output_type -> keelblock.v1.UnexportResponse
+	68,  // 155: keelblock.v1.RecoveryPoints.ListExports:output_type -> keelblock.v1.ListExportsResponse
+	70,  // 156: keelblock.v1.Jobs.List:output_type -> keelblock.v1.ListJobsResponse
+	4,   // 157: keelblock.v1.Jobs.Get:output_type -> keelblock.v1.Job
+	4,   // 158: keelblock.v1.Jobs.Cancel:output_type -> keelblock.v1.Job
+	4,   // 159: keelblock.v1.Jobs.Watch:output_type -> keelblock.v1.Job
+	79,  // 160: keelblock.v1.Appliance.Status:output_type -> keelblock.v1.StatusResponse
+	81,  // 161: keelblock.v1.Appliance.Stop:output_type -> keelblock.v1.StopResponse
+	83,  // 162: keelblock.v1.Appliance.VaultStatus:output_type -> keelblock.v1.VaultStatusResponse
+	87,  // 163: keelblock.v1.Appliance.Doctor:output_type -> keelblock.v1.DoctorResponse
+	4,   // 164: keelblock.v1.Appliance.RebuildIndex:output_type -> keelblock.v1.Job
+	75,  // 165: keelblock.v1.Appliance.AcceptClock:output_type -> keelblock.v1.ClockStatus
+	4,   // 166: keelblock.v1.Vaults.Create:output_type -> keelblock.v1.Job
+	90,  // 167: keelblock.v1.Vaults.List:output_type -> keelblock.v1.ListVaultsResponse
+	93,  // 168: keelblock.v1.Vaults.Edit:output_type -> keelblock.v1.Vault
+	4,   // 169: keelblock.v1.Vaults.Collect:output_type -> keelblock.v1.Job
+	4,   // 170: keelblock.v1.Vaults.RepairLocations:output_type -> keelblock.v1.Job
+	100, // 171: keelblock.v1.Vaults.Usage:output_type -> keelblock.v1.UsageResponse
+	103, // 172: keelblock.v1.Keys.Show:output_type -> keelblock.v1.ShowKeysResponse
+	102, // 173: keelblock.v1.Keys.Rotate:output_type -> keelblock.v1.KeyDomain
+	106, // 174: keelblock.v1.Keys.Backup:output_type -> keelblock.v1.BackupKeysResponse
+	103, // 175: keelblock.v1.Keys.ConfirmBackup:output_type -> keelblock.v1.ShowKeysResponse
+	103, // 176: keelblock.v1.Keys.Restore:output_type -> keelblock.v1.ShowKeysResponse
+	103, // 177: keelblock.v1.Keys.Unlock:output_type -> keelblock.v1.ShowKeysResponse
+	117, // [117:178] is the sub-list for method output_type
+	56,  // [56:117] is the sub-list for method input_type
+	56,  // [56:56] is the sub-list for extension type_name
+	56,  // [56:56] is the sub-list for extension extendee
+	0,   // [0:56] is the sub-list for field type_name
 }
 
 func init() { file_keelblock_proto_init() }
@@ -7664,14 +7781,14 @@ func file_keelblock_proto_init() {
 	}
 	file_keelblock_proto_msgTypes[14].OneofWrappers = []any{}
 	file_keelblock_proto_msgTypes[23].OneofWrappers = []any{}
-	file_keelblock_proto_msgTypes[90].OneofWrappers = []any{}
+	file_keelblock_proto_msgTypes[91].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keelblock_proto_rawDesc), len(file_keelblock_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   109,
+			NumMessages:   110,
 			NumExtensions: 0,
 			NumServices:   9,
 		},

@@ -33,7 +33,8 @@ var (
 	vaultShape  = object{"name": "string", "state": "string", "reason": "string", "points": "int", "deletedPoints": "int", "packs": "int",
 		"packBytes": "int", "blocks": "int", "blockSizeBytes": "int", "protectedBytes": "int", "freeBytes": "int", "corruptBlocks": "int",
 		"repairedBlocks": "int", "quarantinedBlocks": "int", "damagedPoints": []shape{"string"},
-		"locations": []shape{object{"path": "string", "state": "string", "reason": "string", "packs": "int", "missingPacks": "int", "freeBytes": "int"}}}
+		"locations":      []shape{object{"path": "string", "state": "string", "reason": "string", "packs": "int", "missingPacks": "int", "freeBytes": "int"}},
+		"lastCollection": object{"startedAt": "time?", "endedAt": "time?", "outcome": "string", "reason": "string", "freedBytes": "int", "keptBytes": "int", "error": "string"}}
 	fileShape = object{"file": "string", "format": "string", "pointId": "string", "diskName": "string", "sizeBytes": "int", "writtenBytes": "int"}
 )
 

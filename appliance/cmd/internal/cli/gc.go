@@ -19,7 +19,8 @@ func (a *app) vaultCollect() *cobra.Command {
 what aborted backups left. Backups, restores and readers go on meanwhile. A soft-deleted point
 still needs what it has; keelblock recovery-point delete --purge ends that.
 
-The daemon does this once a day by itself; see the key collect-every.
+The daemon does this once a day by itself, see the key collect-every, and at once when a backup
+meets a full vault or little room is left, if points were purged since.
 
 With --dry-run nothing is changed: a line for each point says what it alone needs, which is what
 purging it would free, and the last line what a collection would free now.`,

@@ -196,6 +196,23 @@ type vaultShape struct {
 	QuarantinedBlocks int64           `json:"quarantinedBlocks"`
 	DamagedPoints     []string        `json:"damagedPoints"`
 	Locations         []locationShape `json:"locations"`
+	// LastCollection has no outcome when there was none.
+	LastCollection collectionShape `json:"lastCollection"`
+}
+
+type collectionShape struct {
+	StartedAt  *string `json:"startedAt"`
+	EndedAt    *string `json:"endedAt"`
+	Outcome    string  `json:"outcome"`
+	Reason     string  `json:"reason"`
+	FreedBytes int64   `json:"freedBytes"`
+	KeptBytes  int64   `json:"keptBytes"`
+	Error      string  `json:"error"`
+}
+
+func toCollection(c *kb.Collection) collectionShape {
+	return collectionShape{StartedAt: stamp(c.GetStartedAt()), EndedAt: stamp(c.GetEndedAt()), Outcome: c.GetOutcome(), Reason: c.GetReason(),
+		FreedBytes: c.GetFreedBytes(), KeptBytes: c.GetKeptBytes(), Error: c.GetError()}
 }
 
 func toVault(v *kb.VaultStatusResponse) vaultShape {
@@ -203,7 +220,8 @@ func toVault(v *kb.VaultStatusResponse) vaultShape {
 		DeletedPoints: v.GetDeletedPoints(), Packs: v.GetPacks(), PackBytes: v.GetPackBytes(), Blocks: v.GetBlocks(),
 		BlockSizeBytes: v.GetBlockSizeBytes(), ProtectedBytes: v.GetProtectedBytes(), FreeBytes: v.GetFreeBytes(),
 		CorruptBlocks: v.GetCorruptBlocks(), RepairedBlocks: v.GetRepairedBlocks(), QuarantinedBlocks: v.GetQuarantinedBlocks(),
-		DamagedPoints: append([]string{}, v.GetDamagedPoints()...), Locations: mapped(v.GetLocations(), toLocation)}
+		DamagedPoints: append([]string{}, v.GetDamagedPoints()...), Locations: mapped(v.GetLocations(), toLocation),
+		LastCollection: toCollection(v.GetLastCollection())}
 }
 
 type locationShape struct {

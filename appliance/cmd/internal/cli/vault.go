@@ -31,6 +31,9 @@ func (a *app) vaultCreate() *cobra.Command {
 the first --location, else in a folder of the appliance's own; what machines it keeps is
 said by keelblock machine edit NAME --vault V, or for one backup by keelblock backup --vault.
 
+A vault whose folder is empty at a start is not made again by itself: most likely a file
+system is not mounted. If it is gone for good, make it anew with its old name.
+
 Nothing is shared between vaults: a block that two vaults hold is stored in both. The
 redundancy can be changed until the vault holds its first point.
 
@@ -142,12 +145,34 @@ func (a *app) vaultStatus() *cobra.Command {
 					pair{"protected", human(v.GetProtectedBytes())},
 					pair{"packs", fmt.Sprintf("%d, %s", v.GetPacks(), human(v.GetPackBytes()))},
 					pair{"blocks", fmt.Sprintf("%d of %s", v.GetBlocks(), human(v.GetBlockSizeBytes()))},
-					pair{"corrupt blocks", fmt.Sprint(v.GetCorruptBlocks())}, pair{"free", human(v.GetFreeBytes())})
+					pair{"corrupt blocks", fmt.Sprint(v.GetCorruptBlocks())}, pair{"free", human(v.GetFreeBytes())},
+					pair{"last collection", collectionText(v.GetLastCollection())})
 				describeLocations(w, v)
 			})
 		},
 		ValidArgsFunction: a.completing(false, completeVaults),
 	}
+}
+
+// collectionText says how the last collection went.
+func collectionText(c *kb.Collection) string {
+	switch {
+	case c == nil:
+		return ""
+	case c.GetOutcome() == "":
+		return "none yet"
+	case c.GetOutcome() == "running":
+		return fmt.Sprintf("running since %s (%s)", at(c.GetStartedAt()), c.GetReason())
+	}
+	end := c.GetEndedAt()
+	if end == nil { // interrupted
+		end = c.GetStartedAt()
+	}
+	text := fmt.Sprintf("%s at %s (%s), freed %s, kept %s", c.GetOutcome(), at(end), c.GetReason(), human(c.GetFreedBytes()), human(c.GetKeptBytes()))
+	if c.GetError() != "" {
+		text += ": " + c.GetError()
+	}
+	return text
 }
 
 func (a *app) vaultVerify() *cobra.Command {
