@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/keelblock/keelblock/dedupe"
@@ -228,5 +230,36 @@ func TestCollectStoresWhole(t *testing.T) {
 		if _, err := s.Get(ctx, dedupe.KindBlock, blockSum(s, block), nil); !errors.Is(err, dedupe.ErrNotFound) {
 			t.Errorf("the base of block %d: %v", block, err)
 		}
+	}
+}
+
+// What a collection writes stands at every location before the packs that it was in go.
+func TestCollectPatchesAtLocations(t *testing.T) {
+	t.Parallel()
+	dirs := []string{t.TempDir(), t.TempDir()}
+	newVaultAt(t, patchOptions, dirs)
+	o := patchOptions
+	o.Locations = dirs[1:]
+	s, err := blockstore.Open(dirs[0], o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := increments(t, s, 7, hot, 30)
+	if r, err := collectTrees(context.Background(), s, blockstore.CollectOptions{}, nil); err != nil || r.RewrittenPacks == 0 || len(r.Problems) > 0 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if err := errors.Join(checkTrees(s, want), s.CheckIndex(), s.Close(), sameCopies(dirs)); err != nil {
+		t.Error(err)
+	}
+	o = patchOptions // from the second location alone
+	if err := os.RemoveAll(filepath.Join(dirs[0], "packs")); err != nil {
+		t.Fatal(err)
+	}
+	o.Locations = dirs[1:]
+	if s, err = blockstore.Open(dirs[0], o); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(checkTrees(s, want), s.Close()); err != nil {
+		t.Error(err)
 	}
 }
