@@ -9,16 +9,11 @@ import (
 
 	"github.com/keelblock/keelblock/appliance"
 	kb "github.com/keelblock/keelblock/appliance/api/keelblockv1"
-	"github.com/keelblock/keelblock/appliance/api/keelblockv1/keelblockv1connect"
 	"github.com/keelblock/keelblock/appliance/keys"
 	"github.com/keelblock/keelblock/appliance/vault"
 )
 
-// keysService answers what it does not have with the code unimplemented.
-type keysService struct {
-	service
-	keelblockv1connect.UnimplementedKeysHandler
-}
+type keysService struct{ service }
 
 func keyDomain(d keys.Domain) *kb.KeyDomain {
 	out := &kb.KeyDomain{Vault: d.Vault, DomainId: hex.EncodeToString(d.ID[:]), Kind: string(d.Kind), Source: d.Source, WrappingKeyId: d.KeyID,

@@ -10,7 +10,6 @@ import (
 
 	"github.com/keelblock/keelblock/appliance"
 	kb "github.com/keelblock/keelblock/appliance/api/keelblockv1"
-	"github.com/keelblock/keelblock/appliance/api/keelblockv1/keelblockv1connect"
 	"github.com/keelblock/keelblock/appliance/dirtybitmap"
 	"github.com/keelblock/keelblock/appliance/readers"
 	"github.com/keelblock/keelblock/appliance/restore"
@@ -20,11 +19,7 @@ import (
 	"github.com/keelblock/keelblock/dedupe/recoverypoint"
 )
 
-// pointsService answers what it does not have with the code unimplemented.
-type pointsService struct {
-	service
-	keelblockv1connect.UnimplementedRecoveryPointsHandler
-}
+type pointsService struct{ service }
 
 // List returns the points of a machine, of a group's machines, or all, oldest first.
 func (s pointsService) List(ctx context.Context, r *connect.Request[kb.ListPointsRequest]) (*connect.Response[kb.ListPointsResponse], error) {

@@ -7,17 +7,12 @@ import (
 	"connectrpc.com/connect"
 
 	kb "github.com/keelblock/keelblock/appliance/api/keelblockv1"
-	"github.com/keelblock/keelblock/appliance/api/keelblockv1/keelblockv1connect"
 	"github.com/keelblock/keelblock/appliance/job"
 	"github.com/keelblock/keelblock/appliance/keys"
 	"github.com/keelblock/keelblock/appliance/vault"
 )
 
-// vaultsService answers what it does not have with the code unimplemented.
-type vaultsService struct {
-	service
-	keelblockv1connect.UnimplementedVaultsHandler
-}
+type vaultsService struct{ service }
 
 // Create starts a job that makes a vault and opens it. What can be refused at once is.
 func (s vaultsService) Create(ctx context.Context, r *connect.Request[kb.CreateVaultRequest]) (*connect.Response[kb.Job], error) {
