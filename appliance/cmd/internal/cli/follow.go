@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
 
 	kb "github.com/keelblock/keelblock/appliance/api/keelblockv1"
 )
@@ -99,6 +101,54 @@ func jobError(j *kb.Job) error {
 		return partialError{text}
 	}
 	return nil
+}
+
+// finish waits for a job, prints its result, failed or not, and returns what it means
+// for the exit status.
+func (a *app) finish(ctx context.Context, c *client, j *kb.Job, noWait bool, result func(*kb.Job) error) error {
+	if noWait {
+		return a.printJobID(j)
+	}
+	j, err := a.follow(ctx, c, j)
+	if err != nil {
+		return err
+	}
+	if err := result(j); err != nil {
+		return err
+	}
+	return jobError(j)
+}
+
+// printLines prints the result of a job that has a line for each thing it did.
+func (a *app) printLines(j *kb.Job) error {
+	return a.print(toJob(j), func(w io.Writer) {
+		for _, line := range j.GetResult() {
+			fmt.Fprintln(w, line)
+		}
+	})
+}
+
+// startsJob makes cmd, which takes no arguments, start a job and print what came of it, or
+// with --no-wait the job's id. It gives it --vault, for the request's field.
+func (a *app) startsJob(cmd *cobra.Command, vault *string, start func(ctx context.Context, c *client) (*connect.Response[kb.Job], error)) *cobra.Command {
+	var noWait bool
+	cmd.Args = cobra.NoArgs
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		j, err := start(cmd.Context(), c)
+		if err != nil {
+			return err
+		}
+		return a.finish(cmd.Context(), c, j.Msg, noWait, a.printLines)
+	}
+	cmd.ValidArgsFunction = a.completing(false, completeNothing)
+	cmd.Flags().StringVar(vault, "vault", "", "the vault (default: default)")
+	_ = cmd.RegisterFlagCompletionFunc("vault", a.completing(true, completeVaults))
+	cmd.Flags().BoolVar(&noWait, "no-wait", false, "print the job's id and return at once")
+	return cmd
 }
 
 var errNothing = errors.New("the daemon sent no result")

@@ -199,29 +199,7 @@ func (a *app) verify(ctx context.Context, c *client, r *kb.VerifyRequest, noWait
 	if err != nil {
 		return err
 	}
-	return a.finish(ctx, c, j.Msg, noWait, func(j *kb.Job) error {
-		return a.print(toJob(j), func(w io.Writer) {
-			for _, line := range j.GetResult() {
-				fmt.Fprintln(w, line)
-			}
-		})
-	})
-}
-
-// finish waits for a job, prints its result, failed or not, and returns what it means
-// for the exit status.
-func (a *app) finish(ctx context.Context, c *client, j *kb.Job, noWait bool, result func(*kb.Job) error) error {
-	if noWait {
-		return a.printJobID(j)
-	}
-	j, err := a.follow(ctx, c, j)
-	if err != nil {
-		return err
-	}
-	if err := result(j); err != nil {
-		return err
-	}
-	return jobError(j)
+	return a.finish(ctx, c, j.Msg, noWait, a.printLines)
 }
 
 func (a *app) pointDelete() *cobra.Command {

@@ -192,30 +192,9 @@ func (a *app) vaultVerify() *cobra.Command {
 }
 
 func (a *app) vaultRebuild() *cobra.Command {
-	var noWait bool
 	r := &kb.RebuildIndexRequest{}
-	cmd := &cobra.Command{
-		Use: "rebuild-index", Short: "make the index of a closed vault anew from its packs, and open it", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			j, err := c.appliance.RebuildIndex(cmd.Context(), connect.NewRequest(r))
-			if err != nil {
-				return err
-			}
-			return a.finish(cmd.Context(), c, j.Msg, noWait, func(j *kb.Job) error {
-				return a.print(toJob(j), func(w io.Writer) {
-					for _, line := range j.GetResult() {
-						fmt.Fprintln(w, line)
-					}
-				})
-			})
-		},
-	}
-	cmd.Flags().StringVar(&r.Vault, "vault", "", "the vault (default: default)")
-	_ = cmd.RegisterFlagCompletionFunc("vault", a.completing(true, completeVaults))
-	cmd.Flags().BoolVar(&noWait, "no-wait", false, "print the job's id and return at once")
-	return cmd
+	return a.startsJob(&cobra.Command{Use: "rebuild-index [--vault V]", Short: "make the index of a closed vault anew from its packs, and open it"},
+		&r.Vault, func(ctx context.Context, c *client) (*connect.Response[kb.Job], error) {
+			return c.appliance.RebuildIndex(ctx, connect.NewRequest(r))
+		})
 }

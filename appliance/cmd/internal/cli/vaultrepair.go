@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 
@@ -11,37 +12,16 @@ import (
 )
 
 func (a *app) vaultRepair() *cobra.Command {
-	var noWait bool
 	r := &kb.RepairLocationsRequest{}
-	cmd := &cobra.Command{
+	return a.startsJob(&cobra.Command{
 		Use: "repair [--vault V]", Short: "make the copies of every pack complete at every location",
 		Long: `Copies every pack that a location of the vault lacks or has damaged from another location
 where it is whole. A location that is out is in again afterwards; its folder is there and is
 this vault's, or empty. Backups go on meanwhile. The daemon does the same by itself when a
 location comes back.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			j, err := c.vaults.RepairLocations(cmd.Context(), connect.NewRequest(r))
-			if err != nil {
-				return err
-			}
-			return a.finish(cmd.Context(), c, j.Msg, noWait, func(j *kb.Job) error {
-				return a.print(toJob(j), func(w io.Writer) {
-					for _, line := range j.GetResult() {
-						fmt.Fprintln(w, line)
-					}
-				})
-			})
-		},
-	}
-	cmd.Flags().StringVar(&r.Vault, "vault", "", "the vault (default: default)")
-	_ = cmd.RegisterFlagCompletionFunc("vault", a.completing(true, completeVaults))
-	cmd.Flags().BoolVar(&noWait, "no-wait", false, "print the job's id and return at once")
-	return cmd
+	}, &r.Vault, func(ctx context.Context, c *client) (*connect.Response[kb.Job], error) {
+		return c.vaults.RepairLocations(ctx, connect.NewRequest(r))
+	})
 }
 
 // describeLocations shows the folders of a vault with copies, and what is damaged.
