@@ -510,6 +510,12 @@ func (b *Batch) flushData() error {
 	if err := st.waitLocked(); err != nil {
 		return err
 	}
+	return b.flushLocked(st)
+}
+
+// flushLocked makes what the stream's open pack holds durable and enters it into the
+// index. The stream's lock is held.
+func (b *Batch) flushLocked(st *stream) error {
 	if st.cur == nil {
 		return nil
 	}

@@ -163,15 +163,7 @@ func (b *Batch) flushMeta() error {
 	st := &b.meta
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if st.cur == nil {
-		return nil
-	}
-	entries, err := b.s.indexPack(st.cur)
-	if err != nil {
-		return err
-	}
-	b.forget(entries)
-	return nil
+	return b.flushLocked(st)
 }
 
 // cancel makes sure that a publication, which may be durable, does not count.
