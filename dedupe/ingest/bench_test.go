@@ -69,7 +69,7 @@ func ingestDisk(b *testing.B, s dedupe.Store, kind string) hashtree.Root {
 func BenchmarkIngest(b *testing.B) {
 	for _, kind := range []string{"zero", "random", "compressible"} {
 		b.Run(kind, func(b *testing.B) {
-			s := openBlockstore(b, blockstore.Options{BlockSize: 64 << 10})
+			s := openVault(b, blockstore.Options{BlockSize: 64 << 10})
 			b.SetBytes(benchDisk)
 			b.ReportAllocs()
 			for b.Loop() {
@@ -81,7 +81,7 @@ func BenchmarkIngest(b *testing.B) {
 
 // BenchmarkIngestAgain compares 1 GiB with what the vault has: a full compare.
 func BenchmarkIngestAgain(b *testing.B) {
-	s := openBlockstore(b, blockstore.Options{BlockSize: 64 << 10})
+	s := openVault(b, blockstore.Options{BlockSize: 64 << 10})
 	disk := make([]byte, benchDisk)
 	benchChunk("random", rand.New(rand.NewPCG(1, 1)), disk)
 	base := benchPass(b, s, hashtree.Root{}, disk)
@@ -120,7 +120,7 @@ func benchPass(b *testing.B, s dedupe.Store, base hashtree.Root, disk []byte) ha
 // beside a plain copy of the same bytes from file to file.
 func BenchmarkRestore(b *testing.B) {
 	for _, kind := range []string{"random", "compressible"} {
-		s := openBlockstore(b, blockstore.Options{BlockSize: 64 << 10})
+		s := openVault(b, blockstore.Options{BlockSize: 64 << 10})
 		root := ingestDisk(b, s, kind)
 		raw := filepath.Join(b.TempDir(), "raw")
 		for _, request := range []int{128 << 10, 1 << 20, 8 << 20} {
@@ -192,7 +192,7 @@ func copyFile(b *testing.B, path string, from io.ReaderAt, request int) {
 // BenchmarkRead reads from a point without writing it anywhere.
 func BenchmarkRead(b *testing.B) {
 	for _, kind := range []string{"random", "compressible"} {
-		s := openBlockstore(b, blockstore.Options{BlockSize: 64 << 10})
+		s := openVault(b, blockstore.Options{BlockSize: 64 << 10})
 		root := ingestDisk(b, s, kind)
 		for _, request := range []int{4 << 10, 128 << 10, 1 << 20} {
 			b.Run(fmt.Sprintf("%s/sequential/%dKiB", kind, request>>10), func(b *testing.B) {

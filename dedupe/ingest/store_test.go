@@ -42,27 +42,9 @@ func (s *memStore) damage(kind dedupe.Kind, d dedupe.Digest, how error) {
 var stores = map[string]func(t testing.TB, blockSize int) dedupe.Store{
 	"memory": func(_ testing.TB, blockSize int) dedupe.Store { return newMemStore(blockSize) },
 	"blockstore": func(t testing.TB, blockSize int) dedupe.Store {
-		return openBlockstore(t, blockstore.Options{BlockSize: blockSize})
+		return openVault(t, blockstore.Options{BlockSize: blockSize})
 	},
 	"encrypted blockstore": func(t testing.TB, blockSize int) dedupe.Store {
-		return openBlockstore(t, blockstore.Options{BlockSize: blockSize, Keys: []*keyring.Keys{keyring.New(dedupe.DomainID{1})}})
+		return openVault(t, blockstore.Options{BlockSize: blockSize, Keys: []*keyring.Keys{keyring.New(dedupe.DomainID{1})}})
 	},
-}
-
-func openBlockstore(t testing.TB, o blockstore.Options) dedupe.Store {
-	t.Helper()
-	dir := t.TempDir()
-	if err := blockstore.Create(dir, o); err != nil {
-		t.Fatal(err)
-	}
-	s, err := blockstore.Open(dir, o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return s
 }
