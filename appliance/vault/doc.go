@@ -29,6 +29,18 @@
 // something is in the folder again, or until somebody says with [Set.Create] that it is to
 // be made anew.
 //
+// # Collections
+//
+// [Handle.Collect] frees what no point needs (package collection); collection.json in the
+// vault's folder says how the last one went, also one that a kill ended. The daemon makes
+// one a day, and one before its time when a backup met a full vault or less than twice the
+// reserve is free: if points were purged since the last one, or failed backups may have
+// left something, and at most every quarter of an hour while that does not help.
+//
+// A point that cannot be read stops them, as what it needs is not known. Before each, and at
+// each verification, it is read again: a location may have come back. [Set.Delete] gives it
+// up, by its id, unless it is held or locked.
+//
 // # Pins
 //
 // [Set.Pin] keeps a point from being purged while a reader, export, restore or
