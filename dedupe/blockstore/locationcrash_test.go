@@ -131,7 +131,7 @@ func TestPowerCutOfOneLocation(t *testing.T) {
 }
 
 // A kill while a collection removes packs, at one location and not yet at the other:
-// after the next start both have the same ones.
+// after the next start, or with an index made anew, both have the same ones.
 func TestCopiesAreEqualAfterAKilledCollection(t *testing.T) {
 	t.Parallel()
 	root, killed := t.TempDir(), filepath.Join(t.TempDir(), "killed")
@@ -148,19 +148,27 @@ func TestCopiesAreEqualAfterAKilledCollection(t *testing.T) {
 	if _, err := collectTrees(t.Context(), s, blockstore.CollectOptions{}, nil); err != nil {
 		t.Fatal(err)
 	}
-	dirs = folders(t, killed, 2)
-	if err := sameCopies(dirs); err == nil {
-		t.Fatal("the kill came when all packs were removed, or none")
-	}
-	o = crashOptions
-	o.Locations = dirs[1:]
-	s = mustOpen(t, dirs[0], o)
-	wantStates(t, s, "in in")
-	if err := checkTrees(s, want); err != nil {
-		t.Error(err)
-	}
-	mustClose(t, s)
-	if err := sameCopies(dirs); err != nil {
-		t.Error(err)
+	for _, rebuild := range []bool{false, true} {
+		dirs := folders(t, filepath.Join(t.TempDir(), "again"), 2)
+		copyTree(t, killed, filepath.Dir(dirs[0]))
+		if err := sameCopies(dirs); err == nil {
+			t.Fatal("the kill came when all packs were removed, or none")
+		}
+		o := crashOptions
+		o.Locations = dirs[1:]
+		if rebuild {
+			if err := blockstore.RebuildIndex(t.Context(), dirs[0], o, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s := mustOpen(t, dirs[0], o)
+		wantStates(t, s, "in in")
+		if err := checkTrees(s, want); err != nil {
+			t.Errorf("rebuilt %v: %v", rebuild, err)
+		}
+		mustClose(t, s)
+		if err := sameCopies(dirs); err != nil {
+			t.Errorf("rebuilt %v: %v", rebuild, err)
+		}
 	}
 }

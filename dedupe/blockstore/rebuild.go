@@ -336,6 +336,11 @@ func (s *Store) addPack(id pack.ID, wanted map[dedupe.Digest]bool, places map[de
 	if c.sealed {
 		row.state = packSealed
 	}
+	if c.sealed {
+		if err := s.completeCopies(row); err != nil {
+			return 0, true, err
+		}
+	}
 	if err := s.index.addFound(row, c.entries, 0, s.isIntact); err != nil {
 		return 0, true, err
 	}
@@ -346,4 +351,21 @@ func (s *Store) addPack(id pack.ID, wanted map[dedupe.Digest]bool, places map[de
 		}
 	}
 	return c.size, true, nil
+}
+
+// completeCopies heals a sealed pack that a location lacks: the old index would have said
+// whether a collection was removing it.
+func (s *Store) completeCopies(row packRow) error {
+	if s.o.ReadOnly || s.packs.Len() == 1 {
+		return nil
+	}
+	copies := s.packs.Copies(row.id)
+	packdir.CloseCopies(copies)
+	if !slices.ContainsFunc(copies, func(c packdir.Copy) bool { return c.In && c.File == nil }) {
+		return nil
+	}
+	s.healing.Lock()
+	defer s.healing.Unlock()
+	_, err := s.healPack(row)
+	return err
 }
