@@ -241,7 +241,10 @@ func testCollectFaults(t *testing.T, o blockstore.Options, history func(testing.
 	for _, fault := range []error{unix.ENOSPC, unix.EIO} {
 		t.Run(fault.Error(), func(t *testing.T) {
 			t.Parallel()
-			origin := newVault(t, o)
+			origin := filepath.Join(memoryDir(t), "vault")
+			if err := blockstore.Create(origin, o); err != nil {
+				t.Fatal(err)
+			}
 			s, err := blockstore.Open(origin, o)
 			if err != nil {
 				t.Fatal(err)
@@ -252,7 +255,7 @@ func testCollectFaults(t *testing.T, o blockstore.Options, history func(testing.
 			}
 			failed := 0
 			for n := int64(1); n < 200; n++ {
-				dir := filepath.Join(t.TempDir(), "vault")
+				dir := filepath.Join(memoryDir(t), "vault")
 				copyTree(t, origin, dir)
 				calls, err := collectWithFault(dir, o, want, n, fault)
 				if err != nil {

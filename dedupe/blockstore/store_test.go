@@ -1,7 +1,10 @@
 package blockstore_test
 
 import (
+	"os"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/blockstore"
@@ -15,6 +18,28 @@ func newVault(t testing.TB, o blockstore.Options) string {
 	if err := blockstore.Create(dir, o); err != nil {
 		t.Fatalf("create: %v", err)
 	}
+	return dir
+}
+
+// memoryDir is a folder that goes with the test, in memory where there is much of it: for
+// tests that stop a vault by copying it, or by an error, which prove nothing about a disk
+// and would mostly wait for one.
+func memoryDir(t testing.TB) string {
+	t.Helper()
+	const memory, room = "/dev/shm", 4 << 30
+	var st unix.Statfs_t
+	if err := unix.Statfs(memory, &st); err != nil || st.Type != unix.TMPFS_MAGIC || int64(st.Bavail)*st.Bsize < room {
+		return t.TempDir()
+	}
+	dir, err := os.MkdirTemp(memory, "keelblock-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
 	return dir
 }
 
