@@ -133,6 +133,9 @@ type bugs struct {
 	basesGo      bool // what only patches need goes
 	bundlesWhole bool // no bundle is put together anew: no loss, only bytes
 	keepSlots    bool // a patch in a new bundle is looked for where it was in the old one
+	skipBase     bool // who puts a patch does not claim its base
+	removeOnce   bool // a pack goes at one location only
+	keepSurplus  bool // a location that comes back keeps the packs that went meanwhile
 }
 
 // BeginCollection begins a collection. From now until End everything that is said to be

@@ -130,6 +130,9 @@ var Bugs = map[string]bugs{
 	"bases of patches go":         {basesGo: true},
 	"patches keep their slots":    {keepSlots: true},
 	"bundles stay whole":          {bundlesWhole: true},
+	"bases not claimed":           {skipBase: true},
+	"packs at one location":       {removeOnce: true},
+	"packs of a lost location":    {keepSurplus: true},
 }
 
 // WithBug makes the mistake of this name.

@@ -37,30 +37,44 @@ func newVaultAt(t testing.TB, o blockstore.Options, dirs []string) {
 	}
 }
 
-// sameCopies returns an error unless every location has the same packs, byte by byte,
-// and at least one.
-func sameCopies(dirs []string) error {
-	names := func(dir string) ([]string, error) {
-		entries, err := os.ReadDir(filepath.Join(dir, "packs"))
-		var list []string
-		for _, e := range entries {
-			list = append(list, e.Name())
-		}
-		return list, err
+// packNames are the names of the packs at a location.
+func packNames(dir string) (list []string, err error) {
+	entries, err := os.ReadDir(filepath.Join(dir, "packs"))
+	for _, e := range entries {
+		list = append(list, e.Name())
 	}
-	want, err := names(dirs[0])
+	return list, err
+}
+
+// sameNames returns an error unless every location has packs of the same names.
+func sameNames(dirs []string) error {
+	want, err := packNames(dirs[0])
 	if err != nil {
 		return err
 	}
 	for _, dir := range dirs[1:] {
-		got, err := names(dir)
+		got, err := packNames(dir)
 		if err != nil {
 			return err
 		}
 		if !slices.Equal(got, want) {
 			return fmt.Errorf("%s has packs %q, %s has %q", dir, got, dirs[0], want)
 		}
-		for _, name := range want {
+	}
+	return nil
+}
+
+// sameCopies returns an error unless every location has the same packs, byte by byte.
+func sameCopies(dirs []string) error {
+	if err := sameNames(dirs); err != nil {
+		return err
+	}
+	names, err := packNames(dirs[0])
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs[1:] {
+		for _, name := range names {
 			a, err := os.ReadFile(filepath.Join(dirs[0], "packs", name))
 			if err != nil {
 				return err

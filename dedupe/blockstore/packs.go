@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 
 	"github.com/keelblock/keelblock/dedupe"
@@ -213,6 +214,9 @@ func (s *Store) rollBackPack(p *openPack) error {
 // any more; readers that have it open keep it until they are done.
 func (s *Store) removePack(number uint32, id pack.ID) error {
 	s.files.drop(number)
+	if s.o.bugs.removeOnce {
+		return os.Remove(s.packPath(id))
+	}
 	if err := s.packs.Remove(id); err != nil {
 		return fmt.Errorf("remove pack %v: %w", id, err)
 	}

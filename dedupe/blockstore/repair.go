@@ -112,6 +112,9 @@ func (s *Store) join(ctx context.Context, i int, r *CopiesReport, done map[pack.
 	if err != nil {
 		return err
 	}
+	if s.o.bugs.keepSurplus {
+		surplus = nil
+	}
 	for _, id := range surplus {
 		if err := s.packs.RemoveSurplus(i, id); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

@@ -64,7 +64,7 @@ var loops = []loop{
 	{folder: "dedupe/blockstore", test: "TestVaultPowerCut",
 		says: "power cuts and kills of an encrypted vault at one to three locations that is written with patches, read, purged, collected and repaired at once, while a location fails or is full; points stand at each location alone, purged ones do not come back"},
 	{folder: "dedupe/blockstore", test: "TestCollectModel", variable: "STEPS",
-		says: "random batches, purges, stops, kills and collections with batches at work at each of their steps, against a map"},
+		says: "random batches with patches, purges, stops, kills, damage and loss of one location, and collections with batches at work at each of their steps, against a map"},
 	{folder: "appliance/daemon", test: "TestLiveDiskKilled",
 		says: "the daemon is killed under writing, flushing clients of three disks, and again while it recovers; nothing acknowledged is lost, the map lists all that differs, the next point equals the disks"},
 	{folder: "appliance/daemon", test: "TestLiveDiskPowerCut",
