@@ -205,6 +205,7 @@ type mixVault struct {
 	lives, kills, hurt, collections, purged int
 	liveBytes, packBytes                    int64   // sums over all that were collected by verify
 	worst                                   float64 // bytes in packs for one that is live, after a collection
+	worstReport                             string
 }
 
 func newMixVault(t testing.TB) *mixVault {
@@ -321,7 +322,7 @@ func (v *mixVault) verifyOpen(r *rand.Rand, s *blockstore.Store) error {
 	v.collections++
 	bytes, err := s.PackFileBytes()
 	if ratio := float64(bytes) / float64(report.LiveBytes); report.LiveBytes > largeVault && ratio > v.worst {
-		v.worst = ratio
+		v.worst, v.worstReport = ratio, fmt.Sprintf("%d bytes in packs after %+v", bytes, report)
 	}
 	v.liveBytes, v.packBytes = v.liveBytes+report.LiveBytes, v.packBytes+bytes
 	return errors.Join(err, v.checkStore(s))
@@ -335,9 +336,9 @@ func TestVaultPowerCut(t *testing.T) {
 	t.Parallel()
 	v := newMixVault(t)
 	defer func() {
-		t.Logf("lives=%d kills=%d cuts=%d troubles=%d collections=%d purged=%d packs to live=%.2f worst=%.2f",
+		t.Logf("lives=%d kills=%d cuts=%d troubles=%d collections=%d purged=%d packs to live=%.2f, worst %.2f: %s",
 			v.lives, v.kills, v.lives-v.kills, v.hurt, v.collections, v.purged,
-			float64(v.packBytes)/float64(max(v.liveBytes, 1)), v.worst)
+			float64(v.packBytes)/float64(max(v.liveBytes, 1)), v.worst, v.worstReport)
 	}()
 	crashLoop(t, 5, func(r *rand.Rand, n int64) (points int, err error) {
 		if n == 0 || r.IntN(5) == 0 {
