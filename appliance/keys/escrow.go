@@ -235,7 +235,8 @@ func openEscrow(head escrowHead, headLine, sealed []byte, typed string) ([]escro
 		if mistyped {
 			text += "; the secret is mistyped: the checksum in its last group does not match"
 		}
-		return nil, &appliance.Error{Op: "open the escrow file", Err: ErrWrongSecret, Text: text}
+		return nil, &appliance.Error{Op: "open the escrow file", Err: ErrWrongSecret, Text: text,
+			Hint: "give the secret that keelblock key backup printed when it made this file"}
 	}
 	defer clear(plain)
 	var list []escrowKeys

@@ -321,7 +321,7 @@ func (v *Vault) unwrapDomain(ctx context.Context, d *domain, passphrases []strin
 	list, damage := read(d.id, v.dirs()...)
 	if len(list) == 0 {
 		if damage != nil {
-			return nil, nil, noKey("the files with its wrapped keys are damaged: "+damage.Error(), "run keelblock key restore FILE")
+			return nil, nil, noKey("the files with its wrapped keys are damaged: "+strings.ReplaceAll(damage.Error(), "\n", "; "), "run keelblock key restore FILE")
 		}
 		return nil, nil, noKey(fmt.Sprintf("there are no wrapped keys of domain %x in %s", d.id, strings.Join(v.dirs(), " and ")),
 			"put one of these folders back from a copy, or run keelblock key restore FILE")

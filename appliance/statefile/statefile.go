@@ -64,7 +64,7 @@ func Load(path, kind string, v any) (Loaded, error) {
 	case absent1 && absent2:
 		return Loaded{}, nil
 	case err1 != nil && err2 != nil:
-		return Loaded{}, fmt.Errorf("load %s: %w; and its copy: %w", path, err1, err2)
+		return Loaded{}, fmt.Errorf("load %w; and its copy %w", err1, err2)
 	}
 	doc, l := doc1, Loaded{Serial: serial1}
 	switch {
