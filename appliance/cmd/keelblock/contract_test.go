@@ -35,6 +35,19 @@ var (
 		"repairedBlocks": "int", "quarantinedBlocks": "int", "damagedPoints": []shape{"string"},
 		"locations":      []shape{object{"path": "string", "state": "string", "reason": "string", "packs": "int", "missingPacks": "int", "freeBytes": "int"}},
 		"lastCollection": object{"startedAt": "time?", "endedAt": "time?", "outcome": "string", "reason": "string", "freedBytes": "int", "keptBytes": "int", "error": "string"}}
+	locationShape     = object{"path": "string", "state": "string", "reason": "string", "packs": "int", "missingPacks": "int", "freeBytes": "int"}
+	vaultDetailsShape = object{"name": "string", "state": "string", "reason": "string", "createdAt": "time?", "blockSizeBytes": "int", "redundancy": "string",
+		"locations": []shape{locationShape}, "encryption": "string", "keyKind": "string", "softDeleteSeconds": "int", "minimumRetentionSeconds": "int",
+		"immutability": "string", "points": "int", "siteName": "string"}
+	usageShape = object{"exact": "bool",
+		"machines": []shape{object{"machineName": "string", "vault": "string", "protectionState": "string", "billingState": "string", "protectedBytes": "int",
+			"instanceWeight": "number", "uniqueBytes": "int", "sharedBytes": "int", "totalBytes": "int",
+			"points": []shape{object{"pointId": "string", "timeName": "string", "uniqueBytes": "int", "sharedBytes": "int", "totalBytes": "int",
+				"incrementBytes": "int", "deleted": "bool"}}}},
+		"vaults": []shape{object{"vault": "string", "liveBytes": "int", "deletedBytes": "int", "uniqueBytes": "int", "sharedBytes": "int",
+			"packBytes": "int", "indexBytes": "int", "copies": "int"}}}
+	keyShape = object{"vaultName": "string", "domainId": "string", "kind": "string", "source": "string", "wrappingKeyId": "string",
+		"dataKeyIds": []shape{"string"}, "wrappedAt": "time?", "backedUpAt": "time?", "available": "bool", "reason": "string"}
 	fileShape = object{"file": "string", "format": "string", "pointId": "string", "diskName": "string", "sizeBytes": "int", "writtenBytes": "int"}
 )
 
@@ -47,7 +60,7 @@ func check(path string, want shape, got any) []string {
 		number, isNumber := got.(json.Number)
 		_, isBool := got.(bool)
 		switch {
-		case want == "string" && isString, want == "bool" && isBool, want == "time?" && got == nil:
+		case want == "number" && isNumber, want == "string" && isString, want == "bool" && isBool, want == "time?" && got == nil:
 			return nil
 		case (want == "int" || want == "positive" && !strings.HasPrefix(number.String(), "0")) && isNumber && !strings.ContainsAny(number.String(), ".eE-"):
 			return nil
@@ -95,6 +108,9 @@ func check(path string, want shape, got any) []string {
 // document against its shape.
 func TestJSONIsAsPromised(t *testing.T) {
 	dir := home(t)
+	if err := os.WriteFile(dir+"/secret", []byte("a recovery secret of mine\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(dir+"/disk.raw", []byte(strings.Repeat("x", 1<<20)), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -149,6 +165,23 @@ func TestJSONIsAsPromised(t *testing.T) {
 		{"recovery-point delete web@latest", pointShape},
 		{"job list", []shape{jobShape}},
 		{"vault status", vaultShape},
+		{"vault list", []shape{vaultDetailsShape}},
+		{"vault create other --redundancy LRS", vaultDetailsShape},
+		{"vault edit other --soft-delete 30d", vaultDetailsShape},
+		{"vault usage", usageShape},
+		{"vault usage web", usageShape},
+		{"vault gc --dry-run", jobShape},
+		{"vault gc", jobShape},
+		{"vault repair", jobShape},
+		{"vault accept-clock --yes", object{"before": "time", "now": "time", "proven": "time"}},
+		{"recovery-point hold web@latest", pointShape},
+		{"recovery-point release web@latest", pointShape},
+		{"prune web --keep-last 2 --dry-run", []shape{object{"pointId": "string", "machineName": "string", "timeName": "string", "keep": "bool",
+			"reason": "string", "uniqueBytes": "int"}}},
+		{"key show", []shape{keyShape}},
+		{"key rotate", keyShape},
+		{"key backup keys.escrow --secret-file secret", object{"file": "string", "secret": "string", "domains": "int", "missingVaults": []shape{"string"}}},
+		{"key restore keys.escrow --secret-file secret", []shape{keyShape}},
 		{"status", object{"version": "string", "pid": "int", "startedAt": "time", "dataDir": "string", "api": "string", "nbd": []shape{"string"},
 			"siteName": "string", "disks": []shape{diskShape}, "machines": []shape{machineShape}, "lastPoints": []shape{pointShape},
 			"runningJobs": []shape{jobShape}, "vault": vaultShape,
