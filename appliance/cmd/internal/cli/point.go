@@ -253,7 +253,7 @@ func (a *app) deletesAtOnce(ctx context.Context, c *client) (bool, error) {
 		return false, err
 	}
 	for _, v := range r.Msg.GetVaults() {
-		if v.GetState() == "open" && v.GetSoftDeleteSeconds() == 0 {
+		if v.GetState() == vaultOpen && v.GetSoftDeleteSeconds() == 0 {
 			return true, nil
 		}
 	}

@@ -32,6 +32,9 @@ func (a *app) statusCommand() *cobra.Command {
 	}
 }
 
+// vaultOpen is the state of a vault whose points can be read.
+const vaultOpen = "open"
+
 // statusLines bounds the lines of each part of the screen.
 const statusLines = 12
 
@@ -54,6 +57,9 @@ func (a *app) statusScreen(w io.Writer, s *kb.StatusResponse, now time.Time) {
 	var rows [][]string
 	for _, m := range s.GetMachines() {
 		point, when, label := "", "never", ""
+		if s.GetVault().GetState() != vaultOpen {
+			when = "not known"
+		}
 		if p := last[m.GetName()]; p != nil {
 			point, when, label = p.GetId()[:min(12, len(p.GetId()))], age(now, p.GetFrozenAt()), p.GetConsistency()
 		}
@@ -81,8 +87,12 @@ func (a *app) statusScreen(w io.Writer, s *kb.StatusResponse, now time.Time) {
 	}
 
 	v := s.GetVault()
-	fmt.Fprintf(w, "vault %s: %s, %s (%d soft-deleted), %s in %s for %s protected, %s free\n", v.GetName(), v.GetState(),
-		count(v.GetPoints(), "point"), v.GetDeletedPoints(), human(v.GetPackBytes()), count(v.GetPacks(), "pack"), human(v.GetProtectedBytes()), human(v.GetFreeBytes()))
+	fmt.Fprintf(w, "vault %s: %s, ", v.GetName(), v.GetState())
+	if v.GetState() == vaultOpen { // else what it holds is not known
+		fmt.Fprintf(w, "%s (%d soft-deleted), %s in %s for %s protected, ",
+			count(v.GetPoints(), "point"), v.GetDeletedPoints(), human(v.GetPackBytes()), count(v.GetPacks(), "pack"), human(v.GetProtectedBytes()))
+	}
+	fmt.Fprintf(w, "%s free\n", human(v.GetFreeBytes()))
 	if v.GetReason() != "" {
 		fmt.Fprintf(w, "  %s\n", v.GetReason())
 	}
@@ -93,7 +103,11 @@ func (a *app) statusScreen(w io.Writer, s *kb.StatusResponse, now time.Time) {
 		fmt.Fprintln(w, "alerts: none")
 	}
 	for _, al := range s.GetAlerts() {
-		fmt.Fprintf(w, "alert %s %s: %s (%s)\n", al.GetSeverity(), al.GetObjectName(), al.GetText(), age(now, al.GetSince()))
+		since := ""
+		if al.GetSince() != nil {
+			since = " (" + age(now, al.GetSince()) + ")"
+		}
+		fmt.Fprintf(w, "alert %s %s: %s%s\n", al.GetSeverity(), al.GetObjectName(), al.GetText(), since)
 	}
 }
 

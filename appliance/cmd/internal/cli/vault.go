@@ -117,7 +117,11 @@ func (a *app) vaultList() *cobra.Command {
 			return a.print(mapped(r.Msg.GetVaults(), toVaultDetails), func(w io.Writer) {
 				var rows [][]string
 				for _, v := range r.Msg.GetVaults() {
-					rows = append(rows, []string{v.GetName(), v.GetState(), fmt.Sprint(v.GetPoints()), v.GetRedundancy(), v.GetEncryption(),
+					points := ""
+					if v.GetState() == vaultOpen {
+						points = fmt.Sprint(v.GetPoints())
+					}
+					rows = append(rows, []string{v.GetName(), v.GetState(), points, v.GetRedundancy(), v.GetEncryption(),
 						v.GetLocations()[0].GetPath()})
 				}
 				a.table(w, "NAME\tSTATE\tPOINTS\tREDUNDANCY\tENCRYPTION\tFOLDER", rows)
@@ -140,8 +144,12 @@ func (a *app) vaultStatus() *cobra.Command {
 			}
 			v := r.Msg
 			return a.print(toVault(v), func(w io.Writer) {
-				describe(w, pair{"vault", v.GetName()}, pair{"state", v.GetState()}, pair{"reason", v.GetReason()},
-					pair{"points", fmt.Sprint(v.GetPoints())}, pair{"soft-deleted", fmt.Sprint(v.GetDeletedPoints())},
+				describe(w, pair{"vault", v.GetName()}, pair{"state", v.GetState()}, pair{"reason", v.GetReason()})
+				if v.GetState() != vaultOpen { // what it holds is not known
+					describe(w, pair{"free", human(v.GetFreeBytes())})
+					return
+				}
+				describe(w, pair{"points", fmt.Sprint(v.GetPoints())}, pair{"soft-deleted", fmt.Sprint(v.GetDeletedPoints())},
 					pair{"protected", human(v.GetProtectedBytes())},
 					pair{"packs", fmt.Sprintf("%d, %s", v.GetPacks(), human(v.GetPackBytes()))},
 					pair{"blocks", fmt.Sprintf("%d of %s", v.GetBlocks(), human(v.GetBlockSizeBytes()))},
