@@ -55,8 +55,8 @@ func (s service) locationAlerts() []Alert {
 			text := ""
 			switch {
 			case l.State != packdir.StateIn:
-				text = fmt.Sprintf("location of vault %s is %s since commit %d: %s; its repair begins by itself when it is back, or by keelblock vault repair --vault %s",
-					name, l.State, l.LastCommit, l.Reason, name)
+				text = fmt.Sprintf("location of vault %s is %s: %s; mount it again, or put an empty folder in its place: its repair begins by itself, or by keelblock vault repair --vault %s",
+					name, l.State, l.Reason, name)
 			case l.MissingPacks > 0:
 				text = fmt.Sprintf("location of vault %s lacks %d packs; run keelblock vault repair --vault %s", name, l.MissingPacks, name)
 			default:

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/keelblock/keelblock/appliance"
 	"github.com/keelblock/keelblock/appliance/catalog"
@@ -13,6 +14,7 @@ import (
 	"github.com/keelblock/keelblock/appliance/job"
 	"github.com/keelblock/keelblock/appliance/machine"
 	"github.com/keelblock/keelblock/appliance/vault"
+	"github.com/keelblock/keelblock/dedupe/packdir"
 )
 
 // openStores opens the catalog and all vaults, each under its marker. Whatever goes
@@ -151,11 +153,27 @@ func (d *daemon) rebuild(ctx context.Context, t *job.Task, v *vault.Vault) error
 	if state != vault.Open {
 		return reason
 	}
-	t.Detail("dropping what no point reaches")
 	if h := v.Peek(); h != nil {
-		if err := h.Prune(ctx); err != nil {
-			t.Warn(err.Error()) // the points are as good as their packs, and can be read
-		}
+		d.finishRebuild(ctx, t, h)
 	}
 	return nil
+}
+
+// finishRebuild does what can wait until the points of a vault are read again, and says
+// what there is. They are as good as their packs: what fails here is a warning.
+func (d *daemon) finishRebuild(ctx context.Context, t *job.Task, h *vault.Handle) {
+	t.Detail("dropping what no point reaches")
+	if err := h.Prune(ctx); err != nil {
+		t.Warn(err.Error())
+	}
+	if slices.ContainsFunc(h.Store.Locations(), func(l packdir.State) bool { return l.State == packdir.StateIn && l.MissingPacks > 0 }) {
+		t.Detail("copying packs to a location that lacks them")
+		if _, err := h.Store.RepairLocations(ctx, nil); err != nil {
+			t.Warn(err.Error())
+		}
+	}
+	for _, p := range h.Points.Problems() {
+		t.Warn(fmt.Sprintf("recovery point %s is not readable: %v", p.ID, p.Err))
+	}
+	t.Result(fmt.Sprintf("vault %s: %d recovery points in %d packs", h.Vault.Name(), len(h.Points.List("", true)), h.Store.Stats().Packs))
 }

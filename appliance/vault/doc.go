@@ -26,8 +26,8 @@
 // vaults.json has the id of each vault that was open. Its folder found empty is not a first
 // start: most likely a file system is not mounted, and a new vault there would take the
 // backups and hide the points. So the vault stays closed, its reason is [ErrGone], until
-// something is in the folder again, or until somebody says with [Set.Create] that it is to
-// be made anew.
+// something is in the folder again, until [Vault.RebuildIndex] makes it again from another
+// location, or until somebody says with [Set.Create] that it is to be made anew.
 //
 // # Collections
 //

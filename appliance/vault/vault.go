@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/keelblock/keelblock/appliance"
@@ -15,14 +16,23 @@ import (
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/blockstore"
 	"github.com/keelblock/keelblock/dedupe/keyring"
+	"github.com/keelblock/keelblock/dedupe/packdir"
 	"github.com/keelblock/keelblock/dedupe/recoverypoint"
 )
 
 // DefaultName is the name of the vault that every appliance has.
 const DefaultName = "default"
 
-// rebuildHint is the way out when the index cannot be opened.
-const rebuildHint = "the packs are untouched; run keelblock vault rebuild-index"
+// rebuildHint is the way out when the index of a vault cannot be opened.
+func rebuildHint(name string) string { return "the packs are untouched; run " + rebuildCommand(name) }
+
+// rebuildCommand is what an operator types.
+func rebuildCommand(name string) string {
+	if name == DefaultName {
+		return "keelblock vault rebuild-index"
+	}
+	return "keelblock vault rebuild-index --vault " + name
+}
 
 // State of a vault.
 type State string
@@ -127,7 +137,7 @@ func (v *Vault) reach(ctx context.Context) (fresh bool, err error) {
 	v.reopening()
 	h, err := v.open(ctx)
 	if err != nil {
-		err = &appliance.Error{Op: v.op("open"), Kind: appliance.ErrUnavailable, Err: err, Hint: hintFor(err)}
+		err = &appliance.Error{Op: v.op("open"), Kind: appliance.ErrUnavailable, Err: err, Hint: v.hintFor(err)}
 	} else {
 		id := h.Store.Vault()
 		fresh = v.setID(hex.EncodeToString(id[:]))
@@ -152,7 +162,7 @@ func (v *Vault) Refuse(reason error) { v.reopening(); v.settle(nil, reason) }
 func TooManyDeaths(name string) error {
 	return &appliance.Error{Op: "open vault " + name, Kind: appliance.ErrUnavailable,
 		Text: fmt.Sprintf("the last %d starts died while opening it, so it stays closed and disks are served without it", maxAttempts),
-		Hint: rebuildHint}
+		Hint: rebuildHint(name)}
 }
 
 func (v *Vault) reopening() {
@@ -173,7 +183,8 @@ func (v *Vault) settle(h *Handle, err error) {
 	close(v.settled)
 }
 
-func hintFor(err error) string {
+// hintFor is the next step after an opening that failed, unless err says it.
+func (v *Vault) hintFor(err error) string {
 	var e *appliance.Error
 	switch {
 	case errors.As(err, &e) && e.Hint != "":
@@ -187,7 +198,7 @@ func hintFor(err error) string {
 	case errors.Is(err, dedupe.ErrUnknownFormat):
 		return "a newer release may have written it; the packs are untouched"
 	}
-	return rebuildHint
+	return rebuildHint(v.o.Name)
 }
 
 // options of the store below.
@@ -319,10 +330,28 @@ var ErrGone = errors.New("it is empty, although the vault was open there before"
 
 // gone is why an empty folder is not filled with a new vault. Where a file system is not
 // mounted yet that would take backups onto the wrong disk, and hide the points that there
-// are.
+// are. A copy of the vault at another location can take the place.
 func (v *Vault) gone() error {
-	return &appliance.Error{Kind: appliance.ErrUnavailable, Text: "folder " + v.o.Dir, Err: ErrGone,
-		Hint: fmt.Sprintf("mount its file system, and it is opened by itself; if the vault is gone for good, keelblock vault create %s makes a new one", v.o.Name)}
+	e := &appliance.Error{Kind: appliance.ErrUnavailable, Text: "folder " + v.o.Dir, Err: ErrGone}
+	if copies := v.copies(); len(copies) > 0 {
+		e.Hint = fmt.Sprintf("mount its file system, and it is opened by itself; if its disk is lost, %s makes it again from the copy in %s",
+			rebuildCommand(v.o.Name), strings.Join(copies, " or "))
+	} else {
+		e.Hint = fmt.Sprintf("mount its file system, and it is opened by itself; if the vault is gone for good, keelblock vault create %s makes a new one", v.o.Name)
+	}
+	return e
+}
+
+// copies are the other locations of the vault that have packs.
+func (v *Vault) copies() (list []string) {
+	for _, dir := range v.Spec().Locations {
+		_, err := blockstore.ReadSuperblock(dir)
+		packs, _ := os.ReadDir(filepath.Join(dir, packdir.PacksName)) // a creation that was killed left none
+		if err == nil && len(packs) > 0 {
+			list = append(list, dir)
+		}
+	}
+	return list
 }
 
 // isGone reports whether the vault is closed because its folder is empty.
@@ -427,7 +456,8 @@ func (v *Vault) Close() error {
 	return nil
 }
 
-// RebuildIndex makes the index anew from the packs. The vault must be closed.
+// RebuildIndex makes the index anew from the packs. The vault must be closed. A folder that
+// lost everything takes up again what another location has.
 func (v *Vault) RebuildIndex(ctx context.Context, progress func(done, total int64)) (err error) {
 	op := v.op("rebuild the index of")
 	if s, _ := v.State(); s != Closed {
@@ -438,6 +468,9 @@ func (v *Vault) RebuildIndex(ctx context.Context, progress func(done, total int6
 			err = fmt.Errorf("%s: %w: %v", op, dedupe.ErrCorrupt, p)
 		}
 	}()
+	if v.isGone() && !v.IsBack() && len(v.copies()) == 0 {
+		return fmt.Errorf("%s: %w", op, v.gone())
+	}
 	if err := blockstore.RebuildIndex(ctx, v.o.Dir, v.options(), progress); err != nil {
 		return fmt.Errorf("%s: %w", op, err)
 	}

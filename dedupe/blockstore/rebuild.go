@@ -25,6 +25,9 @@ import (
 // aborted backups, left to collection. Nothing is believed to be held before its
 // record was read back, as after an unclean stop. A pack that cannot be read is
 // reported to the Logger and left out; what only it held is then ErrNotFound.
+//
+// A folder without a vault, while Options.Locations have one, becomes its first location:
+// the disk that was the first is lost. RepairLocations fills it.
 func RebuildIndex(ctx context.Context, dir string, o Options, progress func(done, total int64)) error {
 	if err := rebuildIndex(ctx, dir, o, progress); err != nil {
 		return fmt.Errorf("rebuild index of vault %q: %w", dir, err)
@@ -36,7 +39,11 @@ func rebuildIndex(ctx context.Context, dir string, o Options, progress func(done
 	if err := o.Validate(); err != nil {
 		return err
 	}
-	s, err := newStore(dir, o.withDefaults())
+	o = o.withDefaults()
+	if err := replaceLost(dir, o); err != nil {
+		return err
+	}
+	s, err := newStore(dir, o)
 	if err != nil {
 		return err
 	}
@@ -66,6 +73,39 @@ func rebuildIndex(ctx context.Context, dir string, o Options, progress func(done
 		return err
 	}
 	return s.exchangeIndex(fresh)
+}
+
+// replaceLost makes a folder that has nothing of the vault, since its disk was lost, one
+// that can be its first location: with the superblock that the other locations have. Its
+// packs are read from there until they are copied.
+func replaceLost(dir string, o Options) error {
+	_, err := readSuperblock(dir, Options{})
+	if packs, _ := os.ReadDir(filepath.Join(dir, packsName)); !errors.Is(err, fs.ErrNotExist) || len(packs) > 0 {
+		return nil // what is wrong with it, if anything, comes out when it is opened
+	}
+	var sb *pack.Superblock
+	for _, other := range o.Locations {
+		found, err := readSuperblock(other, Options{})
+		switch {
+		case err != nil:
+		case sb != nil && sb.Vault != found.Vault:
+			return fmt.Errorf("its locations are of different vaults: %q of vault %x, another of vault %x", other, found.Vault, sb.Vault)
+		default:
+			sb = found
+		}
+	}
+	if sb == nil {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Join(dir, packsName), 0o700); err != nil {
+		return noSpace(err)
+	}
+	for _, name := range []string{superblockCopyName, superblockName} {
+		if err := writeFile(filepath.Join(dir, name), sb.Encode(), o.hook); err != nil {
+			return err
+		}
+	}
+	return syncDir(filepath.Dir(dir), o.hook)
 }
 
 // dropIndex closes and removes an index that was not finished.

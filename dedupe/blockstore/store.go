@@ -31,9 +31,6 @@ const (
 	newIndexName       = "index.new"
 )
 
-// HintRebuild is what an operator does about a damaged or missing index.
-const HintRebuild = "run `keelblock vault rebuild-index`"
-
 // Store is a vault's store in a folder of a local file system.
 type Store struct {
 	dir     string
@@ -265,7 +262,7 @@ func (s *Store) openOwnIndex(o badger.Options) (err error) {
 		return s.indexError(err)
 	}
 	if s.index.m.vault != s.sb.Vault {
-		return fmt.Errorf("index is of vault %x, not %x: %w; %s", s.index.m.vault, s.sb.Vault, dedupe.ErrCorrupt, HintRebuild)
+		return fmt.Errorf("index is of vault %x, not %x: %w", s.index.m.vault, s.sb.Vault, dedupe.ErrCorrupt)
 	}
 	return nil
 }
@@ -301,10 +298,10 @@ func (s *Store) beginEpoch() (pack.State, error) {
 	})
 }
 
-// indexError says what to do about an index that cannot be opened.
+// indexError says that an index cannot be opened, and RebuildIndex helps.
 func (s *Store) indexError(err error) error {
 	if errors.Is(err, errNoIndex) {
-		return fmt.Errorf("index is missing: %w; %s", dedupe.ErrCorrupt, HintRebuild)
+		return fmt.Errorf("index is missing: %w", dedupe.ErrCorrupt)
 	}
 	if err := noSpace(err); errors.Is(err, dedupe.ErrNoSpace) {
 		return err
@@ -312,7 +309,7 @@ func (s *Store) indexError(err error) error {
 	if !errors.Is(err, dedupe.ErrCorrupt) {
 		err = fmt.Errorf("%w: %w", err, dedupe.ErrCorrupt)
 	}
-	return fmt.Errorf("index is damaged: %w; %s", err, HintRebuild)
+	return fmt.Errorf("index is damaged: %w", err)
 }
 
 // releaseAll lets go of what an open Store holds, as it is.

@@ -325,7 +325,10 @@ func (s *Set) checkFirst(dir string, own, truth *record) error {
 	if truth.members[0].id == self.self {
 		return nil
 	}
-	return fmt.Errorf("%q is not the first location of the vault, %q is: open that one, or run `keelblock vault rebuild-index` on this one to make it the first",
+	if clean(dir) == clean(truth.members[0].path) {
+		return fmt.Errorf("%q is the first location as it was before another folder took its place: what was written since is in the other locations, and the index here does not know it", dir)
+	}
+	return fmt.Errorf("%q is not the first location of the vault, %q is: open that one, or rebuild the index here, which makes this one the first",
 		dir, truth.members[0].path)
 }
 
@@ -338,6 +341,7 @@ func (s *Set) place(dir string, first bool, r, truth *record, problem error) *lo
 	case truth == nil:
 	case r != nil:
 		m = truth.member(r.self)
+	case first && s.o.Promote: // new here: the folder that was the first may come back, and must not be taken for it
 	default: // a folder without a record: the one that was at this path
 		if i := slices.IndexFunc(truth.members, func(m member) bool { return clean(m.path) == clean(dir) }); i >= 0 {
 			m = &truth.members[i]

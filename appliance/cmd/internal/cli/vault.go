@@ -201,7 +201,14 @@ func (a *app) vaultVerify() *cobra.Command {
 
 func (a *app) vaultRebuild() *cobra.Command {
 	r := &kb.RebuildIndexRequest{}
-	return a.startsJob(&cobra.Command{Use: "rebuild-index [--vault V]", Short: "make the index of a closed vault anew from its packs, and open it"},
+	return a.startsJob(&cobra.Command{Use: "rebuild-index [--vault V]", Short: "make the index of a closed vault anew from its packs, and open it",
+		Long: `Makes the index of a closed vault anew from what its packs say of themselves, and opens it.
+Packs are only read. What the old index knew and no pack has is gone.
+
+When the first folder of the vault is missing or empty, because its disk is lost, it is made
+again from another location: packs are copied to it, and the keys written there. Is it only
+not mounted, mount it instead.`,
+		Example: "  keelblock vault status safe\n  keelblock vault rebuild-index --vault safe"},
 		&r.Vault, func(ctx context.Context, c *client) (*connect.Response[kb.Job], error) {
 			return c.appliance.RebuildIndex(ctx, connect.NewRequest(r))
 		})
