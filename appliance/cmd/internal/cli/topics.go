@@ -60,7 +60,7 @@ that it is right: vault accept-clock. Locks go by what the appliance has counted
 4  not found
 5  refused by policy`},
 	{"json", "the output for programs", `--json prints one JSON document on standard output: an object, or an array for lists.
-Numbers are integers, every field is present, times are RFC 3339 in UTC or null.
+Sizes and counts are integers, every field is present, times are RFC 3339 in UTC or null.
 
   disk …             Disk
   machine …          Machine, with its Disks
@@ -69,6 +69,9 @@ Numbers are integers, every field is present, times are RFC 3339 in UTC or null.
   job …              Job; everything with --no-wait prints it too
   disk map           [{offset, length}]
   key …              key domain, an array but for rotate; backup {file, secret, domains, missingVaults}
+  vault …            Vault; gc, verify, repair and rebuild-index Job; status, usage and accept-clock
+                     an object of their own
+  prune              [{pointId, machineName, timeName, keep, reason, uniqueBytes}]
   cursor …           {name, diskName, pointId, frozenAt, createdAt, advancedAt}
   recovery-point diff [{diskName, extents: [{offset, length}]}]
 
@@ -125,6 +128,37 @@ DIR/keys and in the vault's own folder; one of the two is enough, with what wrap
   keelblock key rotate --new-data-key           what is written from now on has a new key
 
 Without keys one sees sizes, which blocks are equal, and which are zero; no contents.`},
+	{"recovery", "what to do when something of the appliance is lost or damaged", `keelblock status shows alerts; each says what to do. Disks are served in all of these cases,
+and a vault that is closed is left as it is.
+
+platform.key, a key file or a passphrase is lost, or the files with wrapped keys are damaged:
+  keelblock key restore FILE             with the escrow file and its secret; see help keys
+
+The index of a vault is damaged or lost (it can be made again from the packs):
+  keelblock vault rebuild-index [--vault V]
+
+The folder of a vault is missing or empty at a start. Is its file system not mounted? Mount
+it; the vault is opened by itself. Is the disk lost?
+  another location has a copy            keelblock vault rebuild-index [--vault V]
+  there is no other: a new, empty one    keelblock vault create V
+
+A location other than the first is lost, or the disk below it is. Backups go on. Put a new
+disk or an empty folder in its place; it is filled by itself, or at once by
+  keelblock vault repair [--vault V]
+
+Blocks are damaged (keelblock recovery-point verify --all finds out). Another location heals
+them, else the next backup, from the live disk. vault status names the points that need what
+could not be healed; all others are good.
+
+The file system is full: backups fail, guests go on.
+  keelblock prune MACHINE --keep-daily 7 …
+  keelblock recovery-point delete P --purge
+  keelblock vault gc                     frees what no recovery point needs
+
+The system disk is lost, and a vault is whole on another one: a vault opens only at its own
+site, which is DIR/site.json and site.key. Keep a copy of the small files of DIR (all but disks,
+vault and ballast) with the escrow file. Put them back, serve, and create the machines again:
+their points are there.`},
 	{"environment", "environment variables", `KEELBLOCK_DATA   the daemon's folder DIR (--data)
 KEELBLOCK_API    the address of the daemon: unix:PATH or https://HOST:PORT (--api)
 
