@@ -117,6 +117,24 @@ type Batch interface {
 	Abort() error
 }
 
+// SummingBatch is a Batch that computes the digests of several blocks with less work
+// than one after the other. It is asked for once, when a Batch is put to use. When it is
+// a PatchBatch, its Patches are SummingPatches.
+type SummingBatch interface {
+	// SumBlocks fills summed[i] with blocks[i], which is BlockSize bytes long, and the
+	// digest that it has in the Store's Domain. The blocks must stay as they are until
+	// they are put.
+	SumBlocks(summed []Summed, blocks [][]byte)
+	// PutSummed is PutBlock of a block that SumBlocks of the same Batch was given.
+	PutSummed(ctx context.Context, b Summed) (Put, error)
+}
+
+// SummingPatches are the Patches of a SummingBatch.
+type SummingPatches interface {
+	// PutSummedPatch is PutPatch of a block that SumBlocks of the Batch was given.
+	PutSummedPatch(ctx context.Context, b Summed, base Digest, was func() ([]byte, error)) (Put, error)
+}
+
 // PatchBatch is a Batch that can keep a block as a patch: as the grains in which it
 // differs from another block. It is asked for once, when a Batch is put to use.
 type PatchBatch interface {

@@ -41,3 +41,30 @@ func sameLength(messages [][]byte, n int) bool {
 	}
 	return true
 }
+
+// Summed is a block with the digest that was computed of it. Only SumBlocks pairs the
+// two, so that no block can be put under a digest that is not its own.
+type Summed struct {
+	content []byte
+	digest  Digest
+}
+
+// Content is the block.
+func (s Summed) Content() []byte { return s.content }
+
+// Digest is the block's digest.
+func (s Summed) Digest() Digest { return s.digest }
+
+// SumBlocks fills summed[i] with blocks[i] and its digest under the key, as SumAll
+// computes them. The blocks are not copied: they must stay as they are.
+func (k *IDKey) SumBlocks(summed []Summed, blocks [][]byte) {
+	for len(blocks) > 0 {
+		n := min(len(blocks), sumLanes)
+		var sums [sumLanes]Digest
+		k.SumAll(sums[:n], blocks[:n])
+		for i := range n {
+			summed[i] = Summed{blocks[i], sums[i]}
+		}
+		summed, blocks = summed[n:], blocks[n:]
+	}
+}

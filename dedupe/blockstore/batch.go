@@ -71,7 +71,10 @@ type sealing struct {
 	err  error // set before done is closed
 }
 
-var _ dedupe.Batch = (*Batch)(nil)
+var (
+	_ dedupe.Batch        = (*Batch)(nil)
+	_ dedupe.SummingBatch = (*Batch)(nil)
+)
 
 func newBatch(s *Store) *Batch {
 	return &Batch{s: s, touched: make(map[entry]place),
@@ -119,13 +122,34 @@ func (b *Batch) fail(err error) error {
 
 // PutBlock implements dedupe.Batch.
 func (b *Batch) PutBlock(ctx context.Context, p []byte) (dedupe.Put, error) {
-	return b.putBlock(ctx, p, func(d dedupe.Digest) (dedupe.Put, error) {
+	return b.putBlock(ctx, p, b.ownSum, func(d dedupe.Digest) (dedupe.Put, error) {
 		return b.putContent(ctx, dedupe.KindBlock, 0, d, p)
 	})
 }
 
+// SumBlocks implements dedupe.SummingBatch. Without the key, of which a put complains,
+// the digests are not those of the domain.
+func (b *Batch) SumBlocks(summed []dedupe.Summed, blocks [][]byte) {
+	b.s.ownIDs().SumBlocks(summed, blocks)
+}
+
+// PutSummed implements dedupe.SummingBatch.
+func (b *Batch) PutSummed(ctx context.Context, sb dedupe.Summed) (dedupe.Put, error) {
+	return b.putBlock(ctx, sb.Content(), summed(sb), func(d dedupe.Digest) (dedupe.Put, error) {
+		return b.putContent(ctx, dedupe.KindBlock, 0, d, sb.Content())
+	})
+}
+
+// ownSum is the digest of a block that comes without.
+func (b *Batch) ownSum(p []byte) dedupe.Digest { return b.s.BlockDigest(p) }
+
+// summed is the digest of a block that comes with it.
+func summed(sb dedupe.Summed) func([]byte) dedupe.Digest {
+	return func([]byte) dedupe.Digest { return sb.Digest() }
+}
+
 // putBlock is what all puts of a block have in common; store is told its digest.
-func (b *Batch) putBlock(ctx context.Context, p []byte, store func(d dedupe.Digest) (dedupe.Put, error)) (dedupe.Put, error) {
+func (b *Batch) putBlock(ctx context.Context, p []byte, sum func([]byte) dedupe.Digest, store func(d dedupe.Digest) (dedupe.Put, error)) (dedupe.Put, error) {
 	if len(p) != b.s.sb.BlockSize {
 		return dedupe.Put{}, fmt.Errorf("put block of %d bytes, want %d", len(p), b.s.sb.BlockSize)
 	}
@@ -136,7 +160,7 @@ func (b *Batch) putBlock(ctx context.Context, p []byte, store func(d dedupe.Dige
 	if err := b.s.missingKey(); err != nil {
 		return dedupe.Put{}, fmt.Errorf("put block: %w", err)
 	}
-	d := b.s.BlockDigest(p)
+	d := sum(p)
 	put, err := store(d)
 	if err != nil {
 		return put, fmt.Errorf("put block %v: %w", d, err)

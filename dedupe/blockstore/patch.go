@@ -53,8 +53,9 @@ type patchInMemory struct {
 }
 
 var (
-	_ dedupe.PatchBatch = (*Batch)(nil)
-	_ dedupe.Patches    = (*patches)(nil)
+	_ dedupe.PatchBatch     = (*Batch)(nil)
+	_ dedupe.Patches        = (*patches)(nil)
+	_ dedupe.SummingPatches = (*patches)(nil)
 )
 
 // Patches implements dedupe.PatchBatch.
@@ -68,8 +69,15 @@ func (b *Batch) Patches() dedupe.Patches {
 
 // PutPatch implements dedupe.Patches.
 func (w *patches) PutPatch(ctx context.Context, p []byte, base dedupe.Digest, was func() ([]byte, error)) (dedupe.Put, error) {
-	return w.b.putBlock(ctx, p, func(d dedupe.Digest) (dedupe.Put, error) {
+	return w.b.putBlock(ctx, p, w.b.ownSum, func(d dedupe.Digest) (dedupe.Put, error) {
 		return w.put(ctx, d, p, base, was)
+	})
+}
+
+// PutSummedPatch implements dedupe.SummingPatches.
+func (w *patches) PutSummedPatch(ctx context.Context, b dedupe.Summed, base dedupe.Digest, was func() ([]byte, error)) (dedupe.Put, error) {
+	return w.b.putBlock(ctx, b.Content(), summed(b), func(d dedupe.Digest) (dedupe.Put, error) {
+		return w.put(ctx, d, b.Content(), base, was)
 	})
 }
 

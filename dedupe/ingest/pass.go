@@ -74,8 +74,9 @@ var ErrOrder = errors.New("range out of order or not of whole grains")
 // Pass is one run over one disk.
 type Pass struct {
 	batch     dedupe.Batch
-	patches   dedupe.Patches  // nil when the batch makes none
-	source    hashtree.Getter // reads the base: committed content, and the batch's own
+	patches   dedupe.Patches      // nil when the batch makes none
+	summing   dedupe.SummingBatch // nil when the batch is none
+	source    hashtree.Getter     // reads the base: committed content, and the batch's own
 	nodes     hashtree.Nodes
 	base      hashtree.Root
 	size      int64
@@ -122,6 +123,7 @@ func NewPass(s dedupe.Store, b dedupe.Batch, base hashtree.Root, sizeBytes int64
 	if pb, ok := b.(dedupe.PatchBatch); ok && !base.IsZero() {
 		p.patches = pb.Patches()
 	}
+	p.summing, _ = b.(dedupe.SummingBatch)
 	var err error
 	p.tree, err = hashtree.NewWriter(p.nodes, nodeCounter{p}, base, sizeBytes, p.blockSize)
 	if err != nil {
@@ -230,7 +232,6 @@ func (p *Pass) block(ctx context.Context, index int64) (*job, error) {
 		p.cur = nil
 		return nil, p.fail(ctx.Err())
 	}
-	clear(p.cur.buf) // what is neither given nor in the base is zeros
 	return p.cur, nil
 }
 

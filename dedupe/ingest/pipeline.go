@@ -20,6 +20,7 @@ type job struct {
 	buf   []byte          // one block; owned by the job until the collector gives it back
 	given int64           // bytes given by Write
 	grain [dedupe.MaxBlockSize / blockdev.GrainSize / 64]uint64
+	sum   dedupe.Summed // the block with its digest, if that was computed ahead
 
 	done   chan struct{}                                         // closed by the worker
 	put    dedupe.Put                                            // zero when the block is all zeros
@@ -102,23 +103,78 @@ func (p *Pass) worker() {
 		p.o.Begin()
 	}
 	other := make([]byte, p.blockSize) // the base's block
+	var group [sumGroup]*job
 	for j := range p.pipe.work {
-		select {
-		case <-p.pipe.failed:
-		default:
-			j.err = p.inTurn(j, other)
+		for _, j := range group[:p.gather(&group, j)] {
+			select {
+			case <-p.pipe.failed:
+			default:
+				j.err = p.inTurn(j, other)
+			}
+			close(j.done)
 		}
-		close(j.done)
 	}
 }
 
 // inTurn processes the block when it is this worker's turn.
 func (p *Pass) inTurn(j *job, other []byte) error {
-	if p.o.Turn != nil {
-		p.o.Turn.Take()
-		defer p.o.Turn.Give()
-	}
+	defer p.turn()()
 	return p.process(j, other)
+}
+
+// turn waits for this worker's turn to compute; what it returns ends it.
+func (p *Pass) turn() (end func()) {
+	if p.o.Turn == nil {
+		return func() {}
+	}
+	p.o.Turn.Take()
+	return p.o.Turn.Give
+}
+
+// sumGroup is how many blocks are summed together.
+const sumGroup = 8
+
+// gather begins a group with j, adds this worker's share of the blocks that wait, and
+// computes the digests of those that are known already: that is all of a block that was
+// given in full. It returns how many blocks are in the group.
+func (p *Pass) gather(group *[sumGroup]*job, j *job) (n int) {
+	group[0], n = j, 1
+	if p.summing == nil {
+		return n
+	}
+	for share := min(len(p.pipe.work)/p.o.Workers, sumGroup-1); share > 0; share-- {
+		select {
+		case j, ok := <-p.pipe.work:
+			if !ok {
+				share = 1
+				continue
+			}
+			group[n] = j
+			n++
+		default: // another worker was faster
+			share = 1
+		}
+	}
+	var blocks [sumGroup][]byte
+	var jobs [sumGroup]*job
+	var sums [sumGroup]dedupe.Summed
+	whole := 0
+	for _, j := range group[:n] {
+		if j.given == int64(p.blockSize) && !allZero(j.buf) {
+			blocks[whole], jobs[whole] = j.buf, j
+			whole++
+		}
+	}
+	if whole < 2 {
+		return n
+	}
+	end := p.turn()
+	p.summing.SumBlocks(sums[:whole], blocks[:whole])
+	end()
+	for i, j := range jobs[:whole] {
+		j.sum = sums[i]
+	}
+	return n
 }
 
 // process completes the block from the base and stores it.
@@ -141,13 +197,16 @@ func (p *Pass) process(j *job, other []byte) error {
 		}
 		was = dedupe.Digest{} // the whole block is given: it heals the base
 	}
+	if end := p.size - at; end < bs {
+		clear(j.buf[end:]) // the disk ends here; the base's may have been larger
+	}
 	known := false // other holds the base's content
 	if partial {
 		if known, err = p.complete(j, was, other, grains); err != nil {
 			return err
 		}
 	}
-	if !allZero(j.buf) {
+	if j.sum.Content() != nil || !allZero(j.buf) {
 		if known, err = p.put(j, was, other, known); err != nil {
 			return fmt.Errorf("ingest block at %d: %w", at, err)
 		}
@@ -184,10 +243,14 @@ func (p *Pass) process(j *job, other []byte) error {
 func (p *Pass) put(j *job, was dedupe.Digest, other []byte, known bool) (bool, error) {
 	var err error
 	if p.patches == nil || was.IsZero() || !(known || p.o.Trim) {
-		j.put, err = p.batch.PutBlock(j.ctx, j.buf)
+		if j.sum.Content() != nil {
+			j.put, err = p.summing.PutSummed(j.ctx, j.sum)
+		} else {
+			j.put, err = p.batch.PutBlock(j.ctx, j.buf)
+		}
 		return known, err
 	}
-	j.put, err = p.patches.PutPatch(j.ctx, j.buf, was, func() ([]byte, error) {
+	old := func() ([]byte, error) {
 		if !known {
 			if err := p.readBase(j.ctx, was, other); err != nil {
 				return nil, err
@@ -195,17 +258,24 @@ func (p *Pass) put(j *job, was dedupe.Digest, other []byte, known bool) (bool, e
 			known = true
 		}
 		return other, nil
-	})
+	}
+	if s, ok := p.patches.(dedupe.SummingPatches); ok && j.sum.Content() != nil {
+		j.put, err = s.PutSummedPatch(j.ctx, j.sum, was, old)
+	} else {
+		j.put, err = p.patches.PutPatch(j.ctx, j.buf, was, old)
+	}
 	return known, err
 }
 
 // complete takes the grains that were not given from the base (invariant V8: never
-// from the disk), and zeros behind the end of the disk.
+// from the disk); they are zeros where it has nothing. Before that, the buffer has there
+// what it was used for last.
 func (p *Pass) complete(j *job, was dedupe.Digest, other []byte, grains int) (known bool, err error) {
 	bs := int64(p.blockSize)
 	at := j.index * bs
 	if was.IsZero() {
-		return false, nil // the buffer began as zeros
+		p.eachMissing(j, grains, func(grain []byte, _ int) { clear(grain) })
+		return false, nil
 	}
 	if err := p.readBase(j.ctx, was, other); err != nil {
 		if damaged(err) {
@@ -213,16 +283,20 @@ func (p *Pass) complete(j *job, was dedupe.Digest, other []byte, grains int) (kn
 		}
 		return false, err
 	}
+	p.eachMissing(j, grains, func(grain []byte, from int) { copy(grain, other[from:]) })
+	return true, nil
+}
+
+// eachMissing calls fill with each grain of the block that was not given, up to the end
+// of the disk, and with its offset in the block.
+func (p *Pass) eachMissing(j *job, grains int, fill func(grain []byte, from int)) {
+	end := min(int64(p.blockSize), p.size-j.index*int64(p.blockSize))
 	for g := range grains {
 		if j.grain[g/64]&(1<<(g%64)) == 0 {
 			from := g * blockdev.GrainSize
-			copy(j.buf[from:from+blockdev.GrainSize], other[from:])
+			fill(j.buf[from:min(int64(from+blockdev.GrainSize), end)], from)
 		}
 	}
-	if end := p.size - at; end < bs {
-		clear(j.buf[end:]) // the base's disk may have been larger
-	}
-	return true, nil
 }
 
 func (p *Pass) readBase(ctx context.Context, d dedupe.Digest, buf []byte) error {
