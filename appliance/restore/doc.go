@@ -15,6 +15,11 @@
 // construction, and its change map begins empty with the point as base: its first
 // backup reads only what its guest changed.
 //
+// A worker decodes, writes and reads back a MiB at a time, all on its own thread
+// (recoverypoint.Device.Copying), which stands behind those that serve guests
+// (job.Background). It took 4.2 s and 7.6 s of processor time for 1.5 GB before, 3.6 s
+// and 6.6 s so, on two cores (2026-11-22).
+//
 // A block that does not verify fails the restore with its place. The disk appears
 // only when it is complete and durable; a failure or a kill leaves nothing.
 package restore

@@ -21,8 +21,13 @@ import (
 // Kind is the kind of a restore's job.
 const Kind = "Restore"
 
-// pieceBytes is what one worker copies at a time, a multiple of every block size.
-const pieceBytes = 4 << 20
+const (
+	// pieceBytes is what one worker copies at a time, a multiple of every block size, and
+	// so little that it stays in the cache of the worker's core from decoding to writing.
+	pieceBytes = 1 << 20
+	// backBytes is what is written before it is read back, for the same reason.
+	backBytes = 256 << 10
+)
 
 // Request asks for one disk.
 type Request struct {
@@ -173,9 +178,11 @@ func (c *copier) copy(ctx context.Context, t *job.Task, target *disks.Unfinished
 		}
 		return nil
 	})
+	c.src.Copying()
 	for range c.o.Workers {
 		g.Go(func() error {
-			buf, back := make([]byte, pieceBytes), make([]byte, pieceBytes)
+			job.Background() // it decompresses and hashes; the thread ends with it
+			buf, back := make([]byte, pieceBytes), make([]byte, backBytes)
 			for x := range pieces {
 				if err := c.piece(x, buf[:x.Length], back, target); err != nil {
 					return err
@@ -196,7 +203,7 @@ func (c *copier) piece(x blockdev.Extent, buf, back []byte, target *disks.Unfini
 	dev := target.Device()
 	for from := 0; from < len(buf); {
 		to := from
-		for to < len(buf) && !isZero(grain(buf, to)) {
+		for to < min(from+backBytes, len(buf)) && !isZero(grain(buf, to)) {
 			to += len(grain(buf, to))
 		}
 		if to > from {

@@ -27,9 +27,10 @@ type Device struct {
 	c    *Cache
 	src  *source
 
-	ahead  readAhead
-	active atomic.Int32 // reads under way
-	closed atomic.Bool
+	ahead   readAhead
+	active  atomic.Int32 // reads under way
+	copying atomic.Bool  // see Copying
+	closed  atomic.Bool
 }
 
 var (
@@ -100,6 +101,16 @@ func OpenRoot(_ context.Context, s dedupe.Store, c *Cache, name string, root has
 	d.ahead.d = d
 	return d, nil
 }
+
+// Copying says that the disk is read from end to end by a goroutine for each core, in
+// requests of many blocks: nothing is read ahead then, and each request is decoded by
+// the goroutine that makes it, straight into its buffer. So what is copied passes by the
+// cache, and stays in that of the core that writes it next.
+func (d *Device) Copying() { d.copying.Store(true) }
+
+// cores is how many goroutines can compute at once. The daemon has more places for
+// goroutines than cores, for those that wait in system calls.
+func cores() int { return min(runtime.GOMAXPROCS(0), runtime.NumCPU()) }
 
 // Size is the size of the disk at the cut.
 func (d *Device) Size() int64 { return d.root.SizeBytes }
@@ -198,7 +209,9 @@ func (d *Device) ReadAt(p []byte, off int64) (int, error) {
 		clear(p)
 		return 0, d.nodeError(err)
 	}
-	d.ahead.read(off, int64(len(p)))
+	if !d.copying.Load() {
+		d.ahead.read(off, int64(len(p)))
+	}
 	d.readPieces(pieces)
 	n := len(p)
 	for i := len(pieces) - 1; i >= 0; i-- {
@@ -248,7 +261,10 @@ func (d *Device) readPieces(pieces []piece) {
 			rest = append(rest, &pieces[i])
 		}
 	}
-	procs := runtime.GOMAXPROCS(0)
+	procs := cores()
+	if d.copying.Load() {
+		procs = 1
+	}
 	size := maxGroup
 	if int(d.active.Load()) < procs { // there are cores for smaller ones
 		size = min((len(rest)+procs-1)/procs, maxGroup)

@@ -2,7 +2,6 @@ package recoverypoint
 
 import (
 	"context"
-	"runtime"
 	"sync"
 
 	"github.com/keelblock/keelblock/dedupe"
@@ -90,7 +89,7 @@ func (a *readAhead) read(off, n int64) {
 	}
 	// A client with a request for each core leaves none to read ahead with: what is
 	// asked for comes first, and goes past the cache.
-	procs := runtime.GOMAXPROCS(0)
+	procs := cores()
 	if int(a.d.active.Load()) >= max(procs, 2) {
 		return
 	}
