@@ -12,8 +12,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cespare/xxhash/v2"
-
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/blockstore"
 	"github.com/keelblock/keelblock/dedupe/dedupetest"
@@ -349,7 +347,7 @@ func writeAt(t testing.TB, path string, off int64, b []byte) {
 
 // fixRecord makes both checksums and the ciphertext sum of a changed record right.
 func fixRecord(b []byte) {
-	binary.LittleEndian.PutUint64(b[88:], xxhash.Sum64(b[pack.RecordHeaderSize:]))
+	binary.LittleEndian.PutUint64(b[88:], pack.SumCiphertext(b[pack.RecordHeaderSize:]))
 	crc := crc32.MakeTable(crc32.Castagnoli)
 	binary.LittleEndian.PutUint32(b[184:], crc32.Checksum(b[pack.RecordHeaderSize:], crc))
 	binary.LittleEndian.PutUint32(b[188:], crc32.Checksum(b[:188], crc))

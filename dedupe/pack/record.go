@@ -127,7 +127,7 @@ func EncodeRecord(r *Record, buf []byte) error {
 	r.StoredLength = uint32(len(payload))
 	r.PayloadCRC = crc32.Checksum(payload, castagnoli)
 	if r.HasCiphertextSum {
-		r.CiphertextSum = xxhash.Sum64(payload)
+		r.CiphertextSum = SumCiphertext(payload)
 	}
 	if err := r.validate(); err != nil {
 		return fmt.Errorf("encode record of %v: %w", r.Digest, err)
@@ -199,6 +199,9 @@ func ClearUnauthenticated(h []byte) {
 	clear(h[crcOffset:RecordHeaderSize])
 }
 
+// SumCiphertext is the sum of a sealed payload.
+func SumCiphertext(payload []byte) uint64 { return xxhash.Sum64(payload) }
+
 // Checkable reports whether CheckCiphertext has anything to compare a payload with.
 func (r *Record) Checkable() bool { return r.HasCiphertextHash || r.HasCiphertextSum }
 
@@ -207,7 +210,7 @@ func (r *Record) Checkable() bool { return r.HasCiphertextHash || r.HasCiphertex
 // either has only its CRC to say so.
 func (r *Record) CheckCiphertext(payload []byte) error {
 	if r.HasCiphertextSum {
-		if sum := xxhash.Sum64(payload); sum != r.CiphertextSum {
+		if sum := SumCiphertext(payload); sum != r.CiphertextSum {
 			return fmt.Errorf("sealed payload has sum %x, want %x: %w", sum, r.CiphertextSum, dedupe.ErrCorrupt)
 		}
 	}
