@@ -155,11 +155,7 @@ func (d *daemon) openDisks() error {
 		maps = filepath.Join(c.DataDir, "maps")
 	}
 	d.cfg.MapDir = maps
-	if dropped, err := d.ballast.Drop(d.vaultReserve); err != nil {
-		d.log.Error("the ballast cannot be dropped", "error", err)
-	} else if dropped {
-		d.log.Warn("the file system is nearly full: the ballast is dropped", "bytes", d.ballast.Bytes)
-	}
+	d.dropBallast()
 	d.clock = cbt.NewClock()
 	if d.nbd, err = d.newNBDServer(); err != nil {
 		return err
@@ -275,6 +271,15 @@ func (d *daemon) serve(ctx context.Context, ready func(Ready)) error {
 	return err
 }
 
+// dropBallast gives the ballast up when the file system is nearly full.
+func (d *daemon) dropBallast() {
+	if dropped, err := d.ballast.Drop(d.vaultReserve); err != nil {
+		d.log.Error("the ballast cannot be dropped", "error", err)
+	} else if dropped {
+		d.log.Warn("the file system is nearly full: the ballast is dropped", "bytes", d.ballast.Bytes)
+	}
+}
+
 // step bounds one step of a stop.
 func (d *daemon) step() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), time.Duration(d.cfg.DrainSeconds)*time.Second)
@@ -283,6 +288,7 @@ func (d *daemon) step() (context.Context, context.CancelFunc) {
 // drain ends everything in order. A step that fails does not keep the next from being
 // taken.
 func (d *daemon) drain(endSweep func(), readersGroup *errgroup.Group) error {
+	d.dropBallast() // maps are saved, and Badger writes tables: on a full file system it dies of that
 	var errs []error
 	bounded := func(fn func(context.Context) error) {
 		ctx, cancel := d.step()

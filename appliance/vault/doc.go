@@ -19,7 +19,7 @@
 // before a vault is opened, the catalog with the default one, and removed after. A start that finds the
 // marker of two dead ones leaves the vault closed and serves disks; rebuilding the
 // index from the packs is the way out. A [Ballast] file beside them is given up
-// first when the file system is full at a start.
+// first when the file system is full at a start or a stop.
 //
 // # A folder that is empty
 //
