@@ -546,8 +546,8 @@ func (s *Store) verifyRecord(rec *pack.Record, record []byte, e *pack.Entry, liv
 		return nil
 	}
 	ids, err := s.ids(rec)
-	if errors.Is(err, dedupe.ErrNoKey) && rec.Checkable() {
-		return rec.CheckCiphertext(record[pack.RecordHeaderSize:])
+	if errors.Is(err, dedupe.ErrNoKey) && rec.HasCiphertextHash {
+		return compareSum(dedupe.Sum(record[pack.RecordHeaderSize:]), rec.CiphertextHash)
 	}
 	if err != nil {
 		return err

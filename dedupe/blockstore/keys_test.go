@@ -345,9 +345,10 @@ func writeAt(t testing.TB, path string, off int64, b []byte) {
 	}
 }
 
-// fixRecord makes both checksums and the ciphertext sum of a changed record right.
+// fixRecord makes both checksums and the ciphertext hash of a changed record right.
 func fixRecord(b []byte) {
-	binary.LittleEndian.PutUint64(b[88:], pack.SumCiphertext(b[pack.RecordHeaderSize:]))
+	sum := dedupe.Sum(b[pack.RecordHeaderSize:])
+	copy(b[88:], sum[:])
 	crc := crc32.MakeTable(crc32.Castagnoli)
 	binary.LittleEndian.PutUint32(b[184:], crc32.Checksum(b[pack.RecordHeaderSize:], crc))
 	binary.LittleEndian.PutUint32(b[188:], crc32.Checksum(b[:188], crc))

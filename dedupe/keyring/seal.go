@@ -13,15 +13,14 @@ const Overhead = tagSize
 
 // Seal encrypts a record's payload in its buffer: RecordHeaderSize bytes of room for the
 // header, then the payload, which is replaced. It returns the buffer, longer by Overhead,
-// and fills in what r says of cipher, domain, key and nonce, and asks for the sum of the
-// ciphertext, which pack.EncodeRecord computes; everything
+// and fills in what r says of cipher, domain, key, nonce and ciphertext hash; everything
 // else of r must be as it will be written, for the header is authenticated. What r has in
 // clear, the directory of a bundle, stays: the header's digest is that of it.
 func (k *Keys) Seal(r *pack.Record, buf []byte) ([]byte, error) {
 	d := k.dataKeys()[0]
 	r.Cipher, r.Domain, r.KeyID = pack.CipherXAES, k.domain, d.id
 	r.StoredLength = uint32(len(buf) - pack.RecordHeaderSize + Overhead)
-	r.HasCiphertextSum = true
+	r.HasCiphertextHash, r.CiphertextHash = true, dedupe.Digest{}
 	plain := pack.RecordHeaderSize + int(r.ClearLength)
 	header, payload := buf[:pack.RecordHeaderSize], buf[plain:]
 	nonce := header[pack.NonceOffset:][:nonceSize]
@@ -36,6 +35,7 @@ func (k *Keys) Seal(r *pack.Record, buf []byte) ([]byte, error) {
 	} else {
 		buf = append(buf[:plain], sealed...)
 	}
+	r.CiphertextHash = dedupe.Sum(buf[pack.RecordHeaderSize:])
 	return buf, nil
 }
 

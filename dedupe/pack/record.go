@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"hash/crc32"
 
-	"github.com/cespare/xxhash/v2"
-
 	"github.com/keelblock/keelblock/dedupe"
 )
 
@@ -72,11 +70,7 @@ const (
 	CipherXAES Cipher = 1
 )
 
-// Flags of a record.
-const (
-	flagCiphertextHash = 1 << 0
-	flagCiphertextSum  = 1 << 1
-)
+const flagCiphertextHash = 1 << 0
 
 // KeyID names the data key that sealed a record; zero without a cipher.
 type KeyID [16]byte
@@ -98,18 +92,11 @@ type Record struct {
 	KeyID         KeyID
 	Digest        dedupe.Digest
 	// HasCiphertextHash says that CiphertextHash, the SHA-256 of the payload, is
-	// there, so that a site without the key can verify the record. Builds before the sum
-	// wrote it.
+	// there, so that a site without the key can verify the record.
 	HasCiphertextHash bool
 	CiphertextHash    dedupe.Digest
-	// HasCiphertextSum says that CiphertextSum, XXH64 of the payload, is there, for the
-	// same purpose: EncodeRecord computes it. Neither of the two is authenticated, so
-	// whoever can change a payload can make it fit; against chance, which is left, 64
-	// bits beside those of the CRC are as good as 256, at a seventh of the time.
-	HasCiphertextSum bool
-	CiphertextSum    uint64
-	Base             dedupe.Digest // of a patch
-	Nonce            [24]byte
+	Base              dedupe.Digest // of a patch
+	Nonce             [24]byte
 	// ClearLength is how much of a bundle's payload, from its start, is neither
 	// compressed nor sealed: its directory. 0 for all else.
 	ClearLength uint32
@@ -126,20 +113,13 @@ func EncodeRecord(r *Record, buf []byte) error {
 	payload := buf[RecordHeaderSize:]
 	r.StoredLength = uint32(len(payload))
 	r.PayloadCRC = crc32.Checksum(payload, castagnoli)
-	if r.HasCiphertextSum {
-		r.CiphertextSum = SumCiphertext(payload)
-	}
 	if err := r.validate(); err != nil {
 		return fmt.Errorf("encode record of %v: %w", r.Digest, err)
 	}
 	h := buf[:RecordHeaderSize]
 	r.encodeHeader(h)
+	copy(h[hashOffset:], r.CiphertextHash[:])
 	le := binary.LittleEndian
-	if r.HasCiphertextSum {
-		le.PutUint64(h[hashOffset:], r.CiphertextSum)
-	} else {
-		copy(h[hashOffset:], r.CiphertextHash[:])
-	}
 	le.PutUint32(h[crcOffset:], r.PayloadCRC)
 	le.PutUint32(h[crcOffset+4:], crc32.Checksum(h[:crcOffset+4], castagnoli))
 	return nil
@@ -153,7 +133,7 @@ const (
 	crcOffset   = 184 // of the payload's CRC, before that of the header
 )
 
-// encodeHeader writes a record's header without ciphertext hash or sum and CRCs.
+// encodeHeader writes a record's header without ciphertext hash and CRCs.
 func (r *Record) encodeHeader(h []byte) {
 	clear(h)
 	copy(h, recordMagic[:])
@@ -165,9 +145,6 @@ func (r *Record) encodeHeader(h []byte) {
 	h[9] = r.Depth
 	if r.HasCiphertextHash {
 		h[10] |= flagCiphertextHash
-	}
-	if r.HasCiphertextSum {
-		h[10] |= flagCiphertextSum
 	}
 	h[11] = byte(r.Cipher)
 	le := binary.LittleEndian
@@ -184,7 +161,7 @@ func (r *Record) encodeHeader(h []byte) {
 
 // EncodeAssociatedData writes what is authenticated with a sealed payload to dst,
 // RecordHeaderSize bytes: the header as EncodeRecord will write it, with ciphertext hash
-// or sum and both CRCs zero. r's StoredLength, with what the seal adds, must be set.
+// and both CRCs zero. r's StoredLength, with what the seal adds, must be set.
 func EncodeAssociatedData(r *Record, dst []byte) error {
 	if err := r.validate(); err != nil {
 		return fmt.Errorf("seal record of %v: %w", r.Digest, err)
@@ -199,21 +176,10 @@ func ClearUnauthenticated(h []byte) {
 	clear(h[crcOffset:RecordHeaderSize])
 }
 
-// SumCiphertext is the sum of a sealed payload.
-func SumCiphertext(payload []byte) uint64 { return xxhash.Sum64(payload) }
-
-// Checkable reports whether CheckCiphertext has anything to compare a payload with.
-func (r *Record) Checkable() bool { return r.HasCiphertextHash || r.HasCiphertextSum }
-
-// CheckCiphertext compares the payload of a sealed record with its ciphertext hash, or
-// sum: it says without a key whether the payload is what was written. A record without
-// either has only its CRC to say so.
+// CheckCiphertext compares the payload of a sealed record with its ciphertext hash: it
+// says without a key whether the payload is what was written. A record without a hash
+// has only its CRC to say so.
 func (r *Record) CheckCiphertext(payload []byte) error {
-	if r.HasCiphertextSum {
-		if sum := SumCiphertext(payload); sum != r.CiphertextSum {
-			return fmt.Errorf("sealed payload has sum %x, want %x: %w", sum, r.CiphertextSum, dedupe.ErrCorrupt)
-		}
-	}
 	if !r.HasCiphertextHash {
 		return nil
 	}
@@ -252,10 +218,7 @@ func DecodeRecord(b []byte) (Record, error) {
 		Base: dedupe.Digest(h[120:152]), Nonce: [24]byte(h[152:176]),
 		ClearLength: le.Uint32(h[176:]), PayloadCRC: le.Uint32(h[184:]),
 	}
-	if r.HasCiphertextSum = h[10]&flagCiphertextSum != 0; r.HasCiphertextSum {
-		r.CiphertextSum, r.CiphertextHash = le.Uint64(h[hashOffset:]), dedupe.Digest{}
-	}
-	if h[10]&^(flagCiphertextHash|flagCiphertextSum) != 0 || r.HasCiphertextHash && r.HasCiphertextSum {
+	if h[10]&^flagCiphertextHash != 0 {
 		return r, fmt.Errorf("record flags %#x: %w", h[10], dedupe.ErrUnknownFormat)
 	}
 	return r, r.validate()
