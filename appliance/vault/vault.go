@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/keelblock/keelblock/appliance"
 	"github.com/keelblock/keelblock/appliance/statefile"
 	"github.com/keelblock/keelblock/dedupe"
@@ -298,6 +300,9 @@ func (v *Vault) make(ctx context.Context) error {
 // create makes the vault of a first start beside its place and renames it: a kill
 // leaves no half vault.
 func (v *Vault) create(ctx context.Context) error {
+	if err := v.refuseRoot(); err != nil {
+		return err
+	}
 	if empty, err := isEmpty(v.o.Dir); !empty {
 		return err
 	}
@@ -323,6 +328,20 @@ func (v *Vault) create(ctx context.Context) error {
 		return err
 	}
 	return statefile.SyncDir(parent(v.o.Dir))
+}
+
+// refuseRoot refuses the root of a file system for a new vault: nothing can be renamed to
+// where something is mounted.
+func (v *Vault) refuseRoot() error {
+	var here, above unix.Stat_t
+	if unix.Stat(v.o.Dir, &here) != nil || unix.Stat(filepath.Dir(v.o.Dir), &above) != nil || here.Dev == above.Dev {
+		return nil
+	}
+	if _, err := blockstore.ReadSuperblock(v.o.Dir); !errors.Is(err, os.ErrNotExist) {
+		return nil // opening it says more
+	}
+	return &appliance.Error{Kind: appliance.ErrInvalid, Text: fmt.Sprintf("folder %s is the root of a file system", v.o.Dir),
+		Hint: "give a folder in it, such as " + filepath.Join(v.o.Dir, "keelblock")}
 }
 
 // ErrGone: a vault was open in a folder that is empty now.
