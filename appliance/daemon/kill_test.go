@@ -3,6 +3,8 @@ package daemon_test
 import (
 	"context"
 	"math/rand/v2"
+	"os"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -20,6 +22,9 @@ func TestKillDuringBackupLosesNothing(t *testing.T) {
 	cfg := testConfig(t, dataDir(t))
 	const size = 48 << 20
 	seed := uint64(time.Now().UnixNano())
+	if n, err := strconv.ParseUint(os.Getenv("SEED"), 10, 64); err == nil {
+		seed = n
+	}
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
 	p := startProcess(t, cfg)

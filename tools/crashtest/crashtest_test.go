@@ -35,3 +35,20 @@ func TestDigestKeepsRemarks(t *testing.T) {
 		t.Errorf("digest %q, want %q", got, want)
 	}
 }
+
+func TestRoundsOfARun(t *testing.T) {
+	for _, c := range []struct {
+		l    loop
+		out  string
+		want int
+	}{
+		{loop{}, "    x_test.go:1: rounds=7 seed=1 lost=0 (3 kills)\n", 7},
+		{loop{each: 6}, "    x_test.go:1: seed 5\n", 6},
+		{loop{once: true}, "", 1},
+		{loop{variable: "CUTS"}, "cuts=20 violations=0\n", 20},
+	} {
+		if got := c.l.rounds(c.out, 20); got != c.want {
+			t.Errorf("%q: %d rounds, want %d", c.out, got, c.want)
+		}
+	}
+}

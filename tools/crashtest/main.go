@@ -8,7 +8,8 @@
 //
 // The loops are ordinary tests with a short form in `go test ./...`. Some read
 // ROUNDS, MINUTES and SEED from the environment; the others are run again and again.
-// Each prints its seed; a failure ends the run and shows the command that repeats it.
+// Each prints its seed; a failure ends the run and shows the command that repeats it. The
+// last line is "rounds=N seed=S lost=0", with the rounds of all loops.
 package main
 
 import (
@@ -16,10 +17,13 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -80,7 +84,7 @@ var loops = []loop{
 func main() {
 	rounds := flag.Int("rounds", 1000, "rounds of each loop")
 	minutes := flag.Int("minutes", 0, "run each loop for so many minutes instead")
-	seed := flag.Uint64("seed", 0, "seed of the first round; 0: random")
+	seed := flag.Uint64("seed", 0, "seed of the first round of each loop; 0: random")
 	only := flag.String("only", "", "only loops whose folder or test holds this")
 	list := flag.Bool("list", false, "list the loops")
 	flag.Parse()
@@ -108,7 +112,10 @@ func run(ctx context.Context, rounds, minutes int, seed uint64, only string) err
 		return err
 	}
 	defer os.RemoveAll(dir)
-	count := 0
+	if seed == 0 {
+		seed = uint64(rand.Uint32()) + 1
+	}
+	count, total := 0, 0
 	for _, l := range loops {
 		if !strings.Contains(l.folder+"."+l.test, only) {
 			continue
@@ -116,30 +123,30 @@ func run(ctx context.Context, rounds, minutes int, seed uint64, only string) err
 		count++
 		fmt.Printf("== %s.%s: %s\n", l.folder, l.test, l.says)
 		start := time.Now()
-		runs, err := l.run(ctx, dir, rounds, minutes, seed)
+		n, err := l.run(ctx, dir, rounds, minutes, seed)
+		total += n
 		if err != nil {
-			return fmt.Errorf("%s.%s, run %d: %w", l.folder, l.test, runs, err)
+			fmt.Printf("rounds=%d seed=%d lost=1\n", total, seed)
+			return fmt.Errorf("%s.%s: %w", l.folder, l.test, err)
 		}
 		fmt.Printf("== ok after %s\n", time.Since(start).Round(time.Second))
 	}
 	if count == 0 {
 		return fmt.Errorf("no loop's name holds %q", only)
 	}
+	fmt.Printf("rounds=%d seed=%d lost=0\n", total, seed)
 	return nil
 }
 
 // run builds the test once and runs it until its rounds or minutes are over. It
-// returns how many runs were begun.
-func (l loop) run(ctx context.Context, dir string, rounds, minutes int, seed uint64) (int, error) {
+// returns how many rounds have ended.
+func (l loop) run(ctx context.Context, dir string, rounds, minutes int, seed uint64) (done int, err error) {
 	bin := filepath.Join(dir, strings.ReplaceAll(l.folder, "/", "-")+".test")
 	build := exec.CommandContext(ctx, "go", "test", "-c", "-o", bin, "./"+l.folder)
 	if out, err := build.CombinedOutput(); err != nil {
 		return 0, fmt.Errorf("build: %w\n%s", err, out)
 	}
 	env := append(os.Environ(), l.env...)
-	if seed != 0 {
-		env = append(env, fmt.Sprintf("SEED=%d", seed))
-	}
 	runs := 1
 	deadline := time.Now().Add(time.Duration(minutes) * time.Minute)
 	switch {
@@ -156,24 +163,45 @@ func (l loop) run(ctx context.Context, dir string, rounds, minutes int, seed uin
 	for i := 1; ; i++ {
 		cmd := exec.CommandContext(ctx, bin, "-test.run", "^"+l.test+"$", "-test.v", "-test.timeout", "0")
 		cmd.Dir = l.folder
-		cmd.Env = env
+		cmd.Env = append(env, fmt.Sprintf("SEED=%d", seed+uint64(i-1)))
 		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
 		cmd.WaitDelay = 10 * time.Second
 		out, err := cmd.CombinedOutput()
 		fmt.Print(digest(string(out)))
 		if err != nil {
-			return i, fmt.Errorf("%w\n%s\nagain: go test -count=1 -v -run '^%s$' ./%s, with the seed above", err, out, l.test, l.folder)
+			return done, fmt.Errorf("%w\n%s\nagain: go test -count=1 -v -run '^%s$' ./%s, with the seed above", err, out, l.test, l.folder)
 		}
 		if strings.Contains(string(out), "--- SKIP: "+l.test+" ") {
-			return i, nil // its reason was printed
+			return done, nil // its reason was printed
 		}
+		done += l.rounds(string(out), rounds)
 		if l.each > 0 && minutes > 0 && time.Now().Before(deadline) {
 			continue
 		}
 		if i >= runs {
-			return i, nil
+			return done, nil
 		}
 	}
+}
+
+// said is where a test says how many rounds it did.
+var said = regexp.MustCompile(`rounds=(\d+) `)
+
+// rounds are those of one run of the test: what it says, else what it was asked for.
+func (l loop) rounds(out string, asked int) (n int) {
+	for _, m := range said.FindAllStringSubmatch(out, -1) {
+		k, _ := strconv.Atoi(m[1]) // digits
+		n += k
+	}
+	switch {
+	case n > 0:
+		return n
+	case l.once:
+		return 1
+	case l.each > 0:
+		return l.each
+	}
+	return asked
 }
 
 // digest keeps of a test's output what one wants to see of a thousand rounds: its
