@@ -36,8 +36,8 @@ type Batch struct {
 	patches []*patches      // all that were begun
 	packs   []uint32        // numbers of the packs that it has written to
 
-	// window is all that the batch was told to be held, and what it stores as patches. A
-	// collection that begins while the batch is open takes none of it.
+	// window is all that the batch was told to be held, and all that it stores. A collection
+	// that begins while the batch is open takes none of it.
 	window seen
 }
 
@@ -209,7 +209,14 @@ func (b *Batch) putContent(ctx context.Context, kind dedupe.Kind, level uint8, d
 }
 
 // putWhole stores content that is not held.
+//
+// Another batch may store it at the same time, and be the last to enter it into the index:
+// what this one names is then the other's record, in a pack that this one has no part in. So
+// it is in the window, like what was held.
 func (b *Batch) putWhole(ctx context.Context, put dedupe.Put, kind dedupe.Kind, level uint8, content []byte) (dedupe.Put, error) {
+	if !b.s.o.bugs.skipStored {
+		b.window.add(put.Digest)
+	}
 	e, _, err := b.appendRecord(ctx, kind, level, put.Digest, content)
 	if err != nil {
 		return put, err

@@ -122,6 +122,7 @@ type bugs struct {
 	skipHit      bool // a hit does not keep what was hit
 	skipWindow   bool // what open batches were told to be held does not count
 	skipPatch    bool // a patch that another batch stores, too, is not in the window
+	skipStored   bool // nor is what is stored whole
 	skipTaking   bool // what is being taken is still held
 	childrenLast bool // false: right. true: the sweep takes children before their nodes
 	touchAnyway  bool // an entry that was verified is written back though it has moved

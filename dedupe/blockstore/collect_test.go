@@ -460,3 +460,46 @@ func TestCollectKeepsPurgeNote(t *testing.T) {
 		}
 	}
 }
+
+// Two batches store the same block. The first one enters it into the index when its pack is
+// full, the second one replaces that, and nothing reaches what it wrote: it is the
+// first one's record all the same.
+func TestBlockThatAnotherBatchStores(t *testing.T) {
+	t.Parallel()
+	for _, bug := range []bool{false, true} {
+		t.Run(fmt.Sprint("with the mistake: ", bug), func(t *testing.T) {
+			o := crashOptions
+			if bug {
+				o = o.WithoutStoredInWindow()
+			}
+			s := openVault(t, newVault(t, o), o)
+			const shared = 1
+			slow, quick := dedupetest.Begin(t, s), dedupetest.Begin(t, s)
+			dedupetest.PutBlock(t, slow, dedupetest.Block(s, shared))
+			dedupetest.PutBlock(t, quick, dedupetest.Block(s, shared))
+			d := s.BlockDigest(dedupetest.Block(s, shared))
+			for i := uint64(100); !s.Indexed(d); i++ {
+				if i == 10000 {
+					t.Fatal("no pack became full")
+				}
+				dedupetest.PutBlock(t, slow, dedupetest.Block(s, i))
+			}
+			dedupetest.Commit(t, quick, "a point that is purged at once")
+
+			c, err := s.BeginCollection(t.Context(), blockstore.CollectOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.End()
+			c.StartPass(0)
+			if err := errors.Join(c.SweepNodes(t.Context()), c.SweepBlocks(t.Context()), c.SweepPacks(t.Context(), blockstore.Dead{})); err != nil {
+				t.Fatal(err)
+			}
+			dedupetest.Commit(t, slow, "a point that comes after the collection")
+			_, err = s.Get(t.Context(), dedupe.KindBlock, d, nil)
+			if lost := err != nil; lost != bug {
+				t.Errorf("the block of the second point: lost %v, %v", lost, err)
+			}
+		})
+	}
+}

@@ -75,6 +75,9 @@ func (b *Batch) commit(ctx context.Context, p dedupe.Publication) ([]dedupe.Dige
 	pub.Manifests = ids
 	b.s.publishing.Lock()
 	defer b.s.publishing.Unlock()
+	if err := b.s.isBroken(); err != nil { // a publication of this serial may stand
+		return nil, err
+	}
 	pub.Serial, pub.FirstNote = b.s.nextPublication()
 	for i, n := range p.Notes {
 		n.Sequence = pub.FirstNote + uint64(i)
@@ -90,6 +93,13 @@ func (b *Batch) commit(ctx context.Context, p dedupe.Publication) ([]dedupe.Dige
 		pub.FirstNote = 0
 	}
 	return ids, b.publish(ctx, &pub, published)
+}
+
+// isBroken is why nothing is committed any more, or nil.
+func (s *Store) isBroken() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.broken
 }
 
 // publishedRecord is a manifest or note of this commit.

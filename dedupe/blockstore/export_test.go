@@ -141,10 +141,17 @@ func (o Options) WithBug(name string) Options {
 	return o
 }
 
-// WithoutPatchesInWindow makes a mistake that TestPatchOfWhatAnotherBatchStores finds.
-func (o Options) WithoutPatchesInWindow() Options {
-	o.bugs.skipPatch = true
+// WithoutStoredInWindow makes mistakes that TestPatchOfWhatAnotherBatchStores and
+// TestBlockThatAnotherBatchStores find.
+func (o Options) WithoutStoredInWindow() Options {
+	o.bugs.skipPatch, o.bugs.skipStored = true, true
 	return o
+}
+
+// Indexed reports whether a block is in the index, and not only in a batch.
+func (s *Store) Indexed(d dedupe.Digest) bool {
+	_, ok, err := s.index.lookup(dedupe.KindBlock, d)
+	return ok && err == nil
 }
 
 // CheckIndex reads the record of every entry, and looks for the children of every node.

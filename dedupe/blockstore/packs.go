@@ -25,6 +25,9 @@ type openPack struct {
 	indexed int
 	durable int64
 	known   bool // has a row in the index
+	// spoilt: the index names records behind durable, since entering them failed halfway.
+	// Nothing may be cut off or written any more.
+	spoilt bool
 }
 
 func (p *openPack) row(state packState) packRow {
@@ -160,12 +163,19 @@ func (s *Store) enterPack(p *openPack, state packState, fresh []pack.Entry, end 
 	row := p.row(state)
 	row.end = end
 	if err := s.index.addEntries(row, s.Epoch(), fresh, false); err != nil {
+		// It goes in several transactions, each with the pack's row.
+		now, ok, rerr := s.index.pack(p.number)
+		p.spoilt = rerr != nil || ok && (!p.known || now.end != p.durable)
 		return err
 	}
 	p.indexed += len(fresh)
 	p.durable = end
 	p.known = true
-	return s.restored(fresh)
+	if err := s.restored(fresh); err != nil {
+		p.spoilt = state == packSealed
+		return err
+	}
+	return nil
 }
 
 // closePack forgets an open pack; its file stays.
@@ -200,6 +210,9 @@ func (s *Store) poolPack(p *openPack) {
 // rollBackPack takes from a pack all that is not in the index, when its batch is
 // aborted. A pack that then holds nothing is removed.
 func (s *Store) rollBackPack(p *openPack) error {
+	if p.spoilt {
+		return s.abandonPack(p) // all that the index names was synced before
+	}
 	if p.indexed == 0 && !p.known {
 		return errors.Join(s.closePack(p), s.removePack(p.number, p.id))
 	}

@@ -328,7 +328,7 @@ func TestPatchOfWhatAnotherBatchStores(t *testing.T) {
 		t.Run(fmt.Sprint("with the mistake: ", bug), func(t *testing.T) {
 			o := crashOptions
 			if bug {
-				o = o.WithoutPatchesInWindow()
+				o = o.WithoutStoredInWindow()
 			}
 			s := openVault(t, newVault(t, o), o)
 			d := newDisk(t, s, 1)

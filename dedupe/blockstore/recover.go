@@ -461,9 +461,9 @@ func (c *content) isBlank(f *os.File) bool {
 // is, and whatever verifies in it stays readable.
 func (s *Store) sealRecovered(f pack.File, row *packRow, c *content) error {
 	switch {
-	case c.sealed:
+	case c.sealed: // but maybe in the page cache only: who sealed it was killed before the sync
 		row.state, row.end = packSealed, c.size
-		return nil
+		return f.Sync()
 	case c.end < row.end || c.problem != nil:
 		s.log.Error("pack is damaged below its committed end; verify shows what is lost", "vault", s.dir,
 			"pack", row.id.String(), "readable", c.end, "committed", row.end, "err", c.problem)

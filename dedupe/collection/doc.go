@@ -22,8 +22,10 @@
 //
 //   - Packs that an open batch has written to when the collection begins, and all that
 //     are begun later, are left alone. So what a batch stores itself is safe.
-//   - All that a batch was told to be held is in its window, from its first put on.
-//     A collection that begins while the batch is open keeps the windows.
+//   - All that a batch was told to be held is in its window, from its first put on, and
+//     all that it stores: two batches may store the same block, and the index names only
+//     the record of the one that came last, which may be purged before the other commits.
+//     A collection that begins while a batch is open keeps its window.
 //   - From the beginning of a collection to its end each answer "held" is a claim: what
 //     is claimed is live. A claimed node is followed down to its blocks.
 //   - Of a tree that a batch takes over from an earlier point it puts nothing. That point
