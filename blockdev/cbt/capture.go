@@ -21,8 +21,9 @@ const chunkWords = maxChunk/blockdev.GrainSize/64 + 2
 
 // preserve readies the grains first..last of the frozen snapshot for being
 // overwritten by c; the caller holds their stripes exclusively and is registered in
-// the live map. ok is false when the word is not w any more. done: c was a trim, and
-// preserve has done what may be done of it, with err as its result.
+// the live map. ok is false when the word is not w any more. done: c was a trim for which
+// the spill has no room, and preserve has done what may be done of it, with err as its
+// result.
 func (t *Tracker) preserve(w word, c change, first, last int64) (done, ok bool, err error) {
 	t.preserving.Add(1)
 	defer t.preserving.Add(-1)
@@ -33,7 +34,7 @@ func (t *Tracker) preserve(w word, c change, first, last int64) (done, ok bool, 
 	if f.freeze.aborted.Load() {
 		return false, true, nil
 	}
-	if c.kind == changeTrim {
+	if c.kind == changeTrim && !t.spill.ample((last-first+1)<<grainShift) {
 		return true, true, f.trimAround(c, first, last)
 	}
 	if err := f.copyBeforeWrite(first, last); err != nil {
@@ -97,8 +98,10 @@ func (f *Frozen) copyRun(buf []byte, first, end int64) error {
 	return nil
 }
 
-// trimAround trims the parts of c whose grains are not pending; a trim may leave out
-// anything.
+// trimAround trims the parts of c whose grains are not pending: a trim may leave out
+// anything, and is no reason to lose a snapshot. While there is room nothing is left
+// out, as some clients take a trim for a write of zeros: nbdfuse does when a hole is
+// punched into its file, which is how a loop device over it writes zeros.
 func (f *Frozen) trimAround(c change, first, last int64) error {
 	pending := func(g int64) bool {
 		return (f.m.load(g>>6)&^f.t.claimed.load(g>>6))&(1<<(g&63)) != 0

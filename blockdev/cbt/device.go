@@ -294,9 +294,9 @@ func (t *Tracker) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// Trim lists the range and drops it, in pieces of at most 1 MiB. Grains that a
-// snapshot still needs keep their content. A Device below that cannot trim is left
-// as it is.
+// Trim lists the range and drops it, in pieces of at most 1 MiB. It is passed on whole,
+// but when the spill is half full grains that a snapshot still needs keep their
+// content. A Device below that cannot trim is left as it is.
 func (t *Tracker) Trim(off, n int64) error {
 	if err := blockdev.CheckRange(off, n, t.Size()); err != nil {
 		return fmt.Errorf("trim %d bytes at %d: %w", n, off, err)

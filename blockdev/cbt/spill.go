@@ -59,6 +59,13 @@ func (s *spill) room(f *os.File, want int64) error {
 	return nil
 }
 
+// ample reports whether n bytes leave half of the spill, and the room it keeps free, to
+// what cannot do without.
+func (s *spill) ample(n int64) bool {
+	f := s.files[0].Load() // prepare opened it
+	return s.used.Load()+n <= s.limit/2 && f != nil && s.room(f, n) == nil
+}
+
 func (s *spill) segment(i int64) (*os.File, error) {
 	if f := s.files[i].Load(); f != nil {
 		return f, nil

@@ -188,6 +188,47 @@ func TestSpillFullAbortsTheSnapshotAndNotTheWrite(t *testing.T) {
 	}
 }
 
+// A client that trims to get zeros gets them beside a snapshot too. A spill that is half
+// full takes no more for that; the snapshot lives on, and its grains stay.
+func TestTrimBesideASnapshot(t *testing.T) {
+	d, c := newMemDisk(4*mib), NewClock()
+	o := options(t, d)
+	o.SpillBytes = 8 * 4096
+	tr := mustOpen(t, d, c, o)
+	mustWrite(t, tr, 0, mib, 1)
+	at := bytes.Clone(d.data)
+	z := mustFreeze(t, c, tr)
+	trim := func(off, n int64) {
+		t.Helper()
+		if err := tr.Trim(off, n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := bytes.Clone(at)
+	trim(1000, 3*4096) // touches four grains
+	clear(want[1000 : 1000+3*4096])
+	trim(16*4096-10, 4096) // of two, for which there is no room, and nothing is between them
+	trim(mib-4096, 3*4096) // one is pending, two are not
+	clear(want[mib : mib+2*4096])
+	if !bytes.Equal(d.data, want) {
+		t.Error("the disk is not what the trims leave")
+	}
+	if s := tr.Stats(); s.CopiedBytes != 4*4096 {
+		t.Errorf("%d bytes were copied, want four grains", s.CopiedBytes)
+	}
+	if got := capture(t, z.Disks[0], make([]byte, 4*mib)); !bytes.Equal(got, at) || z.Err() != nil {
+		t.Errorf("the snapshot is not the content at its cut: %v", z.Err())
+	}
+	trim(16*4096, 4096) // captured: nothing holds it
+	clear(want[16*4096 : 17*4096])
+	if !bytes.Equal(d.data, want) {
+		t.Error("the disk is not what the last trim leaves")
+	}
+	if err := z.Disks[0].Abort(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestCleanStopKeepsTheMap(t *testing.T) {
 	d := newMemDisk(300 * mib)
 	o := options(t, d)
