@@ -132,6 +132,19 @@ test-vm: build ## guests on our disks, and our disks in a guest's kernel (root; 
 	@tools/deps/deps.sh --vm
 	$(GO) run -buildvcs=false ./tools/vmlab -bin $(CURDIR)/$(BIN)
 
+# Where the images of test-fs-vm go; to commit them, copy those of a set to testdata/vm of
+# its package. Each set is a script in tools/vmlab/images, judged by the tests named here.
+FS_VM         := $(CURDIR)/bin/fs-vm
+FS_VM_SETS    := volumes
+FS_VM_volumes := ./blockdev/volume/...
+
+.PHONY: test-fs-vm
+test-fs-vm: build ## volumes and file systems as Debian's kernel makes and shows them, in a guest (root; SET=volumes for one set)
+	@tools/deps/deps.sh --vm
+	rm -rf $(FS_VM)
+	$(GO) run -buildvcs=false ./tools/vmlab -bin $(CURDIR)/$(BIN) -images $(FS_VM) -only '$(SET)'
+	KEELBLOCK_TEST_FS_VM=$(FS_VM) $(GO) test -count=1 -timeout 20m -run VM $(foreach s,$(or $(SET),$(FS_VM_SETS)),$(FS_VM_$(s)))
+
 .PHONY: demands
 demands: ## the 98 demands and N1-N14: which have a test, and its result
 	@$(GO) run -buildvcs=false ./tools/demands -run

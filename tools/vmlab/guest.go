@@ -34,8 +34,8 @@ type guest struct {
 
 // boot starts QEMU with the given -drive value for the root disk. With orders, an image
 // of a file system, the guest runs the program run in it, and has a network in which
-// 10.0.2.2 is this host's loopback.
-func boot(ctx context.Context, img image, accel, drive, orders, tempDir string) (*guest, error) {
+// 10.0.2.2 is this host's loopback. more are the -drive values of further disks.
+func boot(ctx context.Context, img image, accel, drive, orders, tempDir string, more ...string) (*guest, error) {
 	args := []string{"-accel", accel, "-smp", "1", "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
 		"-kernel", img.kernel, "-initrd", img.initrd, "-drive", drive}
 	line, memory := "root=/dev/vda1 rw console=ttyS0 panic=-1", "512"
@@ -43,6 +43,9 @@ func boot(ctx context.Context, img image, accel, drive, orders, tempDir string) 
 		line, memory = line+" lab=orders", "1024"
 		args = append(args, "-drive", "if=virtio,format=raw,readonly=on,file.filename="+orders,
 			"-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=")
+	}
+	for _, d := range more {
+		args = append(args, "-drive", d)
 	}
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", append(args, "-append", line, "-m", memory)...)
 	// An overlay of snapshot=on goes there.

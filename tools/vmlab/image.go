@@ -73,8 +73,16 @@ mke2fs -q -F -t ext4 -L lab -d root -E offset=1048576 disk.img 1022M
 rm -r root
 `
 
-// guestImage returns the cached guest, building it when there is none.
-func guestImage(ctx context.Context) (image, error) {
+// imageTools are what the guest that makes images has beside. Debian's kernel of that
+// release has no ntfs3, so ntfs-3g is the judge of NTFS there.
+const imageTools = "cryptsetup-bin,lvm2,mdadm,dosfstools,exfatprogs,ntfs-3g,fdisk"
+
+// imageRecipe builds the guest that makes images.
+var imageRecipe = strings.Replace(recipe, ",nbd-client ", ",nbd-client,"+imageTools+" ", 1)
+
+// guestImage returns the cached guest that a recipe builds, building it when there is
+// none.
+func guestImage(ctx context.Context, recipe string) (image, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		cache = "/var/cache" // root without HOME

@@ -4,6 +4,7 @@
 //
 //	vmlab -bin bin/keelblock
 //	vmlab -bin bin/keelblock -only attach
+//	vmlab -bin bin/keelblock -images DIR -only volumes
 //
 // # Scenario live
 //
@@ -24,7 +25,15 @@
 // advertise; a file system is made, exercised (tools/fsx), trimmed and checked; daemons
 // are killed and restarted under it. orders.sh is what the guest does.
 //
-// # Both
+// # Images
+//
+// With -images a guest makes disks in formats that the build machine's kernel may not
+// know, and writes down what its kernel shows of them: the judge of our readers
+// (`make test-fs-vm`). Each set of images is a script in the folder images; images.go says
+// what it finds and what it leaves. Each case becomes one file DIR/CASE.zip, which a test
+// reads by fstest.VMCase.
+//
+// # All
 //
 // KVM is probed first, since it hangs on some machines; TCG does otherwise, and a
 // run then takes some minutes. Every wait has an end.
@@ -45,12 +54,13 @@ import (
 func main() {
 	bin := flag.String("bin", "bin/keelblock", "the keelblock binary")
 	accel := flag.String("accel", "", "kvm or tcg; empty: kvm where it works")
-	only := flag.String("only", "", "one scenario: live or attach; empty: both")
+	only := flag.String("only", "", "one scenario, live or attach, or one set of images; empty: all")
+	images := flag.String("images", "", "make images for the readers' tests in this `folder` instead")
 	limit := flag.Duration("limit", 15*time.Minute, "the longest run of a scenario, without building the guest")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
-	if err := run(ctx, *bin, *accel, *only, *limit); err != nil {
+	if err := run(ctx, *bin, *accel, *only, *images, *limit); err != nil {
 		fmt.Fprintln(os.Stderr, "vmlab:", err)
 		stop()
 		os.Exit(1)
@@ -63,8 +73,11 @@ var scenarios = []struct {
 	run  func(*lab) error
 }{{"live", (*lab).live}, {"attach", (*lab).attach}}
 
-func run(ctx context.Context, bin, accel, only string, limit time.Duration) error {
-	img, err := guestImage(ctx)
+func run(ctx context.Context, bin, accel, only, images string, limit time.Duration) error {
+	if images != "" {
+		return runImages(ctx, bin, accel, only, images, limit)
+	}
+	img, err := guestImage(ctx, recipe)
 	if err != nil {
 		return fmt.Errorf("build the guest: %w", err)
 	}
