@@ -8,6 +8,7 @@ import (
 
 	"github.com/keelblock/keelblock/blockdev/filesystem"
 	"github.com/keelblock/keelblock/blockdev/filesystem/ext"
+	"github.com/keelblock/keelblock/blockdev/filesystem/fat"
 )
 
 // Open opens the file system of the volume r of size bytes. r must stay open while
@@ -21,17 +22,23 @@ func Open(r io.ReaderAt, size int64) (filesystem.FS, error) {
 	if err != nil {
 		return nil, fmt.Errorf("detect file system: %w", err)
 	}
-	if name == "ext" {
-		fs, err := ext.Open(r, size)
-		if err != nil {
-			return nil, err
-		}
-		return fs, nil
-	}
-	if name == "" {
+	switch name {
+	case "ext":
+		return opened(ext.Open(r, size))
+	case "vfat":
+		return opened(fat.Open(r, size))
+	case "":
 		return nil, fmt.Errorf("detect file system: %w", filesystem.ErrUnknown)
 	}
 	return nil, fmt.Errorf("volume holds %s, for which there is no reader: %w", name, filesystem.ErrUnknown)
+}
+
+// opened is what a reader's Open returned, without a typed nil beside an error.
+func opened[F filesystem.FS](fs F, err error) (filesystem.FS, error) {
+	if err != nil {
+		return nil, err
+	}
+	return fs, nil
 }
 
 // Blank is the Name of a volume whose first 128 KiB are zero.
@@ -131,6 +138,8 @@ func Name(r io.ReaderAt, size int64) (string, error) {
 		return "an LVM2 physical volume", nil
 	case find(p, others) != "":
 		return find(p, others), nil
+	case fat.Probe(p, size): // the text in its boot sector is of no account
+		return "vfat", nil
 	}
 	md, err := mdAtEnd(r, size)
 	if err != nil {

@@ -17,7 +17,6 @@ func TestSignaturesAreNamed(t *testing.T) {
 		"xfs":                     func(p []byte) { copy(p, "XFSB") },
 		"ntfs":                    func(p []byte) { copy(p[3:], "NTFS    ") },
 		"exfat":                   func(p []byte) { copy(p[3:], "EXFAT   ") },
-		"vfat":                    func(p []byte) { copy(p[82:], "FAT32   ") },
 		"btrfs":                   func(p []byte) { copy(p[0x10040:], "_BHRfS_M") },
 		"LUKS":                    func(p []byte) { copy(p, "LUKS\xba\xbe\x00\x02") },
 		"LVM2":                    func(p []byte) { copy(p[512:], "LABELONE"); copy(p[512+24:], "LVM2 001") },
@@ -45,7 +44,6 @@ func TestRealToolsAreNamed(t *testing.T) {
 		"xfs":   {"mkfs.xfs", "-q", "-f"},
 		"swap":  {"mkswap", "-q"},
 		"btrfs": {"mkfs.btrfs", "-q", "-f"},
-		"vfat":  {"mkfs.vfat"},
 		"ntfs":  {"mkntfs", "-q", "-F"},
 		"exfat": {"mkfs.exfat"},
 	} {
@@ -67,6 +65,25 @@ func TestExtIsOpened(t *testing.T) {
 	}
 	if got := fs.Info().Format; got != "ext4" {
 		t.Errorf("format %q", got)
+	}
+}
+
+// FAT is known by its numbers, whatever its text fields say.
+func TestFATIsOpened(t *testing.T) {
+	for _, wipe := range []bool{false, true} {
+		f, size := fstest.Open(t, fstest.Image(t, 64<<20, "mkfs.vfat", "-F", "32"))
+		s := fstest.ReadSparse(t, f)
+		if wipe {
+			s.Patch(3, make([]byte, 8))
+			s.Patch(82, make([]byte, 8))
+		}
+		fs, err := detect.Open(s, size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fs.Info().Format; got != "fat32" {
+			t.Errorf("format %q", got)
+		}
 	}
 }
 
