@@ -134,16 +134,22 @@ test-vm: build ## guests on our disks, and our disks in a guest's kernel (root; 
 
 # Where the images of test-fs-vm go; to commit them, copy those of a set to testdata/vm of
 # its package. Each set is a script in tools/vmlab/images, judged by the tests named here.
+# FAT and exFAT are the scenario windows, judged by vmlab itself; UPDATE=1 writes their test data.
 FS_VM         := $(CURDIR)/bin/fs-vm
 FS_VM_SETS    := volumes
 FS_VM_volumes := ./blockdev/volume/...
 
 .PHONY: test-fs-vm
-test-fs-vm: build ## volumes and file systems as Debian's kernel makes and shows them, in a guest (root; SET=volumes for one set)
+test-fs-vm: build ## volumes and file systems as Debian's kernel makes and shows them, in a guest (root; SET=volumes or windows for one)
 	@tools/deps/deps.sh --vm
 	rm -rf $(FS_VM)
+ifneq ($(SET),windows)
 	$(GO) run -buildvcs=false ./tools/vmlab -bin $(CURDIR)/$(BIN) -images $(FS_VM) -only '$(SET)'
 	KEELBLOCK_TEST_FS_VM=$(FS_VM) $(GO) test -count=1 -timeout 20m -run VM $(foreach s,$(or $(SET),$(FS_VM_SETS)),$(FS_VM_$(s)))
+endif
+ifneq ($(filter windows,$(or $(SET),windows)),)
+	$(GO) run -buildvcs=false ./tools/vmlab -bin $(CURDIR)/$(BIN) -only windows $(if $(UPDATE),-update)
+endif
 
 .PHONY: demands
 demands: ## the 98 demands and N1-N14: which have a test, and its result

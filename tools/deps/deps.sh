@@ -24,6 +24,10 @@ fusermount3         fuse3
 mke2fs              e2fsprogs
 debugfs             e2fsprogs
 mkfs.xfs            xfsprogs
+mkfs.vfat           dosfstools
+mcopy               mtools
+mkfs.exfat          exfatprogs
+ntfs-3g             ntfs-3g
 sfdisk              fdisk
 setfattr            attr
 setfacl             acl

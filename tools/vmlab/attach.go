@@ -39,7 +39,7 @@ func (l *lab) attach() error {
 			return err
 		}
 	}
-	disk, err := l.ordersDisk(fmt.Sprintf("port=%d\nseed=%d\nops=%d\nparts='kernel_client attached_disk'\n", port, l.began.Unix(), exerciserOps))
+	disk, err := l.ordersDisk(orders, fmt.Sprintf("port=%d\nseed=%d\nops=%d\nparts='kernel_client attached_disk'\n", port, l.began.Unix(), exerciserOps))
 	if err != nil {
 		return err
 	}
@@ -141,13 +141,14 @@ func (l *lab) judge() error {
 	return nil
 }
 
-// ordersDisk makes the image that the guest takes its orders from.
-func (l *lab) ordersDisk(settings string) (string, error) {
+// ordersDisk makes the image that the guest takes its orders from: the script run and its
+// settings, with our programs.
+func (l *lab) ordersDisk(run, settings string) (string, error) {
 	stage := filepath.Join(l.r.Dir, "orders")
 	if err := os.MkdirAll(stage, 0o755); err != nil {
 		return "", err
 	}
-	for name, text := range map[string]string{"run": orders, "settings": settings} {
+	for name, text := range map[string]string{"run": run, "settings": settings} {
 		if err := os.WriteFile(filepath.Join(stage, name), []byte(text), 0o755); err != nil {
 			return "", err
 		}
@@ -155,20 +156,22 @@ func (l *lab) ordersDisk(settings string) (string, error) {
 	if _, err := l.command("cp", l.r.Bin, filepath.Join(stage, "keelblock")); err != nil {
 		return "", err
 	}
-	if err := buildFsx(l.ctx, filepath.Join(stage, "fsx")); err != nil {
-		return "", err
+	for name, program := range map[string]string{"fsx": "tools/fsx", "judge": "tools/vmlab/judge"} {
+		if err := buildTool(l.ctx, program, filepath.Join(stage, name)); err != nil {
+			return "", err
+		}
 	}
 	disk := filepath.Join(l.r.Dir, "orders.img")
 	_, err := l.command("mke2fs", "-q", "-F", "-t", "ext4", "-L", "orders", "-d", stage, disk, "96M")
 	return disk, err
 }
 
-// buildFsx builds the exerciser of this repository, static for the guest.
-func buildFsx(ctx context.Context, path string) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", path, "github.com/keelblock/keelblock/tools/fsx")
+// buildTool builds a program of this repository, static for the guest.
+func buildTool(ctx context.Context, program, path string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", path, "github.com/keelblock/keelblock/"+program)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build tools/fsx: %w\n%s", err, out)
+		return fmt.Errorf("build %s: %w\n%s", program, err, out)
 	}
 	return nil
 }

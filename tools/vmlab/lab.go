@@ -17,6 +17,7 @@ type lab struct {
 	r      *rig.Rig
 	image  image
 	accel  string
+	update bool // write test data
 	began  time.Time
 	guests []*guest
 }

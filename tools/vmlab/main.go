@@ -33,6 +33,13 @@
 // what it finds and what it leaves. Each case becomes one file DIR/CASE.zip, which a test
 // reads by fstest.VMCase.
 //
+// # Scenario windows
+//
+// The build machine's kernel may lack vfat and exfat; the guest's has them. It mounts
+// images made here, fills them (judge) and says what it shows; our readers must show the
+// same of the same images. With -update the small ones and their manifests become the
+// test data of the readers. windows.sh is what the guest does. It runs by name only.
+//
 // # All
 //
 // KVM is probed first, since it hangs on some machines; TCG does otherwise, and a
@@ -54,13 +61,14 @@ import (
 func main() {
 	bin := flag.String("bin", "bin/keelblock", "the keelblock binary")
 	accel := flag.String("accel", "", "kvm or tcg; empty: kvm where it works")
-	only := flag.String("only", "", "one scenario, live or attach, or one set of images; empty: all")
+	only := flag.String("only", "", "one scenario, live, attach or windows, or one set of images; empty: live and attach, or all sets")
 	images := flag.String("images", "", "make images for the readers' tests in this `folder` instead")
+	update := flag.Bool("update", false, "scenario windows: write the test data of the readers (run it in the repository)")
 	limit := flag.Duration("limit", 15*time.Minute, "the longest run of a scenario, without building the guest")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
-	if err := run(ctx, *bin, *accel, *only, *images, *limit); err != nil {
+	if err := run(ctx, *bin, *accel, *only, *images, *update, *limit); err != nil {
 		fmt.Fprintln(os.Stderr, "vmlab:", err)
 		stop()
 		os.Exit(1)
@@ -69,11 +77,12 @@ func main() {
 
 // scenarios in the order in which they run.
 var scenarios = []struct {
-	name string
-	run  func(*lab) error
-}{{"live", (*lab).live}, {"attach", (*lab).attach}}
+	name   string
+	run    func(*lab) error
+	byName bool // not part of a run of all
+}{{"live", (*lab).live, false}, {"attach", (*lab).attach, false}, {"windows", (*lab).windows, true}}
 
-func run(ctx context.Context, bin, accel, only, images string, limit time.Duration) error {
+func run(ctx context.Context, bin, accel, only, images string, update bool, limit time.Duration) error {
 	if images != "" {
 		return runImages(ctx, bin, accel, only, images, limit)
 	}
@@ -88,11 +97,11 @@ func run(ctx context.Context, bin, accel, only, images string, limit time.Durati
 	}
 	known := only == ""
 	for _, s := range scenarios {
-		if only != "" && only != s.name {
+		if only != s.name && (only != "" || s.byName) {
 			continue
 		}
 		known = true
-		if err := runOne(ctx, bin, accel, img, limit, s.run); err != nil {
+		if err := runOne(ctx, bin, accel, img, limit, func(l *lab) error { l.update = update; return s.run(l) }); err != nil {
 			return fmt.Errorf("scenario %s: %w", s.name, err)
 		}
 	}
