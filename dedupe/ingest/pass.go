@@ -20,8 +20,8 @@ type Options struct {
 	// Begin is called by each worker on its goroutine, before its first block. The
 	// goroutine is not used again afterwards. nil: nothing.
 	Begin func()
-	// Turn, if there is one, is taken by a worker for each block that it works on, and
-	// then given back. A worker holds one turn at most.
+	// Turn, if there is one, is taken by a worker for what it does for a few blocks
+	// together and for each block, and then given back. A worker holds one turn at most.
 	Turn Turn
 	// Progress is called with the total of bytes given to Write that have gone
 	// through, from one goroutine of the Pass, often; it must not block. nil: none.
@@ -77,6 +77,7 @@ type Pass struct {
 	patches   dedupe.Patches      // nil when the batch makes none
 	summing   dedupe.SummingBatch // nil when the batch is none
 	source    hashtree.Getter     // reads the base: committed content, and the batch's own
+	several   dedupe.BlocksGetter // source, or nil when it reads one block after the other
 	nodes     hashtree.Nodes
 	base      hashtree.Root
 	size      int64
@@ -124,6 +125,7 @@ func NewPass(s dedupe.Store, b dedupe.Batch, base hashtree.Root, sizeBytes int64
 		p.patches = pb.Patches()
 	}
 	p.summing, _ = b.(dedupe.SummingBatch)
+	p.several, _ = source.(dedupe.BlocksGetter)
 	var err error
 	p.tree, err = hashtree.NewWriter(p.nodes, nodeCounter{p}, base, sizeBytes, p.blockSize)
 	if err != nil {

@@ -102,14 +102,15 @@ func (p *Pass) worker() {
 	if p.o.Begin != nil {
 		p.o.Begin()
 	}
-	other := make([]byte, p.blockSize) // the base's block
-	var group [sumGroup]*job
+	g := group{p: p}
 	for j := range p.pipe.work {
-		for _, j := range group[:p.gather(&group, j)] {
+		g.gather(j)
+		g.prepare()
+		for i, j := range g.jobs[:g.n] {
 			select {
 			case <-p.pipe.failed:
 			default:
-				j.err = p.inTurn(j, other)
+				j.err = p.inTurn(j, &g.base[i])
 			}
 			close(j.done)
 		}
@@ -117,9 +118,9 @@ func (p *Pass) worker() {
 }
 
 // inTurn processes the block when it is this worker's turn.
-func (p *Pass) inTurn(j *job, other []byte) error {
+func (p *Pass) inTurn(j *job, base *baseBlock) error {
 	defer p.turn()()
-	return p.process(j, other)
+	return p.process(j, base)
 }
 
 // turn waits for this worker's turn to compute; what it returns ends it.
@@ -131,186 +132,71 @@ func (p *Pass) turn() (end func()) {
 	return p.o.Turn.Give
 }
 
-// sumGroup is how many blocks are summed together.
-const sumGroup = 8
-
-// gather begins a group with j, adds this worker's share of the blocks that wait, and
-// computes the digests of those that are known already: that is all of a block that was
-// given in full. It returns how many blocks are in the group.
-func (p *Pass) gather(group *[sumGroup]*job, j *job) (n int) {
-	group[0], n = j, 1
-	if p.summing == nil {
-		return n
+// process stores a block that was prepared, and finds out which of its grains differ.
+func (p *Pass) process(j *job, base *baseBlock) error {
+	if base.err != nil {
+		return base.err
 	}
-	for share := min(len(p.pipe.work)/p.o.Workers, sumGroup-1); share > 0; share-- {
-		select {
-		case j, ok := <-p.pipe.work:
-			if !ok {
-				share = 1
-				continue
-			}
-			group[n] = j
-			n++
-		default: // another worker was faster
-			share = 1
-		}
-	}
-	var blocks [sumGroup][]byte
-	var jobs [sumGroup]*job
-	var sums [sumGroup]dedupe.Summed
-	whole := 0
-	for _, j := range group[:n] {
-		if j.given == int64(p.blockSize) && !allZero(j.buf) {
-			blocks[whole], jobs[whole] = j.buf, j
-			whole++
-		}
-	}
-	if whole < 2 {
-		return n
-	}
-	end := p.turn()
-	p.summing.SumBlocks(sums[:whole], blocks[:whole])
-	end()
-	for i, j := range jobs[:whole] {
-		j.sum = sums[i]
-	}
-	return n
-}
-
-// process completes the block from the base and stores it.
-func (p *Pass) process(j *job, other []byte) error {
-	bs := int64(p.blockSize)
-	at := j.index * bs
-	grains := int((min(bs, p.size-at) + blockdev.GrainSize - 1) / blockdev.GrainSize)
-	count := 0
-	for _, w := range j.grain {
-		count += bits.OnesCount64(w)
-	}
-	partial := count < grains
-	was, err := hashtree.Lookup(j.ctx, p.nodes, p.base, j.index)
-	if err != nil {
-		if partial {
-			return baseError(err)
-		}
-		if !damaged(err) {
-			return err
-		}
-		was = dedupe.Digest{} // the whole block is given: it heals the base
-	}
-	if end := p.size - at; end < bs {
-		clear(j.buf[end:]) // the disk ends here; the base's may have been larger
-	}
-	known := false // other holds the base's content
-	if partial {
-		if known, err = p.complete(j, was, other, grains); err != nil {
-			return err
-		}
-	}
+	at := j.index * int64(p.blockSize)
 	if j.sum.Content() != nil || !allZero(j.buf) {
-		if known, err = p.put(j, was, other, known); err != nil {
+		if err := p.put(j, base); err != nil {
 			return fmt.Errorf("ingest block at %d: %w", at, err)
 		}
 	}
-	j.same = j.put.Digest == was
+	j.same = j.put.Digest == base.digest
 	j.differ = j.grain
 	switch {
 	case j.same:
 		return nil
-	case known || was.IsZero():
+	case base.known || base.digest.IsZero():
 	case !p.o.Trim:
 		return nil
 	default:
-		if err := p.readBase(j.ctx, was, other); err != nil {
+		if err := base.read(p, j.ctx); err != nil {
 			if damaged(err) {
 				return nil // what differs cannot be told: all that was given
 			}
 			return err
 		}
-		known = true
 	}
-	for g := range grains {
-		from := g * blockdev.GrainSize
-		now := j.buf[from:min(int64(from+blockdev.GrainSize), p.size-at)]
-		if known && string(now) == string(other[from:from+len(now)]) || !known && allZero(now) {
-			j.differ[g/64] &^= 1 << (g % 64)
+	for w, word := range j.grain { // what was not given is the base's
+		for ; word != 0; word &= word - 1 {
+			g := w*64 + bits.TrailingZeros64(word)
+			from := g * blockdev.GrainSize
+			now := j.buf[from:min(int64(from+blockdev.GrainSize), p.size-at)]
+			if base.known && string(now) == string(base.buf[from:from+len(now)]) || !base.known && allZero(now) {
+				j.differ[w] &^= 1 << (g % 64)
+			}
 		}
 	}
 	return nil
 }
 
 // put stores the block: as a patch over the base's block where that is known to be much
-// like it, or will be read to see what differs. known: other holds the base's content.
-func (p *Pass) put(j *job, was dedupe.Digest, other []byte, known bool) (bool, error) {
-	var err error
-	if p.patches == nil || was.IsZero() || !(known || p.o.Trim) {
+// like it, or will be read to see what differs.
+func (p *Pass) put(j *job, base *baseBlock) (err error) {
+	if p.patches == nil || base.digest.IsZero() || !(base.known || p.o.Trim) {
 		if j.sum.Content() != nil {
 			j.put, err = p.summing.PutSummed(j.ctx, j.sum)
 		} else {
 			j.put, err = p.batch.PutBlock(j.ctx, j.buf)
 		}
-		return known, err
+		return err
 	}
 	old := func() ([]byte, error) {
-		if !known {
-			if err := p.readBase(j.ctx, was, other); err != nil {
+		if !base.known {
+			if err := base.read(p, j.ctx); err != nil {
 				return nil, err
 			}
-			known = true
 		}
-		return other, nil
+		return base.buf, nil
 	}
 	if s, ok := p.patches.(dedupe.SummingPatches); ok && j.sum.Content() != nil {
-		j.put, err = s.PutSummedPatch(j.ctx, j.sum, was, old)
+		j.put, err = s.PutSummedPatch(j.ctx, j.sum, base.digest, old)
 	} else {
-		j.put, err = p.patches.PutPatch(j.ctx, j.buf, was, old)
+		j.put, err = p.patches.PutPatch(j.ctx, j.buf, base.digest, old)
 	}
-	return known, err
-}
-
-// complete takes the grains that were not given from the base (invariant V8: never
-// from the disk); they are zeros where it has nothing. Before that, the buffer has there
-// what it was used for last.
-func (p *Pass) complete(j *job, was dedupe.Digest, other []byte, grains int) (known bool, err error) {
-	bs := int64(p.blockSize)
-	at := j.index * bs
-	if was.IsZero() {
-		p.eachMissing(j, grains, func(grain []byte, _ int) { clear(grain) })
-		return false, nil
-	}
-	if err := p.readBase(j.ctx, was, other); err != nil {
-		if damaged(err) {
-			return false, &BaseError{Offset: at, Length: min(bs, p.size-at), Err: err}
-		}
-		return false, err
-	}
-	p.eachMissing(j, grains, func(grain []byte, from int) { copy(grain, other[from:]) })
-	return true, nil
-}
-
-// eachMissing calls fill with each grain of the block that was not given, up to the end
-// of the disk, and with its offset in the block.
-func (p *Pass) eachMissing(j *job, grains int, fill func(grain []byte, from int)) {
-	end := min(int64(p.blockSize), p.size-j.index*int64(p.blockSize))
-	for g := range grains {
-		if j.grain[g/64]&(1<<(g%64)) == 0 {
-			from := g * blockdev.GrainSize
-			fill(j.buf[from:min(int64(from+blockdev.GrainSize), end)], from)
-		}
-	}
-}
-
-func (p *Pass) readBase(ctx context.Context, d dedupe.Digest, buf []byte) error {
-	b, err := p.source.Get(ctx, dedupe.KindBlock, d, buf[:0])
-	if err != nil {
-		return fmt.Errorf("read base block %v: %w", d, err)
-	}
-	if len(b) != len(buf) {
-		return fmt.Errorf("read base block %v: %d bytes, want %d: %w", d, len(b), len(buf), dedupe.ErrCorrupt)
-	}
-	if &b[0] != &buf[0] {
-		copy(buf, b)
-	}
-	return nil
+	return err
 }
 
 func damaged(err error) bool {
