@@ -309,6 +309,23 @@ func (s *Store) Locate(d dedupe.Digest) (path string, off, length int64, err err
 	return "", 0, 0, fmt.Errorf("locate %v: %w", d, dedupe.ErrNotFound)
 }
 
+// Measure is what the record of a block, node or published manifest takes in its pack, as
+// Locate has it, and whether it is a patch.
+func (s *Store) Measure(kind dedupe.Kind, d dedupe.Digest) (length int64, patch bool, err error) {
+	if err := s.enter(); err != nil {
+		return 0, false, err
+	}
+	defer s.leave()
+	p, ok, err := s.find(kind, d)
+	if err == nil && !ok {
+		err = dedupe.ErrNotFound
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("measure %s %v: %w", kindName(kind), d, err)
+	}
+	return p.account(), p.isPatch(), nil
+}
+
 // Base is the block that a block is made of, when it is stored as a patch; not ok when it
 // is stored whole, or not at all. Whatever needs the block needs its base.
 func (s *Store) Base(d dedupe.Digest) (base dedupe.Digest, ok bool, err error) {

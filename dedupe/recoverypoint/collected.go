@@ -30,7 +30,8 @@ func (x *Index) Purged() (last map[dedupe.Digest]bool) {
 	return last
 }
 
-// Forget drops purged points that were collected from memory.
+// Forget drops purged points that were collected from memory. A collection that is over
+// tells it in any case: it has written records anew.
 func (x *Index) Forget(ids []dedupe.Digest) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -43,5 +44,5 @@ func (x *Index) Forget(ids []dedupe.Digest) {
 			x.solved(id)
 		}
 	}
-	x.ordered, x.unique = nil, nil
+	x.ordered, x.unique, x.collected = nil, nil, true
 }

@@ -83,6 +83,7 @@ type Index struct {
 	publishing sync.Mutex // held over the commit of a note, so that notes take effect in order; before mu
 
 	counting sync.Mutex // held over a count of unique bytes, so that it is done once; before mu
+	counted  *count     // the count before; nil: none. Guarded by counting
 
 	mu       sync.RWMutex // guards what follows; not held over I/O
 	points   map[dedupe.Digest]*Point
@@ -90,8 +91,10 @@ type Index struct {
 	ordered  []*Point                 // oldest first, purged ones included; nil when out of date
 	problems []Problem
 	unique   map[dedupe.Digest]Unique // of the points as they are; nil when out of date
-	settings Settings
-	statedAt time.Time // the newest time that a note of ours states
+	// collected: records may lie in other forms than when they were counted.
+	collected bool
+	settings  Settings
+	statedAt  time.Time // the newest time that a note of ours states
 }
 
 // OpenIndex reads all manifests and notes of s. A manifest that cannot be read is no

@@ -22,13 +22,15 @@ type Unique struct {
 	Exact bool
 }
 
-// censusEntries bounds the memory of an exact count: some 24 bytes per distinct
-// block and node, so 50 MiB, reached at 128 GiB of distinct 64 KiB blocks.
+// censusEntries bounds the memory of an exact count, which is kept for the next one: some
+// 24 bytes per distinct block and node, so 50 MiB, reached at 128 GiB of distinct 64 KiB
+// blocks.
 const censusEntries = 2 << 20
 
-// locator is a store that knows what a record takes in its pack.
-type locator interface {
-	Locate(d dedupe.Digest) (pack string, off, length int64, err error)
+// measurer is a store that knows what a record takes in its pack, and whether it keeps a
+// block as what differs from another one.
+type measurer interface {
+	Measure(kind dedupe.Kind, d dedupe.Digest) (length int64, patch bool, err error)
 }
 
 // patcher is a store that keeps some blocks as what differs from another block, their
@@ -60,17 +62,21 @@ func (x *Index) UniqueBytes(ctx context.Context, id dedupe.Digest) (int64, error
 	return u.Bytes, err
 }
 
-// Unique counts what only this point needs. The first call after a change of the
-// Index counts all points at once, in time linear in distinct nodes and blocks;
-// later calls are answered from memory.
+// Unique counts what only this point needs. The first call counts all points at once, in
+// time linear in distinct nodes and blocks; after points were published only what they
+// do not share with those before is gone through. A purge or a collection makes it begin
+// anew.
 func (x *Index) Unique(ctx context.Context, id dedupe.Digest) (Unique, error) {
 	x.counting.Lock()
 	defer x.counting.Unlock()
 	list := x.all()
-	x.mu.RLock()
+	x.mu.Lock()
 	u, ok := x.unique[id]
 	p := x.points[id]
-	x.mu.RUnlock()
+	if x.collected {
+		x.counted, x.collected = nil, false
+	}
+	x.mu.Unlock()
 	if ok {
 		return u, nil
 	}
@@ -95,71 +101,129 @@ func (x *Index) Unique(ctx context.Context, id dedupe.Digest) (Unique, error) {
 	return count[id], nil
 }
 
-// owners says which point reaches a digest: its number in the list, or shared. The
-// key is the digest's first 8 bytes; two of 2^21 digests agree there with a
-// probability of 1 in 10^7, and then a few KiB are counted as shared.
-type owners map[uint64]int32
+// owners says of a digest which point reaches it. The key is the digest's first 8 bytes;
+// two of 2^21 digests agree there with a probability of 1 in 10^7, and then a few KiB are
+// counted as shared.
+type owners map[uint64]owned
 
-const shared = -1
+// owned is one record: the number of the only point that reaches it, or shared, and what
+// it takes.
+type owned struct {
+	point int32
+	bytes uint32 // with isPatch
+}
+
+const (
+	shared = -1
+	// isPatch: the block is kept as what differs from another one, which its owners need
+	// as well. Records are smaller than this.
+	isPatch = 1 << 31
+)
 
 func ownerKey(d dedupe.Digest) uint64 { return binary.LittleEndian.Uint64(d[:]) }
 
-// census counts for every point. A subtree that two points share is gone through
-// twice, once when its second point marks all of it as shared, and never again.
-func (x *Index) census(ctx context.Context, list []*Point) (map[dedupe.Digest]Unique, error) {
-	out := make(map[dedupe.Digest]Unique, len(list))
-	nodes := hashtree.Cached(x.store, 1024)
-	own := make(owners)
-	exact := true
-	for i, p := range list {
-		err := reach(ctx, x.store, nodes, p.Manifest, func(d dedupe.Digest) (bool, error) {
-			o, seen := own[ownerKey(d)]
-			switch {
-			case seen && (o == int32(i) || o == shared):
-				return false, nil
-			case seen:
-				own[ownerKey(d)] = shared
-			case len(own) >= x.entries:
-				return false, errTooMany
-			default:
-				own[ownerKey(d)] = int32(i)
-			}
-			return true, nil
-		}, func(error) { exact = false })
-		if errors.Is(err, errTooMany) {
-			return x.bounds(ctx, nodes, list)
+// count is an exact count of some points, to which others can be added.
+type count struct {
+	own     owners
+	numbers map[dedupe.Digest]int32
+	bytes   []int64 // by number: what only that point needs
+	exact   bool
+	tooMany bool // for an exact count; nothing else is known
+}
+
+// within reports whether the count is of nothing but these points.
+func (c *count) within(list []*Point) bool {
+	if c.tooMany {
+		return true
+	}
+	n := 0
+	for _, p := range list {
+		if _, ok := c.numbers[p.ID]; ok {
+			n++
 		}
-		if err != nil {
+	}
+	return n == len(c.numbers)
+}
+
+// census counts for every point. It goes on from the count before, if that is of these
+// points only. A subtree that two points share is gone through twice, once when its second
+// point marks all of it as shared, and never again. counting is held.
+func (x *Index) census(ctx context.Context, list []*Point) (map[dedupe.Digest]Unique, error) {
+	c := x.counted
+	if c == nil || !c.within(list) {
+		c = &count{own: make(owners), numbers: make(map[dedupe.Digest]int32), exact: true}
+	}
+	x.counted = nil // a part of a point may be in it
+	nodes := hashtree.Cached(x.store, 1024)
+	for _, p := range list {
+		if c.tooMany {
+			break
+		}
+		if _, ok := c.numbers[p.ID]; ok {
+			continue
+		}
+		err := c.add(ctx, x, nodes, p)
+		if errors.Is(err, errTooMany) {
+			c = &count{tooMany: true}
+		} else if err != nil {
 			return nil, err
 		}
 	}
-	for i, p := range list {
-		u := Unique{Exact: exact}
+	if c.tooMany || c.exact {
+		x.counted = c
+	}
+	if c.tooMany {
+		return x.bounds(ctx, nodes, list)
+	}
+	out := make(map[dedupe.Digest]Unique, len(list))
+	for _, p := range list {
+		u := Unique{Bytes: c.bytes[c.numbers[p.ID]], Exact: c.exact}
 		u.add(x.store, p.ID, dedupe.KindManifest)
-		err := reachKinds(ctx, x.store, nodes, p.Manifest, func(d dedupe.Digest, kind dedupe.Kind) (bool, error) {
-			if own[ownerKey(d)] != int32(i) {
-				return false, nil
-			}
-			own[ownerKey(d)] = shared // counted
-			u.add(x.store, d, kind)
-			return true, nil
-		}, func(error) {})
-		if err != nil {
-			return nil, err
-		}
 		out[p.ID] = u
 	}
 	return out, nil
 }
 
+// add counts one more point.
+func (c *count) add(ctx context.Context, x *Index, nodes hashtree.Nodes, p *Point) error {
+	number := int32(len(c.bytes))
+	c.bytes = append(c.bytes, 0)
+	c.numbers[p.ID] = number
+	visit := func(d dedupe.Digest, kind dedupe.Kind) (bool, error) {
+		key := ownerKey(d)
+		o, seen := c.own[key]
+		switch {
+		case seen && (o.point == number || o.point == shared):
+			return false, nil
+		case seen:
+			c.bytes[o.point] -= int64(o.bytes &^ isPatch)
+			o.point = shared
+		case len(c.own) >= x.entries:
+			return false, errTooMany
+		default:
+			u := Unique{Exact: true}
+			patch := u.add(x.store, d, kind)
+			c.exact = c.exact && u.Exact
+			c.bytes[number] += u.Bytes
+			o = owned{number, uint32(u.Bytes)}
+			if patch {
+				o.bytes |= isPatch
+			}
+		}
+		c.own[key] = o
+		return kind == dedupe.KindNode || o.bytes&isPatch != 0, nil
+	}
+	return reachKinds(ctx, x.store, nodes, p.Manifest, visit, func(error) { c.exact = false })
+}
+
 var errTooMany = errors.New("too many blocks to count")
 
-// add counts one record.
-func (u *Unique) add(s dedupe.Store, d dedupe.Digest, kind dedupe.Kind) {
-	if l, ok := s.(locator); ok {
-		if _, _, n, err := l.Locate(d); err == nil {
+// add counts one record, and reports whether it may be a patch.
+func (u *Unique) add(s dedupe.Store, d dedupe.Digest, kind dedupe.Kind) (patch bool) {
+	if m, ok := s.(measurer); ok {
+		if n, patch, err := m.Measure(kind, d); err == nil {
 			u.Bytes += n
-			return
+			return patch
 		}
 	}
 	u.Exact = false
@@ -169,14 +233,11 @@ func (u *Unique) add(s dedupe.Store, d dedupe.Digest, kind dedupe.Kind) {
 	case dedupe.KindNode:
 		u.Bytes += hashtree.NodeSize
 	}
+	return kind == dedupe.KindBlock
 }
 
-// reach calls visit for every node and block that the manifest needs, and goes below a
+// reachKinds calls visit for every node and block that the manifest needs, and goes below a
 // node, or on to the base of a block, when visit says so. unreadable is told of nodes that are passed over.
-func reach(ctx context.Context, s dedupe.Store, nodes hashtree.Nodes, m *Manifest, visit func(dedupe.Digest) (bool, error), unreadable func(error)) error {
-	return reachKinds(ctx, s, nodes, m, func(d dedupe.Digest, _ dedupe.Kind) (bool, error) { return visit(d) }, unreadable)
-}
-
 func reachKinds(ctx context.Context, s dedupe.Store, nodes hashtree.Nodes, m *Manifest, visit func(dedupe.Digest, dedupe.Kind) (bool, error), unreadable func(error)) error {
 	block := func(d dedupe.Digest) (bool, error) {
 		deeper, err := visit(d, dedupe.KindBlock)
