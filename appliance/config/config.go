@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -65,6 +66,8 @@ type Config struct {
 	// PassphraseFile has passphrases, one in a line, that are tried for vaults whose keys
 	// are wrapped by one.
 	PassphraseFile string `toml:"passphrase-file"`
+	// PassphraseFD is a descriptor of the process to read such passphrases from, or nil.
+	PassphraseFD *int `toml:"passphrase-fd"`
 	// KMSTokenFile has the token for key-management services; it is read at each request.
 	KMSTokenFile string `toml:"kms-token-file"`
 	// KMSCACert is the PEM file of who signs the services' certificates. "": the system's
@@ -145,6 +148,9 @@ func Load(path string) (Config, error) {
 	md, err := toml.DecodeFile(path, &sizes)
 	c.SpillBytes, c.DiskReserveBytes, c.VaultReserveBytes = int64(sizes.Spill), int64(sizes.DiskReserve), int64(sizes.VaultReserve)
 	c.BallastBytes, c.CacheBytes = int64(sizes.Ballast), int64(sizes.Cache)
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, &appliance.Error{Op: "read configuration " + path, Kind: appliance.ErrNotFound, Err: err}
+	}
 	if err != nil {
 		return c, &appliance.Error{Op: "read configuration " + path, Kind: appliance.ErrInvalid, Err: err}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -134,8 +135,11 @@ func (r *Registry) adopt(s Spec) (*Disk, error) {
 	probe, err := localdisk.Open(s.Backing, localdisk.Options{})
 	if err != nil {
 		kind := appliance.ErrInvalid
-		if errors.Is(err, localdisk.ErrInUse) {
+		switch {
+		case errors.Is(err, localdisk.ErrInUse):
 			kind = appliance.ErrInUse
+		case errors.Is(err, fs.ErrNotExist):
+			kind = appliance.ErrNotFound
 		}
 		return nil, &appliance.Error{Op: op, Kind: kind, Text: "backing", Err: err,
 			Hint: "it must be an existing file or block device that nobody else uses"}

@@ -92,7 +92,7 @@ func (a *app) serveDetached(cmd *cobra.Command, s *serveFlags) error {
 	args := slices.DeleteFunc(slices.Clone(a.args), func(s string) bool { return s == "-d" || s == "--detach" || s == "--detach=true" })
 	args = append(args, fmt.Sprintf("--ready-fd=%d", childFD))
 	var in io.Reader
-	if len(cfg.Passphrases) > 0 {
+	if len(cfg.Passphrases) > 0 || cfg.PassphraseFD != nil { // the descriptor has been read here
 		args, in = append(args, "--passphrase-fd=0"), passphrasePipe(cfg)
 	}
 	text, _, err := detached(cmd.Context(), args, in, log)

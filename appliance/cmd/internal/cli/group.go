@@ -46,14 +46,15 @@ func completeMachinesAndGroups(ctx context.Context, c *client) []string {
 func (a *app) groupCreate() *cobra.Command {
 	var machines []string
 	cmd := &cobra.Command{
-		Use:     "create NAME --machine M [--machine M]...",
+		Use:     "create NAME --machine M...",
 		Short:   "cut machines together from now on",
-		Example: "  keelblock group create shop --machine web --machine db\n  keelblock backup shop",
-		Args:    cobra.ExactArgs(1),
+		Example: "  keelblock group create shop --machine web db\n  keelblock backup shop",
+		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(machines) == 0 {
-				return usageError{fmt.Errorf("group create %s needs --machine, once for each of its machines", args[0])}
+				return usageError{fmt.Errorf("group create %s needs --machine, and all of its machines", args[0])}
 			}
+			machines := append(machines, args[1:]...) // --machine web db
 			c, err := a.client()
 			if err != nil {
 				return err
@@ -69,7 +70,7 @@ func (a *app) groupCreate() *cobra.Command {
 		},
 		ValidArgsFunction: a.completing(false, completeNothing),
 	}
-	cmd.Flags().StringArrayVar(&machines, "machine", nil, "a machine of the group; may be repeated")
+	cmd.Flags().StringArrayVar(&machines, "machine", nil, "a machine of the group; more may follow, or it is repeated")
 	_ = cmd.RegisterFlagCompletionFunc("machine", a.completing(true, completeMachines))
 	return cmd
 }

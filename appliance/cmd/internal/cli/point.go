@@ -268,9 +268,16 @@ func (a *app) pointUndelete() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			before, _, err := a.point(cmd.Context(), c, args[0])
+			if err != nil {
+				return err
+			}
 			r, err := c.points.Undelete(cmd.Context(), connect.NewRequest(&kb.UndeletePointRequest{Point: args[0]}))
 			if err != nil {
 				return err
+			}
+			if before.GetDeletedUntil() == nil { // MACHINE@latest never names a deleted one
+				a.say("point %s (%s) was not deleted; keelblock recovery-point list --deleted shows those that are", a.shortID(before.GetId()), pointName(before))
 			}
 			return a.print(toPoint(r.Msg), nil)
 		},

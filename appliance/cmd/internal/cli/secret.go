@@ -90,7 +90,7 @@ func (a *app) credential(name string) string {
 
 // serveSecrets completes a configuration with what opens the vaults' keys: flags, then
 // systemd's credentials, then the environment, then the person at the terminal.
-func (a *app) serveSecrets(cfg *config.Config, passphraseFD int) error {
+func (a *app) serveSecrets(cfg *config.Config) error {
 	first := func(values ...string) string {
 		for _, v := range values {
 			if v != "" {
@@ -112,11 +112,11 @@ func (a *app) serveSecrets(cfg *config.Config, passphraseFD int) error {
 	if p := a.Getenv("KEELBLOCK_PASSPHRASE"); p != "" {
 		cfg.Passphrases = append(cfg.Passphrases, p)
 	}
-	if passphraseFD >= 0 {
-		f := os.NewFile(uintptr(passphraseFD), "passphrase descriptor")
+	if cfg.PassphraseFD != nil && *cfg.PassphraseFD >= 0 {
+		f := os.NewFile(uintptr(*cfg.PassphraseFD), "passphrase descriptor")
 		data, err := io.ReadAll(io.LimitReader(f, maxSecretFile))
 		if err = errors.Join(err, f.Close()); err != nil {
-			return fmt.Errorf("read passphrases from descriptor %d: %w", passphraseFD, err)
+			return fmt.Errorf("read passphrases from descriptor %d: %w", *cfg.PassphraseFD, err)
 		}
 		for line := range strings.Lines(string(data)) {
 			if line = strings.TrimRight(line, "\r\n"); line != "" {

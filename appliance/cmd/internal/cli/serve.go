@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/keelblock/keelblock/appliance"
 	"github.com/keelblock/keelblock/appliance/config"
 	"github.com/keelblock/keelblock/appliance/daemon"
 )
@@ -121,6 +122,9 @@ file.`,
 // serveConfig is the file, then the environment, then what the flags say.
 func (a *app) serveConfig(cmd *cobra.Command, s *serveFlags) (config.Config, error) {
 	cfg, err := config.Load(s.file)
+	if errors.Is(err, appliance.ErrNotFound) {
+		return cfg, notFoundError{err}
+	}
 	if err != nil {
 		return cfg, usageError{err}
 	}
@@ -145,6 +149,7 @@ func (a *app) serveConfig(cmd *cobra.Command, s *serveFlags) (config.Config, err
 		"drain-seconds":   func() { cfg.DrainSeconds = s.drainSeconds },
 		"clock-leap-days": func() { cfg.ClockLeapDays = s.clockLeapDays },
 		"passphrase-file": func() { cfg.PassphraseFile = s.passphraseFile },
+		"passphrase-fd":   func() { cfg.PassphraseFD = &s.passphraseDescrip },
 		"kms-token-file":  func() { cfg.KMSTokenFile = s.kmsTokenFile },
 		"kms-ca-cert":     func() { cfg.KMSCACert = s.kmsCACert },
 		"kms-namespace":   func() { cfg.KMSNamespace = s.kmsSpace },
@@ -178,7 +183,7 @@ func (a *app) serveConfig(cmd *cobra.Command, s *serveFlags) (config.Config, err
 	if n := len(cfg.PointsSocket()); n > 107 {
 		return cfg, usageError{fmt.Errorf("the folder %q is too long a path: the sockets in it would have %d bytes and the system allows 107", cfg.DataDir, n)}
 	}
-	return cfg, a.serveSecrets(&cfg, s.passphraseDescrip)
+	return cfg, a.serveSecrets(&cfg)
 }
 
 // serve runs the daemon in this process. With readyFD it is the child of serve -d.
