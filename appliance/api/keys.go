@@ -70,6 +70,9 @@ func (s keysService) Backup(ctx context.Context, r *connect.Request[kb.BackupKey
 		return nil, err
 	}
 	s.Logger.Info("keys sealed for an escrow file", "domains", e.Domains, "actor", actor(ctx))
+	if e.NoIdentity != nil {
+		s.Logger.Warn("the escrow file has the keys, but not the identity of the site", "error", e.NoIdentity)
+	}
 	return connect.NewResponse(&kb.BackupKeysResponse{Escrow: e.File, Secret: e.Secret, Domains: int64(e.Domains), BackupId: e.ID, MissingVaults: e.Missing}), nil
 }
 

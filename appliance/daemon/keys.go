@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/keelblock/keelblock/appliance"
+	"github.com/keelblock/keelblock/appliance/config"
 	"github.com/keelblock/keelblock/appliance/keys"
 	"github.com/keelblock/keelblock/appliance/transit"
 	"github.com/keelblock/keelblock/appliance/vault"
@@ -24,9 +26,38 @@ func (d *daemon) newKeys() *keys.Store {
 		}
 		passphrases = append(list, passphrases...)
 	}
-	return keys.New(keys.Options{Dir: d.cfg.KeysDir(), PlatformFile: d.cfg.PlatformKeyFile(), SiteID: d.site.ID, SiteName: d.site.Name,
+	return keys.New(keys.Options{Dir: d.cfg.KeysDir(), PlatformFile: d.cfg.PlatformKeyFile(), SiteID: d.site.ID, SiteName: d.site.Name, Identity: d.identity,
 		Passphrases: passphrases, Logger: d.log,
 		KMS: keys.KMS{Token: d.kmsToken, CACertFile: d.cfg.KMSCACert, Namespace: d.cfg.KMSNamespace}})
+}
+
+// identity is what escrow files carry beside the keys.
+func (d *daemon) identity() (json.RawMessage, error) {
+	id, err := d.vaults.Identity()
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(id)
+}
+
+// RestoreSite makes the data folder of cfg that of the site in an escrow file, while no
+// daemon uses it: identity and list of vaults, without the keys, which the daemon takes from
+// the same file once it finds the vaults.
+func RestoreSite(cfg config.Config, escrow []byte, secret string) (id *vault.Identity, err error) {
+	cfg = cfg.WithDefaults()
+	doc, err := keys.Identity(escrow, secret)
+	if err != nil {
+		return nil, err
+	}
+	if id, err = vault.ParseIdentity(doc); err != nil {
+		return nil, err
+	}
+	unlock, err := lock(cfg.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	return id, id.Install(cfg.DataDir)
 }
 
 // keysOf gives the keys of a vault. One that is made without a word about its key is

@@ -31,7 +31,9 @@ var (
 
 const (
 	escrowMagic   = "keelblock-escrow"
-	escrowVersion = "1"
+	escrowVersion = "2"
+	// escrowVersion1 had the keys alone.
+	escrowVersion1 = "1"
 	// MaxEscrowBytes bounds an escrow file; a domain takes at most 6 KiB.
 	MaxEscrowBytes = 1 << 20
 )
@@ -54,6 +56,13 @@ type escrowKeys struct {
 	Keys   []byte `json:"keys"`
 }
 
+// escrowPlain is what is sealed.
+type escrowPlain struct {
+	Keys []escrowKeys `json:"keys"`
+	// Identity is that of Options.Identity, if it could be had.
+	Identity json.RawMessage `json:"identity,omitempty"`
+}
+
 // Escrow is a backup of keys.
 type Escrow struct {
 	// ID for Confirm.
@@ -66,6 +75,8 @@ type Escrow struct {
 	Domains int
 	// Missing are the vaults whose keys are not available, and not in it.
 	Missing []string
+	// NoIdentity is why the appliance's identity is not in it, or nil.
+	NoIdentity error
 }
 
 // pending is a backup that was made, but perhaps not written yet.
@@ -113,8 +124,13 @@ func (s *Store) Backup(secret string) (*Escrow, error) {
 	case len(list) == 0:
 		return nil, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Text: "no vault is encrypted, so there are no keys"}
 	}
+	plain := escrowPlain{Keys: list}
+	defer func() { clear(plain.Identity) }()
+	if s.o.Identity != nil {
+		plain.Identity, out.NoIdentity = s.o.Identity()
+	}
 	var err error
-	if out.File, err = sealEscrow(head, list, secret); err != nil {
+	if out.File, err = sealEscrow(head, plain, secret); err != nil {
 		return nil, fmt.Errorf("%s: %w", op, err)
 	}
 	sum := sha256.Sum256(out.File)
@@ -169,12 +185,12 @@ func (v *Vault) noteBackup(ctx context.Context, d *domain, at time.Time) error {
 
 // sealEscrow is an escrow file: a line with magic, version and checksum, a line with the
 // head, a line with the sealed keys.
-func sealEscrow(head escrowHead, list []escrowKeys, secret string) ([]byte, error) {
+func sealEscrow(head escrowHead, content escrowPlain, secret string) ([]byte, error) {
 	h, err := json.Marshal(head)
 	if err != nil {
 		return nil, err
 	}
-	plain, err := json.Marshal(list)
+	plain, err := json.Marshal(content)
 	if err != nil {
 		return nil, err
 	}
@@ -204,7 +220,7 @@ func parseEscrow(file []byte) (head escrowHead, headLine, sealed []byte, err err
 		return head, nil, nil, &appliance.Error{Op: "read the escrow file", Kind: appliance.ErrInvalid,
 			Text: "it is not one", Hint: "keelblock key backup FILE makes them"}
 	}
-	if string(f[1]) != escrowVersion {
+	if v := string(f[1]); v != escrowVersion && v != escrowVersion1 {
 		return head, nil, nil, fmt.Errorf("read the escrow file: version %s: %w", f[1], dedupe.ErrUnknownFormat)
 	}
 	if sum := sha256.Sum256(file[len(lines[0])+min(1, len(lines)-1):]); hex.EncodeToString(sum[:]) != string(f[2]) || len(lines) != 4 || len(lines[3]) > 0 {
@@ -224,8 +240,8 @@ func parseEscrow(file []byte) (head escrowHead, headLine, sealed []byte, err err
 	return head, lines[1], sealed, nil
 }
 
-// openEscrow opens the keys in an escrow file.
-func openEscrow(head escrowHead, headLine, sealed []byte, typed string) ([]escrowKeys, error) {
+// openEscrow opens what is sealed in an escrow file.
+func openEscrow(head escrowHead, headLine, sealed []byte, typed string) (content escrowPlain, err error) {
 	secret, mistyped := canonical(typed)
 	key := escrowKey(head.Argon2, secret)
 	defer clear(key)
@@ -235,15 +251,38 @@ func openEscrow(head escrowHead, headLine, sealed []byte, typed string) ([]escro
 		if mistyped {
 			text += "; the secret is mistyped: the checksum in its last group does not match"
 		}
-		return nil, &appliance.Error{Op: "open the escrow file", Err: ErrWrongSecret, Text: text,
+		return content, &appliance.Error{Op: "open the escrow file", Err: ErrWrongSecret, Text: text,
 			Hint: "give the secret that keelblock key backup printed when it made this file"}
 	}
 	defer clear(plain)
-	var list []escrowKeys
-	if err := json.Unmarshal(plain, &list); err != nil {
-		return nil, escrowDamaged("its keys cannot be read")
+	into := any(&content)
+	if bytes.HasPrefix(plain, []byte("[")) { // version 1
+		into = &content.Keys
 	}
-	return list, nil
+	if err := json.Unmarshal(plain, into); err != nil {
+		return content, escrowDamaged("its keys cannot be read")
+	}
+	return content, nil
+}
+
+// Identity is the appliance's identity in an escrow file, as Options.Identity gave it.
+func Identity(file []byte, secret string) (json.RawMessage, error) {
+	head, headLine, sealed, err := parseEscrow(file)
+	if err != nil {
+		return nil, err
+	}
+	content, err := openEscrow(head, headLine, sealed, secret)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range content.Keys {
+		clear(k.Keys)
+	}
+	if len(content.Identity) == 0 {
+		return nil, &appliance.Error{Op: "read the escrow file", Kind: appliance.ErrInvalid,
+			Text: fmt.Sprintf("it has the keys of site %s, but not who it is", head.SiteName), Hint: "put site.json, site.key and vaults.json back from a copy"}
+	}
+	return content.Identity, nil
 }
 
 // Restored is what Restore did.
@@ -268,12 +307,14 @@ func (s *Store) Restore(ctx context.Context, file []byte, secret string) (r Rest
 		return r, &appliance.Error{Op: op, Err: ErrOtherSite,
 			Text: fmt.Sprintf("the file has the keys of vault %s of site %s (%s), and no vault here is encrypted by them",
 				strings.Join(head.Vaults, ", "), head.SiteName, head.SiteID),
-			Hint: "put that vault's folder here first, or use the file of this site"}
+			Hint: "put that vault's folder here first, or use the file of this site; if this is to be that site, see keelblock help recovery"}
 	}
-	list, err := openEscrow(head, headLine, sealed, secret)
+	content, err := openEscrow(head, headLine, sealed, secret)
 	if err != nil {
 		return r, fmt.Errorf("%s: %w", op, err)
 	}
+	clear(content.Identity) // keelblock key restore --site needs it, and nobody else
+	list := content.Keys
 	for _, v := range s.list() {
 		for _, d := range v.encrypted() {
 			i := slices.IndexFunc(list, func(k escrowKeys) bool { return k.Domain == hex.EncodeToString(d.id[:]) })

@@ -227,7 +227,7 @@ func TestEscrowFilesThatAreNone(t *testing.T) {
 			t.Errorf("%s: restored", name)
 		}
 	}
-	newer := bytes.Replace(e.File, []byte("escrow 1 "), []byte("escrow 2 "), 1)
+	newer := bytes.Replace(e.File, []byte("escrow 2 "), []byte("escrow 3 "), 1)
 	if _, err := s.store.Restore(ctx, newer, e.Secret); !errors.Is(err, dedupe.ErrUnknownFormat) {
 		t.Errorf("a newer version: %v", err)
 	}

@@ -3,6 +3,7 @@ package keys
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -29,6 +30,9 @@ type Options struct {
 	PlatformFile string
 	// SiteID and SiteName are told in escrow files.
 	SiteID, SiteName string
+	// Identity gives what makes the appliance the same one again on an empty data folder; it
+	// is sealed in escrow files. nil: there is none.
+	Identity func() (json.RawMessage, error)
 	// Passphrases are tried for keys that are wrapped by one.
 	Passphrases []string
 	// KMS is how a key-management service is spoken to.

@@ -88,7 +88,10 @@ type Set struct {
 	saving sync.Mutex // held while vaults.json is written; before mu
 }
 
-const vaultsKind = "vaults"
+const (
+	vaultsName = "vaults.json"
+	vaultsKind = "vaults"
+)
 
 type vaultsDoc struct {
 	Vaults []Spec `json:"vaults"`
@@ -138,7 +141,7 @@ func NewSet(o SetOptions) *Set {
 // unknownID is the ID of a vault that was there, and whose id was not written down.
 const unknownID = "unknown"
 
-func (s *Set) path() string { return filepath.Join(s.o.DataDir, "vaults.json") }
+func (s *Set) path() string { return filepath.Join(s.o.DataDir, vaultsName) }
 
 func (s *Set) newVault(spec Spec) *Vault {
 	o := Options{Spec: spec, Site: s.o.Site, Cache: s.cache, Logger: s.o.Logger}

@@ -279,7 +279,7 @@ func (v *Vault) claim() error {
 	if err == nil && l.Serial > 0 {
 		if doc.Site != v.o.Site.ID {
 			return &appliance.Error{Kind: appliance.ErrRefused, Text: fmt.Sprintf("it belongs to site %s, and this is site %s", doc.Site, v.o.Site.ID),
-				Hint: "a vault and what it protects are at one site; read it there, or make a vault here: keelblock vault create NAME"}
+				Hint: "a vault and what it protects are at one site; read it there, or make a vault here: keelblock vault create NAME. If this is what is left of a lost data folder: keelblock help recovery"}
 		}
 		if doc.Name == v.o.Name {
 			return nil

@@ -13,7 +13,10 @@ import (
 	"github.com/spf13/cobra"
 
 	kb "github.com/keelblock/keelblock/appliance/api/keelblockv1"
+	"github.com/keelblock/keelblock/appliance/config"
+	"github.com/keelblock/keelblock/appliance/daemon"
 	"github.com/keelblock/keelblock/appliance/statefile"
+	"github.com/keelblock/keelblock/appliance/vault"
 )
 
 func (a *app) keyCommand() *cobra.Command {
@@ -216,15 +219,24 @@ func (a *app) backupKeys(cmd *cobra.Command, path, secretFile string, force bool
 
 func (a *app) keyRestore() *cobra.Command {
 	var secretFile string
+	var site bool
 	cmd := &cobra.Command{
-		Use:   "restore FILE [--secret-file FILE]",
+		Use:   "restore FILE [--secret-file FILE] [--site]",
 		Short: "bring keys back from an escrow file, and open the vaults that need them",
 		Long: `Brings the keys of vaults back from an escrow file, with its recovery secret, and opens
 vaults that were closed for want of them. Keys that are there stay as they are; the others
-are wrapped by the platform key, and keelblock key rotate --key changes that.`,
-		Example: "  keelblock key restore /media/stick/keys.escrow",
+are wrapped by the platform key, and keelblock key rotate --key changes that.
+
+With --site it is for the day when the data folder is lost, and the folders of vaults are
+not: no daemon runs yet, and the folder of --data becomes that of the site whose keys are in
+the file. It prints a line for the site, and where each vault is looked for. Then start the
+daemon, and bring the keys back. See keelblock help recovery.`,
+		Example: "  keelblock key restore /media/stick/keys.escrow\n  keelblock key restore /media/stick/keys.escrow --site",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if site {
+				return a.restoreSite(args[0], secretFile)
+			}
 			c, err := a.client()
 			if err != nil {
 				return err
@@ -245,7 +257,42 @@ are wrapped by the platform key, and keelblock key rotate --key changes that.`,
 		},
 	}
 	cmd.Flags().StringVar(&secretFile, "secret-file", "", "file with the recovery secret; - is standard input (default: asked for)")
+	cmd.Flags().BoolVar(&site, "site", false, "make the data folder that of the site again, before the daemon is started")
 	return cmd
+}
+
+// restoreSite needs no daemon.
+func (a *app) restoreSite(path, secretFile string) error {
+	file, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	secret, err := a.secret("recovery secret", secretFile, "")
+	if err != nil {
+		return err
+	}
+	cfg := config.Config{DataDir: a.dataDir()}.WithDefaults()
+	id, err := daemon.RestoreSite(cfg, file, secret)
+	if err != nil {
+		return err
+	}
+	out := siteShape{SiteID: id.SiteID, SiteName: id.SiteName, DataDir: cfg.DataDir, Vaults: []siteVaultShape{}}
+	for _, v := range id.VaultsIn(cfg.DataDir) {
+		if v.Name == vault.DefaultName {
+			v.Dir = cfg.VaultDir()
+		}
+		out.Vaults = append(out.Vaults, siteVaultShape{Name: v.Name, Locations: append([]string{v.Dir}, v.Locations...)})
+	}
+	if err := a.print(out, func(w io.Writer) {
+		fmt.Fprintf(w, "site %s %s\n", out.SiteName, out.SiteID)
+		for _, v := range out.Vaults {
+			fmt.Fprintf(w, "vault %s %s\n", v.Name, strings.Join(v.Locations, " "))
+		}
+	}); err != nil {
+		return err
+	}
+	a.say("Put what is left of these vaults in its place, then: keelblock serve -d --data %s, and keelblock key restore %s", cfg.DataDir, path)
+	return nil
 }
 
 func (a *app) keyUnlock() *cobra.Command {

@@ -287,6 +287,18 @@ type keyBackupShape struct {
 	MissingVaults []string `json:"missingVaults"`
 }
 
+type siteShape struct {
+	SiteID   string           `json:"siteId"`
+	SiteName string           `json:"siteName"`
+	DataDir  string           `json:"dataDir"`
+	Vaults   []siteVaultShape `json:"vaults"`
+}
+
+type siteVaultShape struct {
+	Name      string   `json:"name"`
+	Locations []string `json:"locations"`
+}
+
 type statusShape struct {
 	Version     string         `json:"version"`
 	PID         int64          `json:"pid"`

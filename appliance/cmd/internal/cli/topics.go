@@ -155,10 +155,16 @@ The file system is full: backups fail, guests go on.
   keelblock recovery-point delete P --purge
   keelblock vault gc                     frees what no recovery point needs
 
-The system disk is lost, and a vault is whole on another one: a vault opens only at its own
-site, which is DIR/site.json and site.key. Keep a copy of the small files of DIR (all but disks,
-vault and ballast) with the escrow file. Put them back, serve, and create the machines again:
-their points are there.`},
+The data folder DIR is lost, and the folders of vaults are not (they were on another disk, or
+were copied). A vault opens only at its own site; the escrow file knows which that is, and
+where its vaults were. On a new DIR, before its first start or after keelblock stop:
+  keelblock key restore FILE --site      prints where each vault is looked for
+  … put the folders there, the default vault's at DIR/vault; or mount them
+  keelblock serve -d
+  keelblock key restore FILE             the same file and secret: the vaults open
+All points are there: restore disk, restore file, mount and export work. Disks and machines are
+made again, by their old names, with keelblock restore disk and machine create. Of a vault's
+folder, superblock and packs are enough: vault rebuild-index makes the rest.`},
 	{"environment", "environment variables", `KEELBLOCK_DATA   the daemon's folder DIR (--data)
 KEELBLOCK_API    the address of the daemon: unix:PATH or https://HOST:PORT (--api)
 
