@@ -143,7 +143,9 @@ func (d *daemon) openDisks() error {
 		return fallback
 	}
 	d.diskReserve, d.vaultReserve = or(c.DiskReserveBytes, space.DiskReserve()), or(c.VaultReserveBytes, space.VaultReserve())
-	d.ballast = vault.Ballast{Path: filepath.Join(c.DataDir, "ballast"), Bytes: or(c.BallastBytes, space.BallastSize())}
+	if d.ballast, err = vault.BallastOf(c.DataDir, c.BallastBytes); err != nil {
+		return err
+	}
 	maps, err := disks.MapDirectory(c.MapDir, c.DataDir)
 	if err != nil {
 		return err
@@ -181,7 +183,7 @@ func (d *daemon) compose() {
 	}
 	d.keys = d.newKeys()
 	d.vaults = vault.NewSet(vault.SetOptions{DataDir: d.cfg.DataDir, DefaultDir: d.cfg.VaultDir(), Site: d.site,
-		DefaultLocations: d.cfg.VaultLocations, ReserveBytes: d.vaultReserve, CacheBytes: d.cfg.CacheBytes, Keys: d.keysOf, Logger: d.log})
+		DefaultLocations: d.cfg.VaultLocations, ReserveBytes: d.cfg.VaultReserveBytes, BallastBytes: d.cfg.BallastBytes, CacheBytes: d.cfg.CacheBytes, Keys: d.keysOf, Logger: d.log})
 	d.openClock()
 	d.machines = machine.NewSet(d.disks, disks.NewID)
 	d.cursors = cursor.NewSet(d.disks, d.vaults)

@@ -19,7 +19,8 @@
 // before a vault is opened, the catalog with the default one, and removed after. A start that finds the
 // marker of two dead ones leaves the vault closed and serves disks; rebuilding the
 // index from the packs is the way out. A [Ballast] file beside them is given up
-// first when the file system is full at a start or a stop.
+// first when the file system is full at a start or a stop; a vault on another file system than
+// the data folder's has one of its own.
 //
 // # A folder that is empty
 //

@@ -60,9 +60,11 @@ type SetOptions struct {
 	// that it has.
 	DefaultLocations []string
 	Site             *Site
-	// ReserveBytes of the file system of the default vault stay free. Others have the
+	// ReserveBytes of the file system of the default vault stay free; 0, and for others, the
 	// default of their own file systems.
 	ReserveBytes int64
+	// BallastBytes of each vault on another file system than DataDir; 0: the default of that.
+	BallastBytes int64
 	// CacheBytes bounds the cache that all readers of all vaults share.
 	CacheBytes int64
 	// Keys gives the keys of the vault of a name in a folder; nil: new vaults are not
@@ -144,7 +146,7 @@ const unknownID = "unknown"
 func (s *Set) path() string { return filepath.Join(s.o.DataDir, vaultsName) }
 
 func (s *Set) newVault(spec Spec) *Vault {
-	o := Options{Spec: spec, Site: s.o.Site, Cache: s.cache, Logger: s.o.Logger}
+	o := Options{Spec: spec, Site: s.o.Site, Cache: s.cache, Logger: s.o.Logger, DataDir: s.o.DataDir, BallastBytes: s.o.BallastBytes}
 	if spec.Name == DefaultName {
 		o.ReserveBytes = s.o.ReserveBytes
 	}

@@ -54,6 +54,11 @@ type Options struct {
 	// ReserveBytes of free space below which nothing new is stored. 0: the default of
 	// the vault's file system.
 	ReserveBytes int64
+	// DataDir is the appliance's folder, whose file system has a ballast already; "": there
+	// is none. BallastBytes are of the vault's own ballast, where it lies on another one; 0:
+	// the default of that file system.
+	DataDir      string
+	BallastBytes int64
 	// Cache is what all readers share.
 	Cache *recoverypoint.Cache
 	// Keys of encryption at rest; nil: a new vault is not encrypted.
@@ -197,6 +202,8 @@ func (v *Vault) hintFor(err error) string {
 		return "see keelblock key show; keelblock key restore FILE brings keys back"
 	case errors.Is(err, dedupe.ErrNoSpace):
 		return "free space on the vault's file system and start the daemon again"
+	case errors.Is(err, unix.EROFS):
+		return "the file system of " + v.o.Dir + " is mounted read-only, and nothing in it is changed; mount it for writing and start the daemon again"
 	case errors.Is(err, dedupe.ErrUnknownFormat):
 		return "a newer release may have written it; the packs are untouched"
 	}
@@ -225,6 +232,7 @@ func (v *Vault) open(ctx context.Context) (h *Handle, err error) {
 		}
 		v.o.ReserveBytes = space.VaultReserve()
 	}
+	v.dropBallast()
 	if err := v.claim(); err != nil {
 		return nil, err
 	}
@@ -244,6 +252,7 @@ func (v *Vault) open(ctx context.Context) (h *Handle, err error) {
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	v.fillBallast()
 	v.loadCollection()
 	for _, p := range points.Problems() {
 		v.o.Logger.Error("a recovery point is not readable", "vault", v.o.Name, "recovery_point", p.ID, "error", p.Err)
@@ -469,6 +478,7 @@ func (v *Vault) Close() error {
 	if h == nil {
 		return nil
 	}
+	v.dropBallast()
 	if err := h.Store.Close(); err != nil {
 		return fmt.Errorf("close vault %s: %w", v.o.Name, err)
 	}
@@ -490,7 +500,12 @@ func (v *Vault) RebuildIndex(ctx context.Context, progress func(done, total int6
 	if v.isGone() && !v.IsBack() && len(v.copies()) == 0 {
 		return fmt.Errorf("%s: %w", op, v.gone())
 	}
-	if err := blockstore.RebuildIndex(ctx, v.o.Dir, v.options(), progress); err != nil {
+	v.dropBallast()
+	err = blockstore.RebuildIndex(ctx, v.o.Dir, v.options(), progress)
+	switch {
+	case errors.Is(err, unix.EROFS):
+		return &appliance.Error{Op: op, Kind: appliance.ErrUnavailable, Err: err, Hint: v.hintFor(err)}
+	case err != nil:
 		return fmt.Errorf("%s: %w", op, err)
 	}
 	return nil

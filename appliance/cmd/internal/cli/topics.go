@@ -142,6 +142,9 @@ it; the vault is opened by itself. Is the disk lost?
   another location has a copy            keelblock vault rebuild-index [--vault V]
   there is no other: a new, empty one    keelblock vault create V
 
+The file system of a vault is mounted read-only. Mount it for writing, and start the daemon
+again; the kernel does that by itself to one that is damaged, and fsck comes first.
+
 A location other than the first is lost, or the disk below it is. Backups go on. Put a new
 disk or an empty folder in its place; it is filled by itself, or at once by
   keelblock vault repair [--vault V]
