@@ -29,6 +29,7 @@ mcopy               mtools
 mkfs.exfat          exfatprogs
 ntfs-3g             ntfs-3g
 sfdisk              fdisk
+cryptsetup          cryptsetup-bin
 setfattr            attr
 setfacl             acl
 losetup             mount
