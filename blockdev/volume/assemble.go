@@ -19,6 +19,9 @@ const (
 	// maxMetadata bounds the LVM metadata of all physical volumes, in bytes. A large
 	// group has some hundred KiB on each.
 	maxMetadata = 64 << 20
+	// maxHeaders bounds the LUKS volumes, and the damaged LVM metadata, of a machine:
+	// each may take some MiB to read.
+	maxHeaders = 64
 )
 
 // The signature of ext2, ext3 and ext4.
@@ -115,6 +118,8 @@ type assembler struct {
 	pvs         []*lvm.PV
 	pvNodes     []*Node
 	metadata    int             // bytes of LVM metadata
+	headers     int             // LUKS headers
+	damaged     int             // physical volumes
 	madeArrays  map[string]bool // by UUID
 	madeGroups  map[string]bool
 }
@@ -192,7 +197,7 @@ func (a *assembler) inspect(n *Node, r io.ReaderAt, size int64) {
 		if done := a.takeMember(n, r, size); done {
 			return
 		}
-		h, err := luks.ReadHeader(r, size)
+		h, err := a.readLUKS(r, size)
 		if errors.Is(err, luks.ErrNotLUKS) {
 			break
 		}
@@ -212,6 +217,21 @@ func (a *assembler) inspect(n *Node, r io.ReaderAt, size int64) {
 		return
 	}
 	n.Content, n.Size = r, size
+}
+
+func (a *assembler) readLUKS(r io.ReaderAt, size int64) (*luks.Header, error) {
+	if a.headers >= maxHeaders {
+		var magic [4]byte
+		if n, _ := r.ReadAt(magic[:], 0); n == len(magic) && string(magic[:]) == "LUKS" {
+			return nil, fmt.Errorf("more than %d LUKS volumes in a machine are %w", maxHeaders, luks.ErrUnsupported)
+		}
+		return nil, luks.ErrNotLUKS
+	}
+	h, err := luks.ReadHeader(r, size)
+	if !errors.Is(err, luks.ErrNotLUKS) {
+		a.headers++
+	}
+	return h, err
 }
 
 func (a *assembler) unlock(h *luks.Header) (*luks.Volume, error) {
@@ -244,6 +264,9 @@ func (a *assembler) takeMember(n *Node, r io.ReaderAt, size int64) bool {
 // takePV keeps a physical volume for later. The label stays behind when mke2fs makes a
 // file system where one was, but pvcreate wipes that of a file system.
 func (a *assembler) takePV(n *Node, r io.ReaderAt, size int64) bool {
+	if a.damaged >= maxHeaders {
+		return false
+	}
 	pv, err := lvm.ReadPV(r, size)
 	if err == nil {
 		var magic [2]byte
@@ -258,6 +281,7 @@ func (a *assembler) takePV(n *Node, r io.ReaderAt, size int64) bool {
 	case errors.Is(err, lvm.ErrNotPV):
 		return false
 	case err != nil:
+		a.damaged++
 		n.Member = "LVM2 physical volume"
 		a.fail(n, err)
 		return true

@@ -50,6 +50,14 @@ func disks(contents ...[]byte) []volume.Disk {
 	return out
 }
 
+func byName(set *volume.Set) map[string]*volume.Node {
+	out := map[string]*volume.Node{}
+	for _, n := range set.Nodes {
+		out[n.Name] = n
+	}
+	return out
+}
+
 // An array in an array, and a table of partitions in that: each has its name, and the
 // layers below are members.
 func TestArraysNest(t *testing.T) {
