@@ -1,6 +1,7 @@
 package fstest
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -90,6 +91,16 @@ type MountOptions struct {
 // skips the test without root, loop devices or a kernel that knows the type.
 func Mount(t testing.TB, image string, o MountOptions) (dir string, unmount func()) {
 	t.Helper()
+	dir, unmount, err := TryMount(t, image, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir, unmount
+}
+
+// TryMount is Mount for an image that the kernel may refuse.
+func TryMount(t testing.TB, image string, o MountOptions) (dir string, unmount func(), err error) {
+	t.Helper()
 	RequireRoot(t)
 	known, err := os.ReadFile("/proc/filesystems")
 	if err != nil || !strings.Contains(string(known), "\t"+o.Type+"\n") {
@@ -139,10 +150,11 @@ func Mount(t testing.TB, image string, o MountOptions) (dir string, unmount func
 		}
 	}
 	if err := unix.Mount(loop, dir, o.Type, flags, data); err != nil {
-		t.Fatalf("mount %s as %s with %q: %v", image, o.Type, data, err)
+		unmount()
+		return "", nil, fmt.Errorf("mount %s as %s with %q: %w", image, o.Type, data, err)
 	}
 	mounted = true
-	return dir, unmount
+	return dir, unmount, nil
 }
 
 // RequireRoot skips the test for other users.
