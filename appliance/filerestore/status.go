@@ -87,7 +87,11 @@ func (v *vol) describe(ctx context.Context) string {
 		text += " " + info.UUID
 	}
 	if info.State.Clean {
-		return text + ", clean"
+		text += ", clean"
+		if info.State.Reason != "" {
+			text += "; " + info.State.Reason
+		}
+		return text
 	}
 	return text + ", NOT CLEAN: " + info.State.Reason
 }

@@ -54,9 +54,11 @@ type Dirent struct {
 
 // State says how much a volume can be trusted to be current.
 type State struct {
-	// Clean: cleanly unmounted or frozen; what is shown is the newest state.
+	// Clean: what is shown is the newest state: the volume was cleanly unmounted or
+	// frozen, or its journal was replayed.
 	Clean bool
-	// Reason tells a reader why not, in one sentence, and what is shown instead.
+	// Reason tells a reader why not, in one sentence, and what is shown instead. Of a
+	// clean volume it may tell what was replayed.
 	Reason string
 }
 

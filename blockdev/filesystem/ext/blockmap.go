@@ -28,12 +28,17 @@ const maxLogical = 1 << 32
 // as one node of the map tells, so the next run may be of the same kind. It reads
 // at most as many blocks as the tree is deep.
 func (f *FS) mapBlock(in *inode, b uint64) (run, error) {
-	var r run
-	var err error
-	if in.has(flagExtents) {
-		r, err = f.mapExtent(in, b)
+	base := func() (run, error) {
+		if in.has(flagExtents) {
+			return f.mapExtent(in, b)
+		}
+		return f.mapIndirect(in, b)
+	}
+	r, err := run{}, error(nil)
+	if in.ranges != nil {
+		r, err = overRanges(in.ranges, b, base)
 	} else {
-		r, err = f.mapIndirect(in, b)
+		r, err = base()
 	}
 	if err != nil {
 		return run{}, fmt.Errorf("inode %d: logical block %d: %w", in.num, b, err)

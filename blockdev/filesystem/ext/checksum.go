@@ -40,3 +40,26 @@ func crc16(crc uint16, p []byte) uint16 {
 	}
 	return crc
 }
+
+var crc32beTable = func() (t [256]uint32) {
+	for i := range t {
+		crc := uint32(i) << 24
+		for range 8 {
+			if crc>>31 != 0 {
+				crc = crc<<1 ^ 0x04C11DB7
+			} else {
+				crc <<= 1
+			}
+		}
+		t[i] = crc
+	}
+	return t
+}()
+
+// crc32be is the kernel's crc32_be, which the oldest checksum of journals uses.
+func crc32be(crc uint32, p []byte) uint32 {
+	for _, b := range p {
+		crc = crc<<8 ^ crc32beTable[byte(crc>>24)^b]
+	}
+	return crc
+}

@@ -90,10 +90,16 @@ func (f *FS) ReadDir(dir filesystem.Inode, cookie uint64, yield func(filesystem.
 	if err != nil {
 		return fmt.Errorf("read directory: %w", err)
 	}
-	if in.has(flagInlineData) {
-		err = f.readInlineDir(in, cookie, yield)
+	base := func(yield func(filesystem.Dirent) bool) error {
+		if in.has(flagInlineData) {
+			return f.readInlineDir(in, cookie, yield)
+		}
+		return f.readBlockDir(in, cookie, yield)
+	}
+	if d := f.fast.dir(in.num); d != nil {
+		err = d.readDir(cookie, yield, base)
 	} else {
-		err = f.readBlockDir(in, cookie, yield)
+		err = base(yield)
 	}
 	if err != nil {
 		return fmt.Errorf("read directory %d: %w", dir, err)
@@ -244,6 +250,9 @@ func (f *FS) Parent(dir filesystem.Inode) (filesystem.Inode, error) {
 }
 
 func (f *FS) parent(in *inode) (uint32, error) {
+	if d := f.fast.dir(in.num); d != nil && d.fresh {
+		return d.parent, nil
+	}
 	if in.has(flagInlineData) {
 		return f.validTarget(binary.LittleEndian.Uint32(in.block()))
 	}

@@ -2,9 +2,9 @@
 //
 //	volume (a partition) → ext.FS (a filesystem.FS) → FUSE, download, tests
 //
-// [Open] takes any io.ReaderAt and returns an [FS]; nothing is ever written and
-// the journal is not replayed: where one waits for replay, [filesystem.Info] says
-// so in its State.
+// [Open] takes any io.ReaderAt and returns an [FS]; nothing is ever written. A
+// journal that waits for its replay is replayed in memory, so what is shown is what
+// the kernel shows after a mount; [filesystem.Info] says so in its State.
 //
 //	fs, err := ext.Open(volume, size)
 //	ino, err := fs.Lookup(fs.Root(), []byte("etc"))
@@ -23,6 +23,19 @@
 // directories a name is found by its exact bytes only. The data of fs-verity
 // files is read, but not checked against its hash tree.
 //
+// # The journal
+//
+// The log is judged as the kernel does: it ends at an interrupted commit, and where
+// the kernel refuses a damaged one, so does Open. The replay copies nothing: it is a
+// sorted list, block of the volume to block of the journal ([overlay], 16 bytes for
+// each), under everything else. Fast commits change inodes, maps and directories in
+// memory ([fastCommits]); where that cannot be done exactly, the state is that of the
+// last full commit and is labelled. FORMAT.md has the rules, what is done about orphans,
+// and where a fast commit shows otherwise than after the kernel's replay.
+//
+//	superblock → journal.go (where it is) → recovery.go (scan, revoke, verify)
+//	           → overlay.go (the volume after it) → fastcommit.go, fcreplay.go → FS
+//
 // # A damaged or hostile image
 //
 // Every checksum that the format has is verified when a structure is read: of the
@@ -32,7 +45,7 @@
 // system, every length against its container, the depth of trees against the
 // format. What does not fit is [filesystem.ErrCorrupt], never zeros. Each call
 // reads a bounded number of blocks. Memory is a cache of [cacheBytes] and a few
-// blocks for each call under way.
+// blocks for each call under way, and what a replay noted.
 //
 // Directories that contain themselves are not detected here: whoever walks a tree
 // remembers the inodes on the way.

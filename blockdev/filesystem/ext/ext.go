@@ -1,7 +1,6 @@
 package ext
 
 import (
-	"encoding/binary"
 	"fmt"
 	"io"
 	"sync/atomic"
@@ -18,6 +17,8 @@ type FS struct {
 	super *superblock
 	cache *cache
 	info  filesystem.Info
+	// fast are the changes of fast commits, or nil.
+	fast *fastCommits
 	// hints are directories without a hash tree, by their inode modulo the length,
 	// in which a name was found: inode << 32 | logical block.
 	hints [64]atomic.Uint64
@@ -29,22 +30,26 @@ var _ filesystem.FS = (*FS)(nil)
 // the FS is used; the FS itself needs no closing. The root directory's inode is
 // read too, so that a volume whose root is unreadable is refused here.
 //
+// Where the journal has to be replayed, Open reads it and puts the result over r;
+// that takes as long as reading the used part of the journal. A journal that the
+// kernel would not replay is an error.
+//
 // Errors: ErrUnknown when there is no ext file system, ErrUnsupported with the
 // name of a feature, ErrCorrupt.
 func Open(r io.ReaderAt, size int64) (*FS, error) {
 	if size < superOffset+superSize {
 		return nil, fmt.Errorf("open ext: volume of %d bytes: %w", size, filesystem.ErrUnknown)
 	}
-	p := make([]byte, superSize)
-	f := &FS{r: r, cache: newCache(cacheBytes)}
-	if err := f.readFull(p, superOffset); err != nil {
-		return nil, fmt.Errorf("open ext: read superblock: %w", err)
-	}
-	super, err := parseSuperblock(p, size)
+	f, err := openSuper(r, size)
 	if err != nil {
 		return nil, fmt.Errorf("open ext: %w", err)
 	}
-	f.super = super
+	state := f.state()
+	if f.needsReplay() {
+		if f, state, err = f.replayed(size); err != nil {
+			return nil, fmt.Errorf("open ext: journal: %w", err)
+		}
+	}
 	root, err := f.inode(rootInode)
 	if err != nil {
 		return nil, fmt.Errorf("open ext: root directory: %w", err)
@@ -52,23 +57,41 @@ func Open(r io.ReaderAt, size int64) (*FS, error) {
 	if root.kind() != filesystem.TypeDir {
 		return nil, fmt.Errorf("open ext: %w", corruptf("root directory: mode %#o", root.mode))
 	}
-	f.info = filesystem.Info{
-		Format:     super.format(),
-		Label:      super.label,
-		UUID:       uuidString(super.uuid),
-		State:      f.state(),
-		BlockSize:  super.blockSize,
-		Blocks:     super.blocks,
-		BlocksFree: min(super.freeBlocks, super.blocks),
-		Inodes:     uint64(super.inodes),
-		InodesFree: uint64(min(super.freeInodes, super.inodes)),
-		MaxNameLen: maxNameLen,
-		SizeBytes:  int64(super.blocks) << super.blockBits,
-	}
-	if super.overhead < super.blocks {
-		f.info.Blocks -= super.overhead
-	}
+	f.info = f.super.describe(state)
 	return f, nil
+}
+
+// openSuper gives an FS that has read nothing but its superblock.
+func openSuper(r io.ReaderAt, size int64) (*FS, error) {
+	p := make([]byte, superSize)
+	f := &FS{r: r, cache: newCache(cacheBytes)}
+	if err := f.readFull(p, superOffset); err != nil {
+		return nil, fmt.Errorf("read superblock: %w", err)
+	}
+	var err error
+	f.super, err = parseSuperblock(p, size)
+	return f, err
+}
+
+// describe is the Info of a file system with this superblock.
+func (s *superblock) describe(state filesystem.State) filesystem.Info {
+	info := filesystem.Info{
+		Format:     s.format(),
+		Label:      s.label,
+		UUID:       uuidString(s.uuid),
+		State:      state,
+		BlockSize:  s.blockSize,
+		Blocks:     s.blocks,
+		BlocksFree: min(s.freeBlocks, s.blocks),
+		Inodes:     uint64(s.inodes),
+		InodesFree: uint64(min(s.freeInodes, s.inodes)),
+		MaxNameLen: maxNameLen,
+		SizeBytes:  int64(s.blocks) << s.blockBits,
+	}
+	if s.overhead < s.blocks {
+		info.Blocks -= s.overhead
+	}
+	return info
 }
 
 // Info describes the volume.
@@ -77,13 +100,10 @@ func (f *FS) Info() filesystem.Info { return f.info }
 // Root is inode 2.
 func (f *FS) Root() filesystem.Inode { return rootInode }
 
-// state tells whether what is shown is the newest state of the volume.
+// state tells how far what the superblock describes can be trusted to be current.
 func (f *FS) state() filesystem.State {
 	s := f.super
 	switch {
-	case s.has(incompatRecover) && !f.journalEmpty():
-		return filesystem.State{Reason: "state as of the last commit; the journal has not been replayed, " +
-			"so the newest changes are missing and some of what is shown may be older than its directory says"}
 	case s.state&stateError != 0 || s.errorCount != 0:
 		return filesystem.State{Reason: fmt.Sprintf("the guest's kernel recorded errors in this file system (%d); "+
 			"it is shown as it is, e2fsck has not been run", s.errorCount)}
@@ -92,34 +112,6 @@ func (f *FS) state() filesystem.State {
 			"it is shown as it is, e2fsck has not been run"}
 	}
 	return filesystem.State{Clean: true}
-}
-
-// journalEmpty: the journal's superblock says that there is nothing to replay
-// (s_start is 0, jbd2_journal_recover). A running guest that has just written
-// everything home leaves the flag needs_recovery with an empty journal.
-func (f *FS) journalEmpty() bool {
-	const (
-		jbd2Magic   = 0xC03B3998
-		superV1     = 3
-		superV2     = 4
-		offsetStart = 0x1C
-	)
-	if f.super.journalInode == 0 {
-		return false // an external journal, which is not here
-	}
-	in, err := f.inode(f.super.journalInode)
-	if err != nil || in.kind() != filesystem.TypeRegular {
-		return false
-	}
-	p := make([]byte, 1024)
-	if n, err := f.readFile(in, p, 0); n != len(p) || (err != nil && err != io.EOF) {
-		return false
-	}
-	be := binary.BigEndian
-	if kind := be.Uint32(p[4:]); be.Uint32(p) != jbd2Magic || (kind != superV1 && kind != superV2) {
-		return false
-	}
-	return be.Uint32(p[offsetStart:]) == 0
 }
 
 // readFull fills p from off or returns an error.

@@ -2,9 +2,8 @@ package ext
 
 import "encoding/binary"
 
-// inodeTable is the first block of a group's inode table. The group's descriptor is
-// verified.
-func (f *FS) inodeTable(group uint32) (uint64, error) {
+// descriptor is the descriptor of a group, verified.
+func (f *FS) descriptor(group uint32) ([]byte, error) {
 	s := f.super
 	perBlock := uint32(s.blockSize / s.descSize)
 	block := f.descBlock(group / perBlock)
@@ -12,17 +11,27 @@ func (f *FS) inodeTable(group uint32) (uint64, error) {
 	p, ok := cached[[]byte](f.cache, key)
 	if !ok {
 		if block >= s.blocks {
-			return 0, corruptf("group %d: descriptor in block %d of %d", group, block, s.blocks)
+			return nil, corruptf("group %d: descriptor in block %d of %d", group, block, s.blocks)
 		}
 		var err error
 		if p, err = f.readBlock(block); err != nil {
-			return 0, err
+			return nil, err
 		}
 		f.cache.put(key, p, len(p))
 	}
 	d := p[int64(group%perBlock)*s.descSize:][:s.descSize]
 	if !f.descChecksumOK(group, d) {
-		return 0, corruptf("group %d: checksum of the descriptor is wrong", group)
+		return nil, corruptf("group %d: checksum of the descriptor is wrong", group)
+	}
+	return d, nil
+}
+
+// inodeTable is the first block of a group's inode table.
+func (f *FS) inodeTable(group uint32) (uint64, error) {
+	s := f.super
+	d, err := f.descriptor(group)
+	if err != nil {
+		return 0, err
 	}
 	table := uint64(binary.LittleEndian.Uint32(d[0x8:]))
 	if s.descSize >= 64 {

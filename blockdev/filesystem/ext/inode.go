@@ -41,6 +41,8 @@ type inode struct {
 	fileACL    uint64 // block of attributes, or 0
 	seed       uint32 // of the crc32c of what belongs to this inode
 	raw        []byte // all of it
+	// ranges are runs of blocks that count before the map in raw.
+	ranges []fcRange
 }
 
 func (in *inode) kind() filesystem.Type { return filesystem.Type(in.mode >> 12) }
@@ -49,6 +51,12 @@ func (in *inode) block() []byte         { return in.raw[inodeBlockOffset:][:inod
 
 // inode reads and verifies inode n. One that is not in use is ErrNotExist.
 func (f *FS) inode(n uint32) (*inode, error) {
+	if f.fast != nil && f.fast.inodes[n] != nil {
+		if in := f.fast.inode(n); in != nil {
+			return in, nil
+		}
+		return nil, fmt.Errorf("inode %d: deleted: %w", n, filesystem.ErrNotExist)
+	}
 	key := cacheKey{class: classInode, a: uint64(n)}
 	if in, ok := cached[*inode](f.cache, key); ok {
 		return in, nil
@@ -198,18 +206,22 @@ func (f *FS) checkInode(in *inode, size uint64) error {
 	return nil
 }
 
-// checksumOK follows ext4_inode_csum.
-func (in *inode) checksumOK() bool {
-	const lo, hi = 0x7C, 0x82
+// Where the two halves of an inode's checksum are.
+const (
+	inodeChecksumLow  = 0x7C
+	inodeChecksumHigh = 0x82
+)
+
+// checksum follows ext4_inode_csum.
+func (in *inode) checksum() uint32 {
+	const lo, hi = inodeChecksumLow, inodeChecksumHigh
 	raw := in.raw
 	crc := crc32c(in.seed, raw[:lo])
 	crc = crc32cZeros(crc, 2)
 	crc = crc32c(crc, raw[lo+2:goodOldInodeSize])
-	want := uint32(binary.LittleEndian.Uint16(raw[lo:]))
 	if len(raw) > goodOldInodeSize {
 		rest := raw[goodOldInodeSize:]
 		if in.fits(hi + 2) {
-			want |= uint32(binary.LittleEndian.Uint16(raw[hi:])) << 16
 			crc = crc32c(crc, raw[goodOldInodeSize:hi])
 			crc = crc32cZeros(crc, 2)
 			rest = raw[hi+2:]
@@ -219,7 +231,24 @@ func (in *inode) checksumOK() bool {
 	if !in.fits(hi + 2) {
 		crc &= 0xFFFF
 	}
-	return crc == want
+	return crc
+}
+
+func (in *inode) checksumOK() bool {
+	le := binary.LittleEndian
+	want := uint32(le.Uint16(in.raw[inodeChecksumLow:]))
+	if len(in.raw) > goodOldInodeSize && in.fits(inodeChecksumHigh+2) {
+		want |= uint32(le.Uint16(in.raw[inodeChecksumHigh:])) << 16
+	}
+	return in.checksum() == want
+}
+
+func (in *inode) setChecksum() {
+	le, crc := binary.LittleEndian, in.checksum()
+	le.PutUint16(in.raw[inodeChecksumLow:], uint16(crc))
+	if len(in.raw) > goodOldInodeSize && in.fits(inodeChecksumHigh+2) {
+		le.PutUint16(in.raw[inodeChecksumHigh:], uint16(crc>>16))
+	}
 }
 
 // fits: the inode has the bytes up to end (EXT4_FITS_IN_INODE).

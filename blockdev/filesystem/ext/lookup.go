@@ -44,7 +44,15 @@ func (f *FS) lookup(in *inode, name []byte) (uint32, error) {
 		return in.num, nil
 	case isDotDot(name):
 		return f.parent(in)
-	case in.has(flagInlineData):
+	}
+	if d := f.fast.dir(in.num); d != nil {
+		if n, changed := d.entries[string(name)]; n != 0 {
+			return f.validTarget(n)
+		} else if changed || d.fresh {
+			return 0, filesystem.ErrNotExist
+		}
+	}
+	if in.has(flagInlineData) {
 		return f.lookupInline(in, name)
 	}
 	if f.hashed(in) {

@@ -83,6 +83,7 @@ type superblock struct {
 	uuid           [16]byte
 	label          string
 	journalInode   uint32
+	journalUUID    [16]byte // of a journal on another device
 	hashSeed       [4]uint32
 	descSize       int64
 	firstMetaBG    uint32
@@ -136,6 +137,7 @@ func parseSuperblock(p []byte, size int64) (*superblock, error) {
 		descSize:       32,
 	}
 	copy(s.uuid[:], p[0x68:])
+	copy(s.journalUUID[:], p[0xD0:])
 	for i := range s.hashSeed {
 		s.hashSeed[i] = le.Uint32(p[0xEC+4*i:])
 	}
