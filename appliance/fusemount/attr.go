@@ -12,8 +12,8 @@ import (
 
 // How long the kernel may keep what it was told.
 const (
-	immutableTimeout = time.Hour   // points do not change
-	ourTimeout       = time.Second // our own directories do
+	immutableTimeout = 10 * 365 * 24 * time.Hour // for ever: points do not change
+	ourTimeout       = time.Second               // our own directories do
 )
 
 func fillAttr(out *fuse.Attr, a filesystem.Attr, node uint64) {

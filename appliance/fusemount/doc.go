@@ -27,9 +27,9 @@
 // hangs is answered with EIO at once until it comes back.
 //
 // Caching. Points do not change, so names, attributes, pages and directories of
-// guests are cached by the kernel for an hour. A moving name (latest) is asked for at
-// every lookup. A file that was read is read again from the page cache, as fast as from
-// any file system.
+// guests are cached by the kernel for as long as it has room. A moving name (latest) is
+// asked for at every lookup. A file that was read is read again from the page cache, as
+// fast as from any file system.
 //
 // The cost of a first read is copies: from the pack to the daemon's buffer, into and out
 // of the socket, by FUSE into the page cache, to the reader; and the digest of every
