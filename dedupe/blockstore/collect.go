@@ -123,6 +123,7 @@ type bugs struct {
 	skipWindow   bool // what open batches were told to be held does not count
 	skipPatch    bool // a patch that another batch stores, too, is not in the window
 	skipStored   bool // nor is what is stored whole
+	deeper       bool // a deeper patch replaces a shallower one of the same block
 	skipTaking   bool // what is being taken is still held
 	childrenLast bool // false: right. true: the sweep takes children before their nodes
 	touchAnyway  bool // an entry that was verified is written back though it has moved

@@ -35,10 +35,13 @@ type collectModel struct {
 	named   int
 	inside  bool // a hook of the collection under way is at work
 	acting  float64
+	steps   int         // in the collection under way
 	copies  []modelCopy // taken in the midst of a collection
 	during  error       // of a step inside of a collection
 	collect int
-	depths  []int // of the blocks at the end
+	depths  []int    // of the blocks at the end
+	fresh   uint64   // the first block that nobody has put yet
+	shared  []uint64 // what two batches put last
 }
 
 // modelCopy is what a kill would leave, and what must be in it.
@@ -50,7 +53,11 @@ type modelCopy struct {
 
 // There are few blocks, so that batches put what deleted points had, and of each several
 // versions.
-const modelBlocks, modelVersions = 100, 5
+const (
+	modelBlocks, modelVersions = 100, 5
+	modelPackBytes             = 128 << 10
+	modelSteps                 = 30 // that others make in a collection, at most
+)
 
 func (m *collectModel) start() error {
 	hooked := m.options(m.root).WithHook(func(op, name string) error {
@@ -62,7 +69,8 @@ func (m *collectModel) start() error {
 		}
 		m.inside = true
 		defer func() { m.inside = false }()
-		if m.r.Float64() < m.acting && m.during == nil {
+		if m.r.Float64() < m.acting && m.during == nil && m.steps < modelSteps {
+			m.steps++
 			m.during = m.act()
 		}
 		if len(m.copies) < 3 && m.r.IntN(8) == 0 {
@@ -111,33 +119,97 @@ func (m *collectModel) act() error {
 	if m.count > 1 && m.r.IntN(12) == 0 {
 		return m.befall()
 	}
-	n := m.r.IntN(10)
+	n := m.r.IntN(12)
 	if len(m.open) == 0 || n == 0 && len(m.open) < 3 {
-		b, err := m.s.Begin(ctx)
-		if err != nil {
+		if err := m.begin(); err != nil {
 			return err
 		}
-		m.named++
-		m.open = append(m.open, &openTree{batch: b, point: treePoint{Name: fmt.Sprintf("point %d", m.named)}})
 	}
 	i := m.r.IntN(len(m.open))
 	o := m.open[i]
 	switch {
-	case n < 7:
+	case n < 5:
 		return o.put(ctx, m.s, m.seeds(1+m.r.IntN(40)))
-	case n == 7:
-		m.open = slices.Delete(m.open, i, i+1)
-		return o.batch.Abort()
+	case n < 8:
+		return m.share()
+	case n == 8 && len(m.order) > 4:
+		return m.purge(m.r.IntN(len(m.order)))
 	default:
 		m.open = slices.Delete(m.open, i, i+1)
-		id, err := o.commit(ctx)
-		if err != nil {
+		return m.end(o)
+	}
+}
+
+// begin opens a batch.
+func (m *collectModel) begin() error {
+	b, err := m.s.Begin(context.Background())
+	if err != nil {
+		return err
+	}
+	m.named++
+	m.open = append(m.open, &openTree{batch: b, bases: m.r, point: treePoint{Name: fmt.Sprintf("point %d", m.named)}})
+	return nil
+}
+
+// end ends a batch in any way: its point stays, is purged at once, or is none, though all
+// that it put is in the index; or it is aborted.
+func (m *collectModel) end(o *openTree) error {
+	ctx := context.Background()
+	n := m.r.IntN(6)
+	switch n {
+	case 0:
+		return o.batch.Abort()
+	case 1:
+		_, err := o.batch.Commit(ctx, dedupe.Publication{})
+		return err
+	}
+	id, err := o.commit(ctx)
+	if err != nil {
+		return err
+	}
+	m.points[id] = true
+	m.order = append(m.order, id)
+	if n == 2 {
+		return m.purge(len(m.order) - 1)
+	}
+	return nil
+}
+
+// share lets two open batches put the same blocks, of which some are new and some are
+// versions of others, over whatever base each of them likes, and the same nodes. It may be
+// what others have put before.
+func (m *collectModel) share() error {
+	for len(m.open) < 2 {
+		if err := m.begin(); err != nil {
 			return err
 		}
-		m.points[id] = true
-		m.order = append(m.order, id)
+	}
+	if len(m.shared) == 0 || m.r.IntN(3) > 0 {
+		m.shared = m.newSeeds()
+	}
+	order := m.r.Perm(len(m.open))
+	a, b := m.open[order[0]], m.open[order[1]]
+	ctx, list := context.Background(), m.shared
+	cut := m.r.IntN(len(list) + 1)
+	if err := errors.Join(a.put(ctx, m.s, list[:cut]), b.put(ctx, m.s, list), a.put(ctx, m.s, list[cut:])); err != nil {
+		return err
+	}
+	if m.r.IntN(3) > 0 {
 		return nil
 	}
+	nodes := 1 + m.r.IntN(dedupe.FanOut) // many fill a pack
+	return errors.Join(a.putMore(ctx, nodes, len(list), list[0]), b.putMore(ctx, nodes, len(list), list[0]))
+}
+
+// newSeeds are blocks that nobody has put yet, and versions of them.
+func (m *collectModel) newSeeds() (list []uint64) {
+	for range 1 + m.r.IntN(8) {
+		for v := range 1 + m.r.Uint64N(modelVersions) {
+			list = append(list, modelBlocks+m.fresh+v<<versionShift)
+		}
+		m.fresh++
+	}
+	return list
 }
 
 func (m *collectModel) purgeSome() error {
@@ -145,19 +217,26 @@ func (m *collectModel) purgeSome() error {
 		if len(m.order) == 0 {
 			return nil
 		}
-		i := m.r.IntN(len(m.order))
-		if err := purge(context.Background(), m.s, m.order[i]); err != nil {
+		if err := m.purge(m.r.IntN(len(m.order))); err != nil {
 			return err
 		}
-		delete(m.points, m.order[i])
-		m.order = slices.Delete(m.order, i, i+1)
 	}
+	return nil
+}
+
+// purge purges the i-th point.
+func (m *collectModel) purge(i int) error {
+	if err := purge(context.Background(), m.s, m.order[i]); err != nil {
+		return err
+	}
+	delete(m.points, m.order[i])
+	m.order = slices.Delete(m.order, i, i+1)
 	return nil
 }
 
 func (m *collectModel) runCollection() error {
 	m.collect++
-	m.copies, m.during = nil, nil
+	m.copies, m.during, m.steps = nil, nil, 0
 	m.acting = []float64{0, 0.3, 0.8}[m.r.IntN(3)]
 	o := blockstore.CollectOptions{}
 	if m.r.IntN(3) == 0 {
@@ -352,6 +431,9 @@ var patchOptions = blockstore.Options{BlockSize: 64 << 10, PackBytes: blockstore
 func newCollectModel(t testing.TB, seed uint64, o blockstore.Options) *collectModel {
 	m := &collectModel{t: t, r: rand.New(rand.NewPCG(seed, 9)), o: o, root: memoryDir(t), sick: -1, points: make(map[dedupe.Digest]bool)}
 	m.count = 1 + m.r.IntN(packdir.MaxLocations)
+	if m.r.IntN(3) > 0 { // a few records fill a pack, so that it is in the index before its batch ends
+		m.o = o.WithPackBytes(modelPackBytes)
+	}
 	newVaultAt(t, o, m.dirs())
 	return m
 }

@@ -37,6 +37,8 @@ type worker struct {
 	// Keys: the vault is encrypted, with testKeys.
 	Keys bool
 	Seed uint64
+	// SmallPacks are those of mixOptions.
+	SmallPacks bool
 	// Cut: the power goes at this one of its system calls that change or sync a file; 0:
 	// never. CutIn, when not empty, counts only those of a job's phase.
 	Cut   int64
@@ -101,7 +103,10 @@ type process struct {
 func (p *process) open() (err error) {
 	p.r = rand.New(rand.NewPCG(p.Seed, 1))
 	o := blockstore.Options{PackBytes: blockstore.MinPackBytes, Locations: p.Dirs[1:]}
-	if p.Keys {
+	switch {
+	case p.SmallPacks:
+		o = mixOptions(p.Dirs, true)
+	case p.Keys:
 		o = encrypted(o)
 	}
 	o = o.WithHook(p.hook)

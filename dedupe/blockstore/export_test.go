@@ -119,6 +119,8 @@ func DecodeRow(b []byte) (Row, []byte, error) {
 var Bugs = map[string]bugs{
 	"skip hit":                    {skipHit: true},
 	"skip window":                 {skipWindow: true},
+	"window holds only hits":      {skipPatch: true, skipStored: true},
+	"deeper patches replace":      {deeper: true},
 	"skip taking":                 {skipTaking: true},
 	"children before their nodes": {childrenLast: true},
 	"touch what has moved":        {touchAnyway: true},
@@ -148,15 +150,24 @@ func (o Options) WithoutStoredInWindow() Options {
 	return o
 }
 
+// WithPackBytes is PackBytes, also below its limit, so that a few records fill a pack.
+func (o Options) WithPackBytes(n int64) Options {
+	o.packBytes = n
+	return o
+}
+
 // Indexed reports whether a block is in the index, and not only in a batch.
 func (s *Store) Indexed(d dedupe.Digest) bool {
 	_, ok, err := s.index.lookup(dedupe.KindBlock, d)
 	return ok && err == nil
 }
 
-// CheckIndex reads the record of every entry, and looks for the children of every node.
+// CheckIndex reads the record of every entry, compares the depth of every patch with that of
+// its base, and looks for the children of every node, but for those that a start after a
+// crash found: of a batch that was not committed the children may be lost.
 func (s *Store) CheckIndex() error {
 	var errs []error
+	found := make(map[entry]bool)
 	for _, kind := range []dedupe.Kind{dedupe.KindBlock, dedupe.KindNode, dedupe.KindManifest} {
 		err := s.index.scan(contentKey(kind, dedupe.Digest{})[0], func(key, val []byte) error {
 			d := dedupe.Digest(key[1:])
@@ -164,23 +175,42 @@ func (s *Store) CheckIndex() error {
 			if err != nil {
 				return err
 			}
+			if len(errs) > 5 {
+				return errStop // enough
+			}
 			content, err := s.read(p, kind, d, nil)
 			if err != nil {
 				errs = append(errs, fmt.Errorf("index entry: %w", err))
 				return nil
 			}
-			if kind == dedupe.KindNode {
-				errs = append(errs, s.checkChildren(d, int(p.level), content))
+			if kind == dedupe.KindNode && p.epoch > 0 {
+				err = s.checkChildren(d, int(p.level), content, found)
+			} else if p.isPatch() {
+				err = s.checkBase(d, p)
+			}
+			if err != nil {
+				errs = append(errs, err)
 			}
 			return nil
 		})
-		errs = append(errs, err)
+		if err != nil {
+			errs = append(errs, err)
+		}
 	}
 	errs = append(errs, s.Notes(context.Background(), func(dedupe.Note) bool { return true }))
 	return errors.Join(errs...)
 }
 
-func (s *Store) checkChildren(d dedupe.Digest, level int, content []byte) error {
+// checkBase is of a patch, which a rebuild enters after what it lies over.
+func (s *Store) checkBase(d dedupe.Digest, p place) error {
+	base, ok, err := s.index.lookup(dedupe.KindBlock, p.base)
+	if err != nil || !ok || base.depth >= p.depth {
+		return fmt.Errorf("block %v at depth %d lies over block %v, in the index %v, at depth %d: %w", d, p.depth, p.base, ok, base.depth, errors.Join(err, dedupe.ErrCorrupt))
+	}
+	return nil
+}
+
+func (s *Store) checkChildren(d dedupe.Digest, level int, content []byte, found map[entry]bool) error {
 	children, err := pack.DecodeNode(content)
 	if err != nil {
 		return err
@@ -190,10 +220,11 @@ func (s *Store) checkChildren(d dedupe.Digest, level int, content []byte) error 
 		kind = dedupe.KindBlock
 	}
 	for _, child := range children {
-		if child.IsZero() {
+		if child.IsZero() || found[entry{kind, child}] {
 			continue
 		}
-		if _, ok, err := s.find(kind, child); !ok {
+		_, ok, err := s.find(kind, child)
+		if found[entry{kind, child}] = ok; !ok {
 			return fmt.Errorf("node %v of level %d is in the index, its child %v is not: %w", d, level, child, errors.Join(err, dedupe.ErrNotFound))
 		}
 	}

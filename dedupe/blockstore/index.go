@@ -19,6 +19,7 @@ import (
 type index struct {
 	db   *badger.DB
 	room func(bytes int64) error // asked before each write; nil: no limit
+	bugs bugs                    // that tests seed
 
 	mu sync.Mutex // serializes writers: a count belongs to the transaction that changes it
 	m  meta
@@ -172,8 +173,9 @@ func (x *index) numberPack() (uint32, error) {
 
 // change is one transaction being made.
 type change struct {
-	txn *badger.Txn
-	m   meta
+	txn  *badger.Txn
+	m    meta
+	bugs bugs
 }
 
 // update runs fn and commits what it set, durably and all or nothing, together with
@@ -186,7 +188,7 @@ func (x *index) update(fn func(c *change) error) error {
 			return err
 		}
 	}
-	c := change{txn: x.db.NewTransaction(true), m: x.m}
+	c := change{txn: x.db.NewTransaction(true), m: x.m, bugs: x.bugs}
 	defer c.txn.Discard()
 	if fn != nil {
 		if err := fn(&c); err != nil {
@@ -238,7 +240,8 @@ func (c *change) lookup(kind dedupe.Kind, d dedupe.Digest) (p place, ok bool, er
 func (c *change) setPlace(kind dedupe.Kind, d dedupe.Digest, p place, keep bool) error {
 	key := contentKey(kind, d)
 	old, had, err := c.lookup(kind, d)
-	if err != nil || (had && (keep || (p.depth >= old.depth && p.isPatch() && !p.same(old)))) {
+	deeper := p.depth >= old.depth && p.isPatch() && !p.same(old) && !c.bugs.deeper
+	if err != nil || had && (keep || deeper) {
 		return err
 	}
 	if !had {

@@ -29,6 +29,8 @@ type mixer struct {
 	mu      sync.Mutex
 	live    []dedupe.Digest
 	reading dedupe.Digest // is not purged now
+	shared  []uint64      // what several batches put now, and nobody has put before
+	uses    int           // of it that are left
 }
 
 func mixJob(p *process) error {
@@ -82,15 +84,19 @@ func (m *mixer) write(r *rand.Rand) error {
 		if err != nil {
 			return err
 		}
-		o := &openTree{batch: b, point: treePoint{Name: fmt.Sprintf("%d %d %d", m.Seed, r.Uint32(), i)}}
-		for range 1 + r.IntN(4) {
-			if err := o.put(ctx, m.s, mixNeighbours(r)); err != nil {
-				return fmt.Errorf("put: %w", err)
-			}
+		o := &openTree{batch: b, bases: r, point: treePoint{Name: fmt.Sprintf("%d %d %d", m.Seed, r.Uint32(), i)}}
+		if err := m.fill(r, o); err != nil {
+			return fmt.Errorf("put: %w", err)
 		}
-		if r.IntN(6) == 0 {
+		switch r.IntN(8) {
+		case 0:
 			if err := b.Abort(); err != nil {
 				return fmt.Errorf("abort: %w", err)
+			}
+			continue
+		case 1: // no point, though all is in the index
+			if _, err := b.Commit(ctx, dedupe.Publication{}); err != nil {
+				return fmt.Errorf("commit nothing: %w", err)
 			}
 			continue
 		}
@@ -99,6 +105,12 @@ func (m *mixer) write(r *rand.Rand) error {
 			return fmt.Errorf("commit: %w", err)
 		}
 		m.say("committed", id)
+		if r.IntN(6) == 0 {
+			if err := m.purge(id); err != nil {
+				return fmt.Errorf("purge: %w", err)
+			}
+			continue
+		}
 		m.mu.Lock()
 		m.live = append(m.live, id)
 		m.mu.Unlock()
@@ -112,6 +124,44 @@ func (m *mixer) write(r *rand.Rand) error {
 			}
 		}
 	}
+}
+
+// fill puts what a batch has: what is there already, and what others put at this moment,
+// over whatever base it likes, with nodes over that.
+func (m *mixer) fill(r *rand.Rand, o *openTree) error {
+	ctx := context.Background()
+	for range 1 + r.IntN(4) {
+		if r.IntN(2) == 0 {
+			if err := o.put(ctx, m.s, mixNeighbours(r)); err != nil {
+				return err
+			}
+			continue
+		}
+		list := m.share(r)
+		if err := o.put(ctx, m.s, list); err != nil {
+			return err
+		}
+		if err := o.putMore(ctx, 1+r.IntN(20), len(list), list[0]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// share is a list of new blocks and versions of them, the same for some calls.
+func (m *mixer) share(r *rand.Rand) []uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.uses--; m.uses < 0 {
+		m.uses, m.shared = 1+r.IntN(3), nil
+		first := mixBlocks + r.Uint64N(1<<31)
+		for i := range 1 + r.Uint64N(10) {
+			for v := range 1 + r.Uint64N(mixVersions) {
+				m.shared = append(m.shared, first+i+v<<versionShift)
+			}
+		}
+	}
+	return m.shared
 }
 
 // mixNeighbours are versions of blocks beside one another, of which many make the same
@@ -200,6 +250,7 @@ type mixVault struct {
 	fs    []*looptest.FS // of which the first are in use
 	dirs  []string
 	whole bool // no location was out when it was closed
+	small bool // a few records fill a pack
 	o     blockstore.Options
 
 	lives, kills, hurt, collections, purged int
@@ -216,6 +267,16 @@ func newMixVault(t testing.TB) *mixVault {
 	return v
 }
 
+// mixOptions are those of a vault at dirs. Its packs may be so small that those of a batch
+// are in the index long before it ends.
+func mixOptions(dirs []string, small bool) blockstore.Options {
+	o := encrypted(blockstore.Options{PackBytes: blockstore.MinPackBytes, Locations: dirs[1:]})
+	if small {
+		o = o.WithPackBytes(256 << 10)
+	}
+	return o
+}
+
 // create begins anew with n locations.
 func (v *mixVault) create(t testing.TB, n int) {
 	t.Helper()
@@ -224,7 +285,7 @@ func (v *mixVault) create(t testing.TB, n int) {
 		fs.Format()
 		v.dirs = append(v.dirs, filepath.Join(fs.Dir, "vault"))
 	}
-	v.o = encrypted(blockstore.Options{PackBytes: blockstore.MinPackBytes, Locations: v.dirs[1:]})
+	v.o = mixOptions(v.dirs, v.small)
 	if err := blockstore.Create(v.dirs[0], v.o); err != nil {
 		t.Fatalf("create: %v", err)
 	}
@@ -233,7 +294,7 @@ func (v *mixVault) create(t testing.TB, n int) {
 // life is one of a worker's, which ends in a power cut or a kill, and the power's return.
 func (v *mixVault) life(t testing.TB, r *rand.Rand, first bool) (points int) {
 	t.Helper()
-	w := worker{Job: "mix", Dirs: v.dirs, Keys: true, Seed: r.Uint64N(1 << 32), Repair: r.IntN(2) == 0}
+	w := worker{Job: "mix", Dirs: v.dirs, Keys: true, SmallPacks: v.small, Seed: r.Uint64N(1 << 32), Repair: r.IntN(2) == 0}
 	var opened func(kill func())
 	switch n := r.IntN(6); {
 	case !first && n < 4: // while it recovers from the one before, or soon
@@ -342,6 +403,7 @@ func TestVaultPowerCut(t *testing.T) {
 	}()
 	crashLoop(t, 5, func(r *rand.Rand, n int64) (points int, err error) {
 		if n == 0 || r.IntN(5) == 0 {
+			v.small = r.IntN(2) == 0
 			v.create(t, 1+r.IntN(len(v.fs)))
 		}
 		for i := range 1 + r.IntN(4) {

@@ -81,11 +81,16 @@ type Options struct {
 	// a file, with its name and the file's, and may fail it: tests cut the power
 	// and fill the disk here.
 	hook packdir.Hook
+	// packBytes, when not zero, is PackBytes for tests, also below its limit.
+	packBytes int64
 	// bugs are mistakes that the tests of collection must find.
 	bugs bugs
 }
 
 func (o Options) withDefaults() Options {
+	if o.packBytes != 0 {
+		o.PackBytes = o.packBytes
+	}
 	if o.PackBytes == 0 {
 		o.PackBytes = DefaultPackBytes
 	}

@@ -206,7 +206,7 @@ func open(dir string, o Options) (_ *Store, err error) {
 	if err := s.openOwnIndex(badgerOptions(filepath.Join(dir, indexName))); err != nil {
 		return nil, err
 	}
-	s.index.room = s.checkRoom
+	s.index.room, s.index.bugs = s.checkRoom, s.o.bugs
 	if err := s.loadQuarantine(); err != nil {
 		return nil, err
 	}

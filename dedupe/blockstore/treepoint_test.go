@@ -3,6 +3,7 @@ package blockstore_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 
@@ -18,6 +19,15 @@ type treePoint struct {
 	Seeds []uint64
 	Top   dedupe.Digest // of level 1; zero without blocks
 	Extra []dedupe.Digest
+	More  []dedupe.Digest // further trees over the same blocks, of level 1
+}
+
+// trees are the tops of all trees.
+func (p *treePoint) trees() []dedupe.Digest {
+	if p.Top.IsZero() {
+		return p.More
+	}
+	return append([]dedupe.Digest{p.Top}, p.More...)
 }
 
 // purgeNote is the note that takes a point out of the tests' vault.
@@ -64,6 +74,9 @@ type openTree struct {
 	batch   dedupe.Batch
 	point   treePoint
 	list    []dedupe.Digest // of the blocks, in order
+	// bases, when not nil, chooses the version that each one is put as a patch over, and
+	// puts some whole; nil: the version before.
+	bases *rand.Rand
 }
 
 func (o *openTree) put(ctx context.Context, s dedupe.Store, seeds []uint64) error {
@@ -88,9 +101,39 @@ func (o *openTree) putVersion(ctx context.Context, s dedupe.Store, seed uint64, 
 	if o.patches == nil {
 		o.patches = o.batch.(dedupe.PatchBatch).Patches()
 	}
+	back := uint64(1)
+	if o.bases != nil {
+		if back = o.bases.Uint64N(versionOf(seed) + 1); back == 0 {
+			return o.batch.PutBlock(ctx, buf)
+		}
+	}
 	was := make([]byte, len(buf))
-	fillVersion(was, seed-1<<versionShift)
+	fillVersion(was, seed-back<<versionShift)
 	return o.patches.PutPatch(ctx, buf, s.BlockDigest(was), func() ([]byte, error) { return was, nil })
+}
+
+// putMore puts a further tree of n nodes over the last blocks that were put, in an order
+// that seed says: who put the same blocks puts the same nodes.
+func (o *openTree) putMore(ctx context.Context, n int, last int, seed uint64) error {
+	blocks := o.list[len(o.list)-last:]
+	r := rand.New(rand.NewPCG(seed, 3))
+	var top [dedupe.FanOut]dedupe.Digest
+	for i := range n {
+		var children [dedupe.FanOut]dedupe.Digest
+		for j := range children {
+			children[j] = blocks[r.IntN(len(blocks))]
+		}
+		put, err := o.batch.PutNode(ctx, 0, &children)
+		if err != nil {
+			return err
+		}
+		top[i] = put.Digest
+	}
+	put, err := o.batch.PutNode(ctx, 1, &top)
+	if err == nil {
+		o.point.More = append(o.point.More, put.Digest)
+	}
+	return err
 }
 
 // commit puts the tree over the blocks and publishes the point.
@@ -185,8 +228,8 @@ func collectTrees(ctx context.Context, s *blockstore.Store, o blockstore.Collect
 		c.StartPass(n)
 		for _, id := range live {
 			p, err := loadTree(ctx, s, id)
-			if err == nil {
-				err = c.MarkTree(ctx, 1, p.Top)
+			for _, top := range p.trees() {
+				err = errors.Join(err, c.MarkTree(ctx, 1, top))
 			}
 			if err != nil {
 				return c.Report(), err
@@ -249,18 +292,25 @@ func checkTrees(s dedupe.Store, want map[dedupe.Digest]bool) error {
 				return fmt.Errorf("point %q, block %d: %w", p.Name, seed, err)
 			}
 		}
-		if p.Top.IsZero() {
-			continue
+		for _, top := range p.trees() {
+			if err := checkNodes(ctx, s, top); err != nil {
+				return fmt.Errorf("point %q: %w", p.Name, err)
+			}
 		}
-		top, err := s.Get(ctx, dedupe.KindNode, p.Top, nil)
-		if err != nil {
-			return fmt.Errorf("point %q: %w", p.Name, err)
-		}
-		for at := 0; at < len(top); at += dedupe.DigestSize {
-			if d := dedupe.Digest(top[at:][:dedupe.DigestSize]); !d.IsZero() {
-				if _, err := s.Get(ctx, dedupe.KindNode, d, nil); err != nil {
-					return fmt.Errorf("point %q: %w", p.Name, err)
-				}
+	}
+	return nil
+}
+
+// checkNodes reads the nodes of a tree of two levels.
+func checkNodes(ctx context.Context, s dedupe.Store, top dedupe.Digest) error {
+	content, err := s.Get(ctx, dedupe.KindNode, top, nil)
+	if err != nil {
+		return err
+	}
+	for at := 0; at < len(content); at += dedupe.DigestSize {
+		if d := dedupe.Digest(content[at:][:dedupe.DigestSize]); !d.IsZero() {
+			if _, err := s.Get(ctx, dedupe.KindNode, d, nil); err != nil {
+				return err
 			}
 		}
 	}

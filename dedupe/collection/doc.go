@@ -51,7 +51,9 @@
 // next. So at every instant, and after a crash at any, a node in the index has all its
 // children there; a hit on a node can be followed. Nodes in packs that are not sealed are
 // read again after a crash, so their children are kept though nothing needs them; the
-// store seals idle packs when a collection begins.
+// store seals idle packs when a collection begins. Of a batch that was not committed a crash
+// may leave nodes without their children all the same: nothing is concluded from a node that
+// nobody published but that it is stored.
 //
 // A patch needs its base as a node its children: as long as a patch is in the index its
 // base stays, and the sweep of blocks is repeated while patches go. Who stores a patch
