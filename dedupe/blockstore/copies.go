@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -89,16 +91,18 @@ func (s *Store) copyFailed(c packdir.Copy, cause error) error {
 	return s.packs.Fail(c, cause)
 }
 
-// equalize makes every copy of a pack equal to one of them.
+// equalize makes every copy of a pack equal to one of them, durably: one that is equal may
+// be so in the page cache only.
 func (s *Store) equalize(copies []packdir.Copy, best int) error {
 	for i, c := range copies {
 		if i == best || !c.In {
 			continue
 		}
-		if c.File != nil {
-			if same, err := packdir.Equal(c.File, copies[best].File); err == nil && same {
-				continue
+		if c.File != nil && equal(c.File, copies[best].File) {
+			if err := s.syncCopy(c); err != nil {
+				return err
 			}
+			continue
 		}
 		if err := s.packs.Replace(c, copies[best], nil); err != nil {
 			if err := s.copyFailed(c, err); err != nil {
@@ -109,6 +113,62 @@ func (s *Store) equalize(copies []packdir.Copy, best int) error {
 		s.log.Info("copy of a pack is made equal to the longest one", "file", c.Path)
 	}
 	return nil
+}
+
+// syncCopy makes a copy durable, or takes its location out.
+func (s *Store) syncCopy(c packdir.Copy) error {
+	if err := s.packs.Sync(c); err != nil {
+		return s.copyFailed(c, err)
+	}
+	return nil
+}
+
+// settle makes a pack durable at every location, before a new index names what stands in
+// it: who wrote it may have been killed before that. One that was not sealed is sealed where
+// its records end if nothing was written behind them. If something was, it may be the rest of
+// a record that is damaged, and more: then the pack stays as it is.
+func (s *Store) settle(id pack.ID) error {
+	copies := s.packs.Copies(id)
+	defer packdir.CloseCopies(copies)
+	best, c, err := s.bestCopy(copies, id)
+	if err != nil || best < 0 {
+		return err
+	}
+	if !c.sealed && c.problem == nil && copies[best].In && len(c.entries) > 0 && endAt(copies, c.end) {
+		return s.sealCopies(copies, best, &packRow{id: id}, c)
+	}
+	for _, c := range copies {
+		if c.In && c.File != nil {
+			if err := s.syncCopy(c); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// endAt reports whether no copy has anything but zeros, allocated beforehand, from an
+// offset on.
+func endAt(copies []packdir.Copy, end int64) bool {
+	buf := make([]byte, 64<<10)
+	for _, c := range copies {
+		if c.File == nil {
+			continue
+		}
+		for off := end; ; {
+			n, err := c.File.ReadAt(buf, off)
+			if slices.ContainsFunc(buf[:n], func(b byte) bool { return b != 0 }) {
+				return false
+			}
+			if off += int64(n); errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // readCopies reads a record that did not verify, for the reason given, from another
@@ -316,7 +376,7 @@ func (s *Store) healPack(row packRow) (packHealth, error) {
 	for n := range copies {
 		i := (base + 1 + n) % len(copies) // the base itself at last: the others come from it
 		c := copies[i]
-		if !c.In || len(patches) == 0 && (i == base || c.File != nil && equal(c.File, copies[base].File)) {
+		if !c.In || len(patches) == 0 && (i == base || s.equals(c, copies[base])) {
 			continue
 		}
 		if err := s.packs.Replace(c, copies[base], patches); err != nil {
@@ -335,6 +395,15 @@ func (s *Store) healPack(row packRow) (packHealth, error) {
 		s.files.drop(row.number)
 	}
 	return h, nil
+}
+
+// equals reports whether a copy has the bytes of another one, on its disk if it is of a
+// location that failed.
+func (s *Store) equals(c, with packdir.Copy) bool {
+	if c.File == nil || c.Repairing && s.packs.Settle(c) != nil {
+		return false
+	}
+	return equal(c.File, with.File)
 }
 
 func equal(a, b *os.File) bool {

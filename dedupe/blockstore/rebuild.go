@@ -62,6 +62,9 @@ func rebuildIndex(ctx context.Context, dir string, o Options, progress func(done
 	if err := s.buildIndex(ctx, badgerOptions(fresh), epoch, true, progress); err != nil {
 		return errors.Join(err, s.dropIndex(fresh))
 	}
+	if err := s.packs.SyncNames(); err != nil {
+		return errors.Join(err, s.dropIndex(fresh))
+	}
 	x := s.index
 	s.index = nil
 	if err := x.close(); err != nil {
@@ -351,6 +354,11 @@ func isData(copies []packdir.Copy) bool {
 // addPack enters a pack's records into a new index and notes where wanted manifests
 // and notes are. It returns the pack's size, and whether the pack is still there.
 func (s *Store) addPack(id pack.ID, wanted map[dedupe.Digest]bool, places map[dedupe.Digest]recoveredEntry, patches *patchedPacks) (size int64, there bool, err error) {
+	if !s.o.ReadOnly {
+		if err := s.settle(id); err != nil {
+			return 0, true, err
+		}
+	}
 	f, c, err := s.openContent(id, false)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, false, nil

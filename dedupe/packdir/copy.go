@@ -71,6 +71,17 @@ func (s *Set) Write(c Copy) (pack.File, error) {
 	return file{f, s.o.Hook}, nil
 }
 
+// Sync makes a copy durable: whoever wrote it may have been killed before that.
+func (s *Set) Sync(c Copy) error { return file{c.File, s.o.Hook}.Sync() }
+
+// Settle is Sync, after which the copy reads as its disk has it. What the page cache has of
+// a location whose writes failed may never have arrived there.
+func (s *Set) Settle(c Copy) error {
+	err := s.Sync(c)
+	_ = unix.Fadvise(int(c.File.Fd()), 0, 0, unix.FADV_DONTNEED) // advice
+	return err
+}
+
 // Fail marks the location of a copy out. It is an error when it is the last one.
 func (s *Set) Fail(c Copy, cause error) error { return s.fail(c.loc, cause) }
 
