@@ -233,7 +233,8 @@ const heldTries = 8
 // verify when it was read, is verified now, and believed from now on. One that does
 // not verify is not held.
 //
-// A patch is held when its base is, too: both are read and verified by themselves.
+// A patch is held when its base is, too, and less deep: both are read and verified by
+// themselves.
 func (b *Batch) held(kind dedupe.Kind, d dedupe.Digest) (bool, error) {
 	return b.heldBelow(kind, d, 0)
 }
@@ -286,6 +287,9 @@ func (b *Batch) heldAt(kind dedupe.Kind, d dedupe.Digest, p place, depth int) (b
 		if ok, err := b.heldBelow(kind, p.base, depth+1); !ok || err != nil {
 			return false, err
 		}
+		if ok, err := b.isShallower(p.base, p.depth); !ok || err != nil {
+			return false, err
+		}
 	}
 	suspect := b.s.suspect.has(entry{kind, d})
 	if p.epoch == b.s.Epoch() && !suspect {
@@ -307,6 +311,21 @@ func (b *Batch) heldAt(kind dedupe.Kind, d dedupe.Digest, p place, depth int) (b
 	}
 	b.s.suspect.clear(entry{kind, d})
 	return true, b.touch(kind, d, p)
+}
+
+// isShallower reports whether a base that is held lies less deep than what lies over it. A
+// patch may have come into the index without its base, when a crash or an error was between
+// the packs of a batch, and the base later and as a deeper patch: then a rebuilt index could
+// leave the patch out.
+func (b *Batch) isShallower(base dedupe.Digest, depth uint8) (bool, error) {
+	p, ok := b.pending(dedupe.KindBlock, base)
+	if !ok {
+		var err error
+		if p, ok, err = b.s.index.lookup(dedupe.KindBlock, base); !ok || err != nil {
+			return false, err
+		}
+	}
+	return p.depth < depth, nil
 }
 
 // reaches reports whether the pack of a believed entry is there and long enough: a

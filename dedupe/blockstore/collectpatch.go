@@ -64,7 +64,9 @@ func (c *Collection) copyBundle(f io.ReaderAt, e *pack.Entry, live []move) (done
 	}
 	for i, m := range live {
 		r := &c.repack
-		r.members = append(r.members, bu.Members[m.from.slot])
+		member := bu.Members[m.from.slot]
+		member.Depth = m.from.depth // a rebuilt index may have found its base deeper than it was
+		r.members = append(r.members, member)
 		r.grains = append(r.grains, layers[i].grains...)
 		r.moves = append(r.moves, m)
 		if len(r.grains) < bundleBytes && len(r.members) < pack.MaxBundleMembers {

@@ -185,6 +185,7 @@ func (b *Batch) cancel(ctx context.Context, serial uint64, publication dedupe.Di
 	}
 	if err == nil {
 		b.meta.cur.durable = b.meta.cur.w.End() // an abort must not cut it off
+		b.s.index.useSerial(serial)
 		return nil
 	}
 	err = fmt.Errorf("commit %d is neither published nor cancelled, the vault takes no more until it is opened again: %w", serial, err)

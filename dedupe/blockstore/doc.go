@@ -16,9 +16,11 @@
 // Everything it reaches was made durable before it was written, so once it is durable
 // itself the commit has happened; the transaction of the index that follows only
 // shows it. After an unclean stop [Open] reads the packs that were not sealed,
-// indexes what verifies, and applies publications that the index does not know. A
+// indexes what verifies, and applies publications that the index does not know; only then
+// the index has those packs as sealed, so that one that is cut off begins anew. A
 // commit that returns an error after its publication was written cancels it by
-// another one.
+// another one. No serial is used twice: a commit that is tried again and cancelled before
+// would else be the same record.
 //
 // # Encryption
 //
@@ -78,9 +80,11 @@
 // an index is made anew. Whoever becomes a patch is not in the index, in any form, so
 // nothing can be made of it yet; a block that is in the index and not held is stored
 // whole. A patch never replaces an entry of the index, so an entry only ever gets
-// closer to a whole block. [RebuildIndex] enters whole blocks first and then patches by
-// depth, each only over a base that the index has at a smaller one. Readers bound what
-// they follow all the same.
+// closer to a whole block. A patch whose base came into the index later, and as deep as it or
+// deeper, is not held. [RebuildIndex] enters whole blocks first and then patches by
+// depth, each only over a base that the index has, and counts it as deeper than that; a
+// whole block that is damaged gives way to a patch of the same block, before anything is
+// laid over it. Readers bound what they follow all the same.
 //
 // # Collection
 //
@@ -110,8 +114,10 @@
 // that does not verify where it is read first is read from another copy, and written
 // again where it was damaged. After an unclean stop the copies of a pack that was open
 // may differ behind what was acknowledged: the one whose records verify farthest is
-// sealed, the others are made equal to it, and only then the index knows the pack as
-// sealed. [Store.VerifyCopies] composes each damaged pack from what verifies in any
+// sealed, the others are made equal to it, all are synced, also those that were equal
+// already, and only then the index knows the pack as sealed. A rebuild does so, too, where
+// nothing but zeros is behind the last record, and syncs every pack before its index is the
+// vault's. [Store.VerifyCopies] composes each damaged pack from what verifies in any
 // copy; [Store.RepairLocations] completes a location that was lost. What verifies
 // nowhere goes into quarantine, a key of the index, until it is stored again.
 //

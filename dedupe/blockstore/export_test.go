@@ -156,6 +156,32 @@ func (o Options) WithPackBytes(n int64) Options {
 	return o
 }
 
+// OnIndexWrite calls fn before each transaction of the index and fails it with its error;
+// nil: no more.
+func (s *Store) OnIndexWrite(fn func() error) {
+	s.index.mu.Lock()
+	defer s.index.mu.Unlock()
+	s.index.room = func(n int64) error {
+		if fn != nil {
+			if err := fn(); err != nil {
+				return err
+			}
+		}
+		return s.checkRoom(n)
+	}
+}
+
+// PatchOverRoot makes a patch of content over a whole block at the end of a chain of bases.
+func PatchOverRoot(b dedupe.Batch, content []byte, root dedupe.Digest) (bool, error) {
+	own := b.(*Batch)
+	p, _, err := own.s.index.lookup(dedupe.KindBlock, root)
+	if err != nil {
+		return false, err
+	}
+	_, ok, err := own.patchOverRoot(own.s.BlockDigest(content), content, chain{root: root, place: p})
+	return ok, err
+}
+
 // Indexed reports whether a block is in the index, and not only in a batch.
 func (s *Store) Indexed(d dedupe.Digest) bool {
 	_, ok, err := s.index.lookup(dedupe.KindBlock, d)

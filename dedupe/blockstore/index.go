@@ -171,6 +171,14 @@ func (x *index) numberPack() (uint32, error) {
 	return n, nil
 }
 
+// useSerial lets the next commit have another serial than one that was cancelled: should
+// it publish the same again, its publication would else be the same record, and cancelled.
+func (x *index) useSerial(serial uint64) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.m.nextSerial = max(x.m.nextSerial, serial+1)
+}
+
 // change is one transaction being made.
 type change struct {
 	txn  *badger.Txn
@@ -238,12 +246,16 @@ func (c *change) lookup(kind dedupe.Kind, d dedupe.Digest) (p place, ok bool, er
 // then only gets closer to a whole block. So a base always has a smaller depth than what
 // lies over it, also when two batches store the same block over different ones.
 func (c *change) setPlace(kind dedupe.Kind, d dedupe.Digest, p place, keep bool) error {
-	key := contentKey(kind, d)
 	old, had, err := c.lookup(kind, d)
 	deeper := p.depth >= old.depth && p.isPatch() && !p.same(old) && !c.bugs.deeper
 	if err != nil || had && (keep || deeper) {
 		return err
 	}
+	return c.putPlace(kind, d, p, had)
+}
+
+// putPlace sets an entry; had says whether there is one.
+func (c *change) putPlace(kind dedupe.Kind, d dedupe.Digest, p place, had bool) error {
 	if !had {
 		switch kind {
 		case dedupe.KindBlock:
@@ -252,7 +264,7 @@ func (c *change) setPlace(kind dedupe.Kind, d dedupe.Digest, p place, keep bool)
 			c.m.nodes++
 		}
 	}
-	return c.set(key, p.append(make([]byte, 0, patchSize)))
+	return c.set(contentKey(kind, d), p.append(make([]byte, 0, patchSize)))
 }
 
 // setPack enters a pack's row and counts its bytes.
@@ -395,26 +407,77 @@ func (x *index) addRows(row packRow, rows []indexRow, set func(c *change, r *ind
 // addFound enters what was found in a pack, without being believed, and keeps what
 // the index has: whole blocks and nodes when depth is 0, else the patches of that
 // depth. Called for all packs with one depth after the other it takes a whole record
-// of a block before its patches, and a patch only when the index has its base at a
-// smaller depth, so that following bases always ends. What has no base is left out:
-// it could not be read. Of two records of one content the one that the index has is
-// kept if intact says so: the other one was stored to heal it.
+// of a block before its patches, and a patch only over a base that the index has, and
+// counts it as deeper than that, so that following bases always ends. What has no base
+// is left out: it could not be read. Of two records of one content, of the same depth, the
+// one that the index has is kept if intact says so: the other one was stored to heal it.
 func (x *index) addFound(row packRow, entries []pack.Entry, depth uint8, intact func(indexRow) bool) error {
 	rows := rowsOf(row.number, 0, entries)
 	return x.addRows(row, slices.DeleteFunc(rows, func(r indexRow) bool { return r.place.depth != depth }),
 		func(c *change, r *indexRow) error {
-			if depth > 0 {
+			if r.place.isPatch() {
 				base, ok, err := c.lookup(dedupe.KindBlock, r.place.base)
-				if err != nil || !ok || base.depth >= depth {
+				if err != nil || !ok || base.depth >= pack.MaxPatchDepth {
 					return err
 				}
+				r.place.depth = max(depth, base.depth+1)
 			}
 			old, had, err := c.lookup(r.kind, r.digest)
-			if err != nil || (had && (depth > 0 || old.same(r.place) || intact(indexRow{r.kind, r.digest, old}))) {
+			if err != nil || had && keepFound(indexRow{r.kind, r.digest, old}, *r, intact) {
 				return err
 			}
-			return c.setPlace(r.kind, r.digest, r.place, false)
+			return c.putPlace(r.kind, r.digest, r.place, had)
 		})
+}
+
+// keepFound reports whether the index keeps old though r was found.
+func keepFound(old, r indexRow, intact func(indexRow) bool) bool {
+	switch {
+	case old.place.same(r.place) || old.place.depth < r.place.depth:
+		return true
+	case old.place.depth == r.place.depth:
+		return intact(old)
+	default:
+		return r.place.isPatch() && !intact(r)
+	}
+}
+
+// hideDamaged removes the entries of whole blocks that are not intact and have an intact
+// patch among entries, so that addFound takes that, and returns them. No patch may be in
+// the index yet: one could lie over what goes.
+func (x *index) hideDamaged(number uint32, entries []pack.Entry, intact func(indexRow) bool) (hidden []indexRow, err error) {
+	for _, r := range rowsOf(number, 0, entries) {
+		if !r.place.isPatch() {
+			continue
+		}
+		old, had, err := x.lookup(r.kind, r.digest)
+		if err != nil {
+			return hidden, err
+		}
+		whole := indexRow{r.kind, r.digest, old}
+		if !had || old.isPatch() || intact(whole) || !intact(r) {
+			continue
+		}
+		err = x.update(func(c *change) error {
+			_, err := c.removeAt(contentKey(r.kind, r.digest), old)
+			return err
+		})
+		if err != nil {
+			return hidden, err
+		}
+		hidden = append(hidden, whole)
+	}
+	return hidden, nil
+}
+
+// restore enters again what hideDamaged removed and nothing came instead of.
+func (x *index) restore(hidden []indexRow) error {
+	for _, r := range hidden {
+		if err := x.update(func(c *change) error { return c.setPlace(r.kind, r.digest, r.place, true) }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // patchDepths is a set of depths of patches: bit i is depth i.

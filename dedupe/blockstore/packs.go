@@ -213,7 +213,7 @@ func (s *Store) rollBackPack(p *openPack) error {
 	if p.spoilt {
 		return s.abandonPack(p) // all that the index names was synced before
 	}
-	if p.indexed == 0 && !p.known {
+	if p.indexed == 0 && !p.known && p.durable == pack.HeaderSize { // else it has a cancellation
 		return errors.Join(s.closePack(p), s.removePack(p.number, p.id))
 	}
 	if err := p.w.Rollback(p.durable); err != nil {

@@ -147,7 +147,13 @@ func (b *Batch) patchOf(d dedupe.Digest, p []byte, base dedupe.Digest, was func(
 // patchOverRoot is the patch over the whole block at a chain's end, when one more over
 // the others would be too deep or too much. Where the same grains change again and
 // again, as in the hot pages of a database, it is as small as the first was.
+//
+// The root is claimed for itself: what lay between may have been stored over another one
+// meanwhile, and may come to be stored whole, and then nothing else keeps it.
 func (b *Batch) patchOverRoot(d dedupe.Digest, p []byte, c chain) (m pack.Member, ok bool, err error) {
+	if held, err := b.holdsBase(c.root); !held || err != nil {
+		return m, false, err
+	}
 	buf := b.s.codec.buffer(len(p))
 	defer b.s.codec.put(buf)
 	old, err := b.s.read(c.place, dedupe.KindBlock, c.root, (*buf)[:0])

@@ -171,40 +171,101 @@ func (s *Store) buildIndex(ctx context.Context, o badger.Options, epoch uint32, 
 		s.index.room = s.checkRoom
 	}
 	b := builder{s: s, progress: progress, read: make(map[pack.ID]bool)}
-	again := true
-	for tries := 0; again && tries < buildTries; tries++ {
-		if again, err = b.readAll(ctx); err != nil {
+	for tries := 0; ; tries++ {
+		again, err := b.readAll(ctx)
+		if err != nil {
 			return err
 		}
-	}
-	if err := b.patches.enter(func(p *patchedPack, depth uint8) error {
-		if err := ctx.Err(); err != nil {
+		last := tries == buildTries
+		if again && !last {
+			continue
+		}
+		gone, err := b.enterPatches(ctx)
+		if err != nil {
 			return err
 		}
-		return s.addPatches(p, depth)
-	}); err != nil {
-		return err
+		if !again && !gone {
+			break
+		}
+		if last && s.o.ReadOnly { // what went may stand in a pack that was not read
+			return fmt.Errorf("packs are dropped faster than they are read, %d times: open it again", tries)
+		}
+		if last {
+			break // it is a file that cannot be opened
+		}
 	}
 	for _, pub := range b.published {
 		if err := s.republish(pub, b.places); err != nil {
 			return err
 		}
 	}
-	return nil
+	return s.index.update(func(c *change) error {
+		c.useSerials(b.found)
+		return nil
+	})
 }
 
-// addPatches enters the patches of one depth of a pack whose whole blocks are in the
-// index. The pack is read again: only what has patches is, and memory is bounded.
-func (s *Store) addPatches(p *patchedPack, depth uint8) error {
-	f, c, err := s.openContent(p.row.id, false)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+// enterPatches enters the patches of all packs, whose whole blocks are in the index. A
+// whole block that is damaged gives way to a patch of the same block that is not, before
+// anything is laid over it; one whose patch has no base comes back. gone says that a pack
+// was gone when it came to it: its patches stand in one that was not read yet.
+func (b *builder) enterPatches(ctx context.Context) (gone bool, err error) {
+	x := b.s.index
+	var hidden []indexRow
+	if !b.entered {
+		gone, err = b.eachPatched(ctx, 0, func(p *patchedPack, entries []pack.Entry) error {
+			list, err := x.hideDamaged(p.row.number, entries, b.s.isIntact)
+			hidden = append(hidden, list...)
+			return err
+		})
 	}
-	if err != nil || c == nil {
-		return err
+	b.entered = true
+	enter := func() {
+		for depth := uint8(1); depth <= pack.MaxPatchDepth && err == nil; depth++ {
+			var g bool
+			g, err = b.eachPatched(ctx, 1<<depth, func(p *patchedPack, entries []pack.Entry) error {
+				return x.addFound(p.row, entries, depth, b.s.isIntact)
+			})
+			gone = gone || g
+		}
 	}
-	defer f.Close()
-	return s.index.addFound(p.row, c.entries, depth, s.isIntact)
+	enter()
+	if len(hidden) > 0 && err == nil {
+		enter() // what lies over a block that is a patch now
+		if err == nil {
+			err = x.restore(hidden)
+		}
+		enter() // what lies over those that came back
+	}
+	return gone, err
+}
+
+// eachPatched calls fn with what each pack holds that has patches of some of the depths; of
+// 0 are all. The packs are read again: only what has patches is, and memory is bounded. One
+// that is gone is passed over, and read when it comes back.
+func (b *builder) eachPatched(ctx context.Context, depths uint32, fn func(p *patchedPack, entries []pack.Entry) error) (gone bool, err error) {
+	for i := range b.patches {
+		p := &b.patches[i]
+		if p.depths == 0 || depths != 0 && p.depths&depths == 0 {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return gone, err
+		}
+		f, c, err := b.s.openContent(p.row.id, false)
+		if errors.Is(err, fs.ErrNotExist) {
+			gone, p.depths, b.read[p.row.id] = true, 0, false
+			continue
+		}
+		if err == nil && c != nil {
+			err = fn(p, c.entries)
+			_ = f.Close() // only read
+		}
+		if err != nil {
+			return gone, fmt.Errorf("pack %v: %w", p.row.id, err)
+		}
+	}
+	return gone, nil
 }
 
 // buildTries bounds how often packs are listed again.
@@ -216,19 +277,22 @@ type builder struct {
 	progress    func(done, total int64)
 	done, total int64
 	read        map[pack.ID]bool // packs that are in the index
-	published   []*pack.Publication
+	found       []foundPublication
+	published   []*pack.Publication // those of found that count
 	places      map[dedupe.Digest]recoveredEntry
 	wanted      map[dedupe.Digest]bool
 	patches     patchedPacks
+	entered     bool // patches are in the index
 }
 
 // readAll reads the packs that there are now and were not read before. again says that
 // one of them was gone when it came to it.
 func (b *builder) readAll(ctx context.Context) (again bool, err error) {
 	var gone bool
-	if b.published, gone, err = b.s.collectPublications(ctx); err != nil || gone {
+	if b.found, gone, err = b.s.collectPublications(ctx); err != nil || gone {
 		return gone, err
 	}
+	b.published = effective(b.found)
 	old := b.wanted
 	b.wanted = make(map[dedupe.Digest]bool)
 	if b.places == nil {
@@ -277,12 +341,11 @@ func (s *Store) packSizes(ids []pack.ID) (total int64) {
 
 // collectPublications reads the publications of all metadata packs. gone says that a
 // pack was dropped meanwhile.
-func (s *Store) collectPublications(ctx context.Context) (list []*pack.Publication, gone bool, err error) {
+func (s *Store) collectPublications(ctx context.Context) (found []foundPublication, gone bool, err error) {
 	ids, err := s.packIDs()
 	if err != nil {
 		return nil, false, err
 	}
-	var found []foundPublication
 	for _, id := range ids {
 		if err := ctx.Err(); err != nil {
 			return nil, false, err
@@ -305,7 +368,7 @@ func (s *Store) collectPublications(ctx context.Context) (list []*pack.Publicati
 			s.log.Error("publication is not readable", "vault", s.dir, "pack", id.String(), "err", err)
 		}
 	}
-	return effective(found), gone, nil
+	return found, gone, nil
 }
 
 // openContent reads a pack's content, of the best copy; nil when the pack is damaged

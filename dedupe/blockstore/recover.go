@@ -219,6 +219,7 @@ func (s *Store) recover() error {
 	var found []foundPublication
 	var metaEntries []recoveredEntry
 	var patches patchedPacks
+	var done []packRow
 	for _, id := range ids {
 		row, known, err := s.index.packByID(id)
 		if err != nil {
@@ -230,9 +231,12 @@ func (s *Store) recover() error {
 		if !known {
 			row = packRow{id: id}
 		}
-		pubs, entries, err := s.recoverPack(row, known, &patches)
+		pubs, entries, err := s.recoverPack(&row, known, &patches)
 		if err != nil {
 			return fmt.Errorf("pack %v: %w", id, err)
+		}
+		if row.state == packSealed || row.state == packRetired {
+			done = append(done, row)
 		}
 		found = append(found, pubs...)
 		metaEntries = append(metaEntries, entries...)
@@ -257,7 +261,34 @@ func (s *Store) recover() error {
 			return err
 		}
 	}
-	return nil
+	return s.recovered(done, found)
+}
+
+// recovered ends a recovery: packs that are done need no reading any more. Until then the index
+// has those packs as open, so that a recovery that is cut off begins with all of them again:
+// what one of them publishes may stand in another. No serial is used twice, whatever became
+// of its commit.
+func (s *Store) recovered(done []packRow, found []foundPublication) error {
+	if len(done)+len(found) == 0 {
+		return nil
+	}
+	return s.index.update(func(c *change) error {
+		for _, row := range done {
+			if err := c.setPack(row); err != nil {
+				return err
+			}
+		}
+		c.useSerials(found)
+		return nil
+	})
+}
+
+// useSerials lets what comes later have other serials than publications that were found,
+// cancelled ones included.
+func (c *change) useSerials(found []foundPublication) {
+	for _, f := range found {
+		c.m.nextSerial = max(c.m.nextSerial, f.pub.Serial+1)
+	}
 }
 
 // removeDropped removes the packs that a collection was removing when it was cut off.
@@ -366,8 +397,8 @@ func (l patchedPacks) enter(fn func(p *patchedPack, depth uint8) error) error {
 	return nil
 }
 
-// isIntact reports whether the record of an index entry is there and its checksums are
-// right, which can be said without a key.
+// isIntact reports whether the record of an index entry, or the bundle of a patch, is there
+// and its checksums are right, which can be said without a key.
 func (s *Store) isIntact(r indexRow) bool {
 	f, _, err := s.openPackFile(r.place.pack)
 	if err != nil {
@@ -376,14 +407,19 @@ func (s *Store) isIntact(r indexRow) bool {
 	defer s.files.release(f)
 	buf := s.codec.buffer(int(r.place.stored))
 	defer s.codec.put(buf)
-	rec, _, grown, err := pack.ReadRecord(f.f, int64(r.place.offset), r.place.stored, *buf)
+	rec, payload, grown, err := pack.ReadRecord(f.f, int64(r.place.offset), r.place.stored, *buf)
 	*buf = grown
-	return err == nil && rec.Kind == r.kind && rec.Digest == r.digest
+	if err != nil || !r.place.isPatch() {
+		return err == nil && rec.Kind == r.kind && rec.Digest == r.digest
+	}
+	bu, err := pack.BundleOf(&rec, payload)
+	slot := int(r.place.slot)
+	return err == nil && slot < len(bu.Members) && bu.Members[slot].Digest == r.digest && bu.Members[slot].Base == r.place.base
 }
 
-// recoverPack reads one pack that was open, seals it and enters its records. Of its
-// patches it only takes note.
-func (s *Store) recoverPack(row packRow, known bool, patches *patchedPacks) ([]foundPublication, []recoveredEntry, error) {
+// recoverPack reads one pack that was open, seals it and enters its records; that it is
+// sealed is left to recovered. Of its patches it only takes note.
+func (s *Store) recoverPack(row *packRow, known bool, patches *patchedPacks) ([]foundPublication, []recoveredEntry, error) {
 	copies := s.packs.Copies(row.id)
 	defer packdir.CloseCopies(copies)
 	best, c, err := s.bestCopy(copies, row.id)
@@ -407,14 +443,16 @@ func (s *Store) recoverPack(row packRow, known bool, patches *patchedPacks) ([]f
 		}
 	}
 	row.class = c.header.Class
-	if err := s.sealCopies(copies, best, &row, c); err != nil {
+	if err := s.sealCopies(copies, best, row, c); err != nil {
 		return nil, nil, err
 	}
+	now := *row
+	now.state = packOpen
 	// Epoch 0: nothing is believed before it was read back.
-	if err := s.index.addFound(row, c.entries, 0, s.isIntact); err != nil {
+	if err := s.index.addFound(now, c.entries, 0, s.isIntact); err != nil {
 		return nil, nil, err
 	}
-	patches.add(row, slices.DeleteFunc(slices.Clone(c.entries), func(e pack.Entry) bool { return e.Kind != pack.KindBundle }), false)
+	patches.add(now, slices.DeleteFunc(slices.Clone(c.entries), func(e pack.Entry) bool { return e.Kind != pack.KindBundle }), false)
 	pubs, err := s.publications(f, c.entries)
 	if err != nil {
 		return nil, nil, err
