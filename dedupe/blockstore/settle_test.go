@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/keelblock/keelblock/dedupe"
@@ -223,6 +224,53 @@ func TestRebuildKeepsWhatIsBehindDamage(t *testing.T) {
 	}
 	s := openVault(t, k.dirs[0], k.o)
 	if err := checkStore(s, k.points); err != nil {
+		t.Error(err)
+	}
+}
+
+// A location whose sync failed may look whole, from the page cache: a repair takes its copies
+// for whole only once they are synced, or writes them anew.
+func TestRepairSyncsWhatLooksWhole(t *testing.T) {
+	t.Parallel()
+	dirs := folders(t, memoryDir(t), 2)
+	o := crashOptions
+	newVaultAt(t, o, dirs)
+	o.Locations = dirs[1:]
+	var mu sync.Mutex
+	var failing atomic.Bool
+	done := make(map[string]bool)
+	hooked := o.WithHook(func(op, name string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if op != "sync" && op != "rename" || !strings.HasPrefix(name, dirs[1]) {
+			return nil
+		}
+		if failing.Load() && strings.HasSuffix(name, ".pack") {
+			return errors.New("the disk does not answer")
+		}
+		done[name] = true
+		return nil
+	})
+	s := mustOpen(t, dirs[0], hooked)
+	id := writePoint(t, s, "one", []uint64{1, 2, 3})
+	failing.Store(true)
+	mustClose(t, s) // which seals the packs
+	failing.Store(false)
+	if err := sameCopies(dirs); err != nil {
+		t.Fatalf("what this is about: %v", err)
+	}
+	s = mustOpen(t, dirs[0], hooked)
+	wantStates(t, s, "in out")
+	clear(done)
+	repair(t, s)
+	for _, path := range glob(t, dirs[1], "packs/*.pack") {
+		if !done[path] {
+			t.Errorf("%s counts as whole and was not synced", path)
+		}
+	}
+	wantStates(t, s, "in in")
+	mustClose(t, s)
+	if err := oneLocation(dirs[1], o, func(s *blockstore.Store) error { return checkStore(s, []dedupe.Digest{id}) }); err != nil {
 		t.Error(err)
 	}
 }
