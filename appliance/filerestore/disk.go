@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -15,28 +14,23 @@ import (
 const (
 	// openTimeout bounds how long a read waits for a disk to be opened.
 	openTimeout = 20 * time.Second
-	// maxProblems is how many different problems of a disk are kept.
-	maxProblems = 50
 	// smallRead and larger reads go past the cache: they are file contents.
 	smallRead = 64 << 10
 )
 
 // disk is a disk of a point, opened when it is used.
 type disk struct {
-	tree    *Tree
-	key     diskKey
-	machine string
-	size    int64
+	tree     *Tree
+	key      diskKey
+	size     int64
+	problems problemLog
 
 	openMu sync.Mutex // held while opening; taken before mu
 
-	mu       sync.Mutex
-	conn     *conn
-	used     time.Time
-	vols     []*vol   // nil until listed
-	warnings []string // of the partition table
-	extents  *extents
-	problems []problem
+	mu      sync.Mutex
+	conn    *conn
+	used    time.Time
+	extents *extents
 }
 
 // conn is an open reader with its users. It is closed when it was dropped and the last
@@ -45,12 +39,6 @@ type conn struct {
 	reader  Reader
 	users   int
 	dropped bool
-}
-
-type problem struct {
-	what  string
-	count int
-	when  time.Time
 }
 
 // acquire returns the open reader, opening it if need be. release must follow.
@@ -142,22 +130,20 @@ func answered(err error) bool {
 	return errors.Is(err, blockdev.ErrCorrupt) || errors.Is(err, blockdev.ErrOutOfRange)
 }
 
-// closeIdle closes a disk that nobody used for that long, and forgets what was read.
-func (d *disk) closeIdle(after time.Duration) {
+// closeIdle closes a disk that nobody used for that long, forgets what was read, and says
+// whether it did.
+func (d *disk) closeIdle(after time.Duration) bool {
 	d.mu.Lock()
 	c := d.conn
 	if c == nil || c.users > 0 || time.Since(d.used) < after {
 		d.mu.Unlock()
-		return
+		return false
 	}
 	d.conn, d.extents = nil, nil
-	vols := d.vols
 	d.mu.Unlock()
 	c.reader.Close()
-	for _, v := range vols {
-		v.forget()
-	}
 	d.tree.cache.forget(d)
+	return true
 }
 
 // ReadAt is what file system readers read through: small reads are cached.
@@ -194,24 +180,6 @@ func (d *disk) read(p []byte, off int64) error {
 	})
 }
 
-// report keeps a problem for STATUS.
-func (d *disk) report(what string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for i := range d.problems {
-		if d.problems[i].what == what {
-			d.problems[i].count++
-			d.problems[i].when = time.Now()
-			return
-		}
-	}
-	if len(d.problems) == maxProblems {
-		d.problems = slices.Delete(d.problems, 0, 1)
-	}
-	d.problems = append(d.problems, problem{what, 1, time.Now()})
-	d.tree.o.Logger.Warn("unreadable", "machine", d.machine, "recovery_point", d.key.point, "disk", d.key.name, "problem", what)
-}
-
 // diskImage is a disk, or a part of it, as a raw file.
 type diskImage struct {
 	disk   *disk
@@ -226,7 +194,7 @@ func (i diskImage) Size() int64 { return i.size }
 func (i diskImage) ReadAt(_ context.Context, p []byte, off int64) error {
 	err := i.disk.read(p, i.offset+off)
 	if err != nil {
-		i.disk.report(err.Error())
+		i.disk.problems.add(err.Error())
 	}
 	return err
 }

@@ -7,12 +7,20 @@
 //
 //	MACHINE/2026-11-21T19:30:00Z/DISK.raw            the disk, sparse
 //	MACHINE/2026-11-21T19:30:00Z/volumes/DISK-N/…    the files of partition N, 0 for a whole disk
+//	MACHINE/2026-11-21T19:30:00Z/volumes/VG-LV/…     the files of a logical volume of LVM
+//	MACHINE/2026-11-21T19:30:00Z/volumes/md-NAME/…   the files of an md array
 //	MACHINE/2026-11-21T19:30:00Z/STATUS              what could not be read, and why
 //	MACHINE/latest/…                                 the same for the newest point
 //
 // A volume for which there is no reader is a file volumes/DISK-N.raw instead, and
 // STATUS says what it holds. latest is a directory and not a symbolic link, so that
 // cp -a and find take it by its name.
+//
+// All disks of a point are looked at together, as LVM groups and md arrays may span them
+// (blockdev/volume). A volume that is known by its name and cannot be read, since a part
+// of it is missing for instance, is a directory whose use gives an I/O error; STATUS
+// says why. LUKS volumes are opened with [Options.Secrets]; the key is kept for the other
+// points of the machine, and never leaves this process.
 //
 // # Life of a disk
 //
@@ -28,5 +36,5 @@
 // file systems make.
 //
 // Concurrency: everything may be used from any number of goroutines. Lock order:
-// Tree.mu, then disk.mu.
+// pointVolumes.findMu, then keyring.mu, then Tree.mu, then disk.mu and pointVolumes.mu.
 package filerestore

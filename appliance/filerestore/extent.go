@@ -37,7 +37,7 @@ func (d *disk) listExtents(ctx context.Context) (*extents, error) {
 		go func() {
 			x.err = d.with(func(r Reader) error { return x.fill(r, d.size) })
 			if x.err != nil { // the next caller tries again
-				d.report(fmt.Sprintf("find the holes of disk %q: %v", d.key.name, x.err))
+				d.problems.add(fmt.Sprintf("find the holes of disk %q: %v", d.key.name, x.err))
 				d.mu.Lock()
 				if d.extents == x {
 					d.extents = nil

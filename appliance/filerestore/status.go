@@ -3,7 +3,6 @@ package filerestore
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -26,31 +25,27 @@ func (s statusText) Text(ctx context.Context) ([]byte, error) {
 	if p.Note != "" {
 		fmt.Fprintf(&b, "note     %s\n", p.Note)
 	}
+	points := s.tree.volumes(p)
+	found := points.find(p)
 	var problems []string
-	for _, pd := range p.Disks {
-		d := s.tree.disk(p, pd)
+	for i, pd := range p.Disks {
 		fmt.Fprintf(&b, "\ndisk %s: %d bytes\n", pd.Name, pd.SizeBytes)
-		vols, err := d.volumes(ctx)
-		if err != nil {
+		if err := found.failed[i]; err != nil {
 			fmt.Fprintf(&b, "  UNREADABLE: %v\n", err)
-		} else if len(vols) == 0 {
-			fmt.Fprintf(&b, "  no volumes\n")
 		}
-		d.mu.Lock()
-		warnings := slices.Clone(d.warnings)
-		d.mu.Unlock()
-		for _, w := range warnings {
+		for _, w := range found.warnings[i] {
 			fmt.Fprintf(&b, "  partition table: %s\n", w)
 		}
-		for _, v := range vols {
-			fmt.Fprintf(&b, "  volumes/%s: %s\n", v.name, v.describe(ctx))
+		if !s.list(ctx, &b, found, i) && found.failed[i] == nil {
+			fmt.Fprintf(&b, "  no volumes\n")
 		}
-		d.mu.Lock()
-		for _, q := range d.problems {
-			problems = append(problems, fmt.Sprintf("%s  disk %s: %s (%d times)", q.when.UTC().Format(time.RFC3339), pd.Name, q.what, q.count))
-		}
-		d.mu.Unlock()
+		problems = append(problems, s.tree.disk(p, pd).problems.lines()...)
 	}
+	var spanning strings.Builder
+	if s.list(ctx, &spanning, found, -1) {
+		fmt.Fprintf(&b, "\nvolumes of LVM and md\n%s", spanning.String())
+	}
+	problems = append(problems, points.problems.lines()...)
 	if len(problems) == 0 {
 		b.WriteString("\nno problems so far\n")
 	} else {
@@ -59,8 +54,49 @@ func (s statusText) Text(ctx context.Context) ([]byte, error) {
 	return []byte(b.String()), nil
 }
 
-// describe is the state of a volume in one line.
+// list writes a line for each volume of a disk, or for those that span disks (-1), and
+// says whether there is one.
+func (s statusText) list(ctx context.Context, b *strings.Builder, found *foundVolumes, disk int) bool {
+	listed := false
+	for _, v := range found.vols {
+		if v.node.Disk != disk {
+			continue
+		}
+		listed = true
+		fmt.Fprintf(b, "  volumes/%s: %s\n", v.name, v.describe(ctx))
+	}
+	return listed
+}
+
+// describe says in one line what a volume is, through which layers it is read, and why it
+// cannot be read, or in which state its file system is.
 func (v *vol) describe(ctx context.Context) string {
+	var parts []string
+	if v.node.Disk < 0 {
+		parts = append(parts, v.node.What)
+	}
+	parts = append(parts, v.node.Layers...)
+	switch {
+	case v.node.Err != nil:
+		text := ""
+		if v.node.Member != "" {
+			text = v.node.Member + ", "
+		}
+		text += fmt.Sprintf("UNREADABLE: %v", v.node.Err)
+		if v.raw {
+			text += fmt.Sprintf("; see volumes/%s.raw", v.name)
+		}
+		parts = append(parts, text)
+	case v.node.Member != "":
+		parts = append(parts, v.node.Member)
+	default:
+		parts = append(parts, v.describeContent(ctx))
+	}
+	return strings.Join(append(parts, v.node.Notes...), "; ")
+}
+
+// describeContent is the state of what a volume holds.
+func (v *vol) describeContent(ctx context.Context) string {
 	if !v.readable {
 		text := "holds " + v.holds
 		if v.raw {

@@ -2,6 +2,7 @@ package filerestore
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"strings"
@@ -29,6 +30,9 @@ type Options struct {
 	CacheBytes int64
 	// IdleAfter is when an unused disk is closed. 0: 2 min.
 	IdleAfter time.Duration
+	// Secrets are passphrases and contents of key files that are tried on encrypted
+	// volumes. They stay in this process.
+	Secrets [][]byte
 	// Logger; nil: nothing is logged.
 	Logger *slog.Logger
 }
@@ -51,11 +55,13 @@ type Tree struct {
 	source Source
 	o      Options
 	cache  *blockCache
+	keys   *keyring
 
 	mu       sync.Mutex
 	listed   time.Time
 	machines map[string]*machine
 	disks    map[diskKey]*disk
+	points   map[string]*pointVolumes // by the point's id
 }
 
 type diskKey struct{ point, name string }
@@ -68,7 +74,8 @@ type machine struct {
 // New makes a tree. It opens nothing yet.
 func New(source Source, o Options) *Tree {
 	o = o.withDefaults()
-	return &Tree{source: source, o: o, cache: newBlockCache(o.CacheBytes), disks: make(map[diskKey]*disk)}
+	return &Tree{source: source, o: o, cache: newBlockCache(o.CacheBytes), keys: newKeyring(o.Secrets),
+		disks: make(map[diskKey]*disk), points: make(map[string]*pointVolumes)}
 }
 
 // Run closes disks that are not used any more, until ctx is done; then it closes all.
@@ -94,7 +101,15 @@ func (t *Tree) closeIdle(after time.Duration) {
 	}
 	t.mu.Unlock()
 	for _, d := range disks {
-		d.closeIdle(after)
+		if !d.closeIdle(after) {
+			continue
+		}
+		t.mu.Lock()
+		p := t.points[d.key.point]
+		t.mu.Unlock()
+		if p != nil {
+			p.forget()
+		}
 	}
 }
 
@@ -138,7 +153,7 @@ func (t *Tree) disk(p Point, d Disk) *disk {
 	defer t.mu.Unlock()
 	key := diskKey{p.ID, d.Name}
 	if t.disks[key] == nil {
-		t.disks[key] = &disk{tree: t, key: key, size: d.SizeBytes, machine: p.Machine}
+		t.disks[key] = &disk{tree: t, key: key, size: d.SizeBytes, problems: problemLog{tree: t, machine: p.Machine, point: p.ID, disk: d.Name}}
 	}
 	return t.disks[key]
 }
@@ -276,34 +291,25 @@ func (d pointDir) List(context.Context) ([]fusemount.Entry, error) {
 // volumes lists the volumes of all disks. A disk that cannot be read takes nothing
 // from the others: STATUS says what is missing. When none can be read, that is an
 // error.
-func (d pointDir) volumes(ctx context.Context) ([]fusemount.Entry, error) {
+func (d pointDir) volumes(context.Context) ([]fusemount.Entry, error) {
+	found := d.tree.volumes(d.point).find(d.point)
 	var out []fusemount.Entry
-	var failed error
-	failures := 0
-	for _, pd := range d.point.Disks {
-		disk := d.tree.disk(d.point, pd)
-		list, err := disk.volumes(ctx)
-		if err != nil {
-			failures++
-			failed = err
+	for _, v := range found.vols {
+		e := fusemount.Entry{Time: d.point.FrozenAt, Second: d.latest}
+		id := d.point.ID + ":" + v.name
+		switch {
+		case v.readable:
+			e.Name, e.ID, e.Volume = v.name, "volume:"+id, v
+		case v.raw:
+			disk := d.tree.disk(d.point, d.point.Disks[v.node.Disk])
+			e.Name, e.ID, e.Image = v.name+".raw", "rawvolume:"+id, diskImage{disk, v.node.Volume.Offset, v.node.Volume.Size}
+		default:
 			continue
 		}
-		for _, v := range list {
-			e := fusemount.Entry{Time: d.point.FrozenAt, Second: d.latest}
-			id := d.point.ID + ":" + v.name
-			switch {
-			case v.readable:
-				e.Name, e.ID, e.Volume = v.name, "volume:"+id, v
-			case v.raw:
-				e.Name, e.ID, e.Image = v.name+".raw", "rawvolume:"+id, diskImage{disk, v.volume.Offset, v.volume.Size}
-			default:
-				continue
-			}
-			out = append(out, e)
-		}
+		out = append(out, e)
 	}
-	if failures > 0 && failures == len(d.point.Disks) {
-		return nil, failed
+	if len(found.failed) > 0 && !slices.Contains(found.failed, nil) {
+		return nil, errors.Join(found.failed...)
 	}
 	return out, nil
 }

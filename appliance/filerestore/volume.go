@@ -11,15 +11,14 @@ import (
 	"github.com/keelblock/keelblock/blockdev/volume"
 )
 
-// vol is a volume of a disk.
+// vol is a volume of a point: of one disk, or spanning several.
 type vol struct {
-	disk     *disk
-	name     string // DISK-N
-	volume   volume.Volume
-	readable bool // there is a reader for what it seems to hold
+	point    *pointVolumes
+	name     string // DISK-N, VG-LV, ...
+	node     *volume.Node
+	readable bool // listed as a directory: its files can be read, or the error says why not
 	raw      bool // shown as a raw file instead
-	blank    bool
-	holds    string // what it seems to hold, when there is no reader
+	holds    string
 
 	mu sync.Mutex
 	fs filesystem.FS
@@ -27,59 +26,126 @@ type vol struct {
 
 var errNoReader = errors.New("no reader for it")
 
-// volumes lists the volumes of the disk, once. A block that cannot be read makes it
-// fail, and the next caller tries again.
-func (d *disk) volumes(context.Context) ([]*vol, error) {
-	d.mu.Lock()
-	vols := d.vols
-	d.mu.Unlock()
-	if vols != nil {
-		return vols, nil
-	}
-	var warnings []string
-	err := safely(func() (err error) {
-		vols, warnings, err = d.findVolumes()
-		return err
-	})
-	if err != nil {
-		d.report(fmt.Sprintf("read the partition table: %v", err))
-		return nil, err
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.vols == nil {
-		d.vols, d.warnings = vols, warnings
-	}
-	return d.vols, nil
+// pointVolumes are the volumes of a point, found at the first use.
+type pointVolumes struct {
+	tree     *Tree
+	point    Point
+	disks    []*disk
+	problems problemLog // of volumes that span disks
+
+	findMu sync.Mutex // held while the volumes are looked for; taken before mu
+
+	mu    sync.Mutex
+	found *foundVolumes
 }
 
-func (d *disk) findVolumes() ([]*vol, []string, error) {
-	found, warnings, err := volume.List(d, d.size)
+// foundVolumes is what was found on the disks of a point.
+type foundVolumes struct {
+	vols     []*vol
+	warnings [][]string // by disk
+	failed   []error    // by disk
+}
+
+// volumes gives the volumes of a point, the same ones each time.
+func (t *Tree) volumes(p Point) *pointVolumes {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.points[p.ID] == nil {
+		t.points[p.ID] = &pointVolumes{tree: t, point: p, problems: problemLog{tree: t, machine: p.Machine, point: p.ID}}
+	}
+	return t.points[p.ID]
+}
+
+// find looks for the volumes, once. After a disk that could not be read the next caller
+// looks again; the others' volumes are given all the same.
+func (p *pointVolumes) find(point Point) *foundVolumes {
+	p.findMu.Lock()
+	defer p.findMu.Unlock()
+	p.mu.Lock()
+	found := p.found
+	p.mu.Unlock()
+	if found != nil {
+		return found
+	}
+	disks := make([]*disk, len(point.Disks))
+	for i, d := range point.Disks {
+		disks[i] = p.tree.disk(point, d)
+	}
+	p.mu.Lock()
+	p.disks = disks
+	p.mu.Unlock()
+	found, whole := p.look(disks)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if whole {
+		p.found = found
+	}
+	return found
+}
+
+// look assembles the disks. whole: nothing failed that may work another time.
+func (p *pointVolumes) look(disks []*disk) (*foundVolumes, bool) {
+	in := make([]volume.Disk, len(disks))
+	for i, d := range disks {
+		in[i] = volume.Disk{Name: d.key.name, Reader: d, Size: d.size}
+	}
+	var set *volume.Set
+	err := safely(func() error {
+		set = volume.Assemble(in, volume.Options{Unlock: p.tree.keys.unlock})
+		return nil
+	})
 	if err != nil {
-		return nil, nil, err
-	}
-	vols := make([]*vol, 0, len(found))
-	for _, v := range found {
-		n := &vol{disk: d, name: fmt.Sprintf("%s-%d", d.key.name, v.Number), volume: v}
-		holds, err := detect.Name(v.Section(d), v.Size)
-		switch {
-		case err != nil:
-			// What it holds is not known, and Open will say the same.
-			d.report(fmt.Sprintf("%s: %v", n.name, err))
-			n.readable = true
-		case holds == "":
-			n.holds = "no known file system"
-		case holds == detect.Blank:
-			n.blank, n.holds = true, holds
-		default:
-			n.readable = readers[holds]
-			n.holds = holds
+		p.problems.add(fmt.Sprintf("look for volumes: %v", err))
+		failed := make([]error, len(disks))
+		for i := range failed {
+			failed[i] = err
 		}
-		// A whole disk is there as DISK.raw already.
-		n.raw = !n.readable && !n.blank && v.Scheme != volume.SchemeWhole
-		vols = append(vols, n)
+		return &foundVolumes{warnings: make([][]string, len(disks)), failed: failed}, false
 	}
-	return vols, warnings, nil
+	found := &foundVolumes{warnings: set.Warnings, failed: set.Failed}
+	for i, err := range set.Failed {
+		if err != nil {
+			disks[i].problems.add(fmt.Sprintf("look for volumes: %v", err))
+		}
+	}
+	for _, n := range set.Nodes {
+		found.vols = append(found.vols, p.newVol(n, disks))
+	}
+	return found, !set.Unread
+}
+
+func (p *pointVolumes) newVol(n *volume.Node, disks []*disk) *vol {
+	v := &vol{point: p, name: n.Name, node: n}
+	// What spans disks has no place to show it raw, and a whole disk is there as
+	// DISK.raw already.
+	partition := n.Disk >= 0 && n.Volume.Scheme != volume.SchemeWhole
+	switch {
+	case n.Err != nil:
+		v.raw = partition
+		v.readable = n.Disk < 0
+		return v
+	case n.Member != "":
+		return v
+	}
+	var holds string
+	err := safely(func() (err error) {
+		holds, err = detect.Name(n.Content, n.Size)
+		return err
+	})
+	switch {
+	case err != nil:
+		// What it holds is not known, and Open will say the same.
+		v.Report("look at it", err)
+		v.readable = true
+	case holds == "":
+		v.holds, v.raw = "no known file system", partition
+	case holds == detect.Blank:
+		v.holds = holds
+	default:
+		v.readable, v.holds = readers[holds], holds
+		v.raw = partition && !v.readable
+	}
+	return v
 }
 
 // safely turns a panic of a parser into an error: what a guest wrote must not end the
@@ -103,10 +169,13 @@ func (v *vol) Open(context.Context) (filesystem.FS, error) {
 	if v.fs != nil {
 		return v.fs, nil
 	}
+	if v.node.Err != nil {
+		return nil, v.node.Err
+	}
 	if !v.readable {
 		return nil, fmt.Errorf("%s: %w", v.holds, errNoReader)
 	}
-	fs, err := detect.Open(v.volume.Section(v.disk), v.volume.Size)
+	fs, err := detect.Open(v.node.Content, v.node.Size)
 	if err != nil {
 		return nil, err
 	}
@@ -116,13 +185,27 @@ func (v *vol) Open(context.Context) (filesystem.FS, error) {
 
 // Report keeps a problem for STATUS.
 func (v *vol) Report(what string, err error) {
-	v.disk.report(fmt.Sprintf("%s: %s: %v", v.name, what, err))
+	v.point.mu.Lock()
+	problems := &v.point.problems
+	if i := v.node.Disk; i >= 0 && i < len(v.point.disks) {
+		problems = &v.point.disks[i].problems
+	}
+	v.point.mu.Unlock()
+	problems.add(fmt.Sprintf("%s: %s: %v", v.name, what, err))
 }
 
-// forget drops the reader and what it keeps in memory. Inode numbers stay what they
-// are, so the next use just opens it again.
-func (v *vol) forget() {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.fs = nil
+// forget drops the readers and what they keep in memory. Inode numbers stay what they
+// are, so the next use just opens them again.
+func (p *pointVolumes) forget() {
+	p.mu.Lock()
+	found := p.found
+	p.mu.Unlock()
+	if found == nil {
+		return
+	}
+	for _, v := range found.vols {
+		v.mu.Lock()
+		v.fs = nil
+		v.mu.Unlock()
+	}
 }

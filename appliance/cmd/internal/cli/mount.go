@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -29,15 +30,22 @@ func (a *app) mountCommand() *cobra.Command {
 	var machine, point string
 	var detach, others, verbose bool
 	var ready int
+	var keyFiles []string
 	cmd := &cobra.Command{
-		Use:   "mount DIR [--machine M] [--point P] [-d]",
+		Use:   "mount DIR [--machine M] [--point P] [--key-file F] [-d]",
 		Short: "show recovery points as files",
 		Long: `Mounts the recovery points at DIR, read-only:
 
   MACHINE/TIME/DISK.raw            the disk, sparse
   MACHINE/TIME/volumes/DISK-N/…    the files of partition N, 0 for a disk without partitions
+  MACHINE/TIME/volumes/VG-LV/…     the files of a logical volume of LVM
+  MACHINE/TIME/volumes/md-NAME/…   the files of an md array (RAID0, RAID1)
   MACHINE/TIME/STATUS              what could not be read, and why
   MACHINE/latest/…                 the same for the newest point
+
+Volumes that LUKS encrypts are opened with what --key-file gives: the content of FILE, or
+with - the passphrase, which is asked for at a terminal and else read from standard input.
+It may be given several times; each is tried on each volume. It stays in this process.
 
 A point is also found by its id, as MACHINE/ID/…, which is not listed.
 
@@ -52,19 +60,28 @@ stays in the foreground until the mount ends, or with -d returns when it works.`
 				return err
 			}
 			if detach {
-				return a.mountDetached(cmd.Context(), dir)
+				typed, err := a.typedSecret(keyFiles)
+				if err != nil {
+					return err
+				}
+				return a.mountDetached(cmd.Context(), dir, typed)
+			}
+			secrets, err := a.volumeSecrets(keyFiles)
+			if err != nil {
+				return err
 			}
 			c, err := a.client()
 			if err != nil {
 				return err
 			}
-			return a.mount(cmd.Context(), c, dir, machine, point, others || os.Geteuid() == 0, verbose, ready)
+			return a.mount(cmd.Context(), c, dir, machine, point, secrets, others || os.Geteuid() == 0, verbose, ready)
 		},
 		ValidArgsFunction: a.completing(false, nil),
 	}
 	f := cmd.Flags()
 	f.StringVar(&machine, "machine", "", "list this machine only")
 	f.StringVar(&point, "point", "", "list this recovery point only")
+	addKeyFiles(f, &keyFiles)
 	f.BoolVarP(&detach, "detach", "d", false, "return when the mount works, and leave it")
 	f.BoolVar(&others, "allow-other", false, "let other users in, with the guest's permissions (root: always)")
 	f.BoolVarP(&verbose, "verbose", "v", false, "log what cannot be read")
@@ -92,7 +109,7 @@ func (a *app) mountPoint(dir string) (string, error) {
 
 // mount serves the mount in this process until it ends. With readyFD it is the child
 // of mount -d.
-func (a *app) mount(ctx context.Context, c *client, dir, machine, selector string, others, verbose bool, readyFD int) error {
+func (a *app) mount(ctx context.Context, c *client, dir, machine, selector string, secrets [][]byte, others, verbose bool, readyFD int) error {
 	if readyFD > 0 { // a detached mount must not keep a folder busy
 		if err := os.Chdir("/"); err != nil {
 			return err
@@ -101,7 +118,7 @@ func (a *app) mount(ctx context.Context, c *client, dir, machine, selector strin
 	debug.SetMemoryLimit(mountMemory)
 	// A crash must not leave the guest's files in a core dump.
 	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
-	o := filerestore.Options{Machine: machine, Logger: slog.New(slog.DiscardHandler)}
+	o := filerestore.Options{Machine: machine, Secrets: secrets, Logger: slog.New(slog.DiscardHandler)}
 	if verbose {
 		o.Logger = slog.New(slog.NewTextHandler(a.Err, nil))
 	}
@@ -170,8 +187,9 @@ func (a *app) machineOrPoints(ctx context.Context, c *client, name string) (bool
 	return err == nil, err
 }
 
-// mountDetached mounts in the background and returns when the mount works.
-func (a *app) mountDetached(ctx context.Context, dir string) error {
+// mountDetached mounts in the background and returns when the mount works. secret is for
+// the child's standard input.
+func (a *app) mountDetached(ctx context.Context, dir string, secret []byte) error {
 	args := slices.DeleteFunc(slices.Clone(a.args), func(s string) bool { return s == "-d" || s == "--detach" || s == "--detach=true" })
 	args = append(args, fmt.Sprintf("--ready-fd=%d", childFD))
 	// What the child says before the mount works is the user's to read. Afterwards
@@ -182,7 +200,7 @@ func (a *app) mountDetached(ctx context.Context, dir string) error {
 	}
 	defer said.Close()
 	_ = os.Remove(said.Name())
-	_, pid, err := detached(ctx, args, nil, said)
+	_, pid, err := detached(ctx, args, bytes.NewReader(secret), said)
 	if err != nil {
 		return childFailed(err, said, 0, "")
 	}
