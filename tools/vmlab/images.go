@@ -83,10 +83,8 @@ func (l *lab) makeImages(set, dir string) error {
 		return err
 	}
 	l.guests = append(l.guests, g)
-	if err := l.follow(g, nil); err != nil {
-		return err
-	}
-	g.cutPower() // it has unmounted its disk
+	made := l.follow(g, nil)
+	g.cutPower() // it has synced its disk, also when a case failed: the whole ones are kept
 	files := filepath.Join(l.r.Dir, "files")
 	if err := os.Mkdir(files, 0o755); err != nil {
 		return err
@@ -94,7 +92,7 @@ func (l *lab) makeImages(set, dir string) error {
 	if text, err := l.command("debugfs", "-R", "rdump /cases "+files, out); err != nil {
 		return fmt.Errorf("%w\n%s", err, text)
 	}
-	return packCases(l, filepath.Join(files, "cases"), dir)
+	return errors.Join(made, packCases(l, filepath.Join(files, "cases"), dir))
 }
 
 // imageOrders makes the disk from which the guest takes the script of a set.

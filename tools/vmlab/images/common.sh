@@ -7,7 +7,11 @@ export PATH=/mnt:$PATH:/usr/sbin:/sbin LC_ALL=C.UTF-8
 case_name=start
 say() { echo "LAB: $*"; }
 fail() {
+  trap - ERR
   dmesg | tail -n 25
+  cd /
+  rm -rf /out/cases/$case_name
+  sync
   say "fail $case_name: $*"
   sync
   sleep 600 # the host ends the guest

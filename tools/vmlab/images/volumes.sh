@@ -19,7 +19,9 @@ content() {
 }
 # ext NAME DEVICE: a small ext4 with files, its manifest, and the content of the device
 ext() {
-  quiet mke2fs -q -F -t ext4 -O ^has_journal -E lazy_itable_init=1,nodiscard -N 512 -b 1024 -L "$(echo $1 | cut -c 1-16)" $2
+  local block=1024
+  [ $(blockdev --getss $2) = 512 ] || block=4096
+  quiet mke2fs -q -F -t ext4 -O ^has_journal -E lazy_itable_init=1,nodiscard -N 512 -b $block -L "$(echo $1 | cut -c 1-16)" $2
   mount $2 /mnt2
   fill /mnt2
   sync
@@ -55,7 +57,7 @@ lvm_linear() {
 
 lvm_striped() {
   case_begin lvm-striped
-  local a=$(disk d0.img 40M) b=$(disk d1.img 40M) c=$(disk d2.img 40M)
+  local a=$(disk d0.img 56M) b=$(disk d1.img 56M) c=$(disk d2.img 56M)
   lv pvcreate $a $b $c
   lv vgcreate -s 1M vg0 $a $b $c
   lv lvcreate -an -Zn -i 3 -I 16k -L 12M -n striped vg0
@@ -93,7 +95,7 @@ lvm_striped() {
   case_end
 }
 
-# array NAME LEVEL METADATA LOOPS... [-- OPTIONS]
+# md_case NAME LEVEL METADATA OPTIONS... LOOPS...
 md_case() {
   local name=$1 level=$2 metadata=$3
   shift 3
@@ -115,13 +117,15 @@ md_raid0() {
   quiet mdadm --stop /dev/md/first
   free $a $b $c
   case_end
+}
+
+# Superblock 0.90 has no field for the layout of a RAID0.
+md_raid0_old() {
   case_begin md-raid0-old
-  a=$(disk d0.img 8M) b=$(disk d1.img 8M)
-  md_case /dev/md7 0 0.90 --chunk=32 --raid-devices=2 $a $b || md_case 7 0 0.90 --chunk=32 --raid-devices=2 $a $b
-  local d=/dev/md7
-  [ -e $d ] || d=/dev/md/7
-  ext md-7 $d
-  quiet mdadm --stop $d
+  local a=$(disk d0.img 8M) b=$(disk d1.img 8M)
+  quiet mdadm --create /dev/md7 --run --force --level=0 --layout=dangerous --metadata=0.90 --chunk=32 --raid-devices=2 $a $b
+  ext md-7 /dev/md7
+  quiet mdadm --stop /dev/md7
   free $a $b
   case_end
 }
@@ -152,7 +156,6 @@ md_mirror() {
   case_end
 }
 
-# crypt_case CASE NAME PASSPHRASE-or-FILE LOOP LUKS-OPTIONS...
 crypt_open() { quiet cryptsetup open --type luks --disable-keyring "$@"; }
 
 luks() {
@@ -232,11 +235,12 @@ md_lvm() {
   case_end
 }
 
-lvm_linear
-lvm_striped
 luks
 md_raid0
 md_mirror md-raid1 mirror 1.0
 md_mirror md-raid1-stale stale 1.2
 md_mirror md-raid1-old 9 0.90
 md_lvm
+lvm_striped
+lvm_linear
+md_raid0_old
