@@ -16,6 +16,8 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
 	"golang.org/x/sys/unix"
+
+	"github.com/keelblock/keelblock/dedupe/blockstore/badgerfiles"
 )
 
 const (
@@ -103,7 +105,7 @@ func Open(dir string, o Options) (*DB, error) {
 		err = checkFiles(dir)
 	}
 	if err == nil {
-		err = removeEmptyLogs(dir)
+		err = badgerfiles.RemoveEmptyLogs(dir)
 	}
 	if err == nil {
 		d.b, err = openBadger(bo)

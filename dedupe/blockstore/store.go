@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/keelblock/keelblock/dedupe"
+	"github.com/keelblock/keelblock/dedupe/blockstore/badgerfiles"
 	"github.com/keelblock/keelblock/dedupe/pack"
 	"github.com/keelblock/keelblock/dedupe/packdir"
 )
@@ -254,7 +255,7 @@ func (s *Store) openOwnIndex(o badger.Options) (err error) {
 		return s.indexError(err)
 	}
 	if !o.ReadOnly {
-		if err := removeEmptyLogs(o.Dir); err != nil {
+		if err := badgerfiles.RemoveEmptyLogs(o.Dir); err != nil {
 			return s.indexError(err)
 		}
 	}
