@@ -12,6 +12,7 @@ import (
 
 	kb "github.com/keelblock/keelblock/appliance/api/keelblockv1"
 	"github.com/keelblock/keelblock/appliance/config"
+	"github.com/keelblock/keelblock/dedupe/dedupetest"
 )
 
 // locationsConfig is a configuration whose default vault has n locations.
@@ -73,20 +74,7 @@ func differ(t *testing.T, dirs []string) string {
 // flipIn flips a bit in the payload of the first record of a pack.
 func flipIn(t *testing.T, pack string) {
 	t.Helper()
-	f, err := os.OpenFile(pack, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	const at = 96 + 192 + 1000 // behind the pack's header and the record's
-	var b [1]byte
-	if _, err := f.ReadAt(b[:], at); err != nil {
-		t.Fatal(err)
-	}
-	b[0] ^= 8
-	if _, err := f.WriteAt(b[:], at); err != nil {
-		t.Fatal(err)
-	}
+	dedupetest.Flip(t, pack, 96+192+1000) // behind the pack's header and the record's
 }
 
 // within waits until what returns "", the reason why it is not so yet.

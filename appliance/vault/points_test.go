@@ -2,7 +2,6 @@ package vault
 
 import (
 	"errors"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +9,7 @@ import (
 	"github.com/keelblock/keelblock/appliance"
 	"github.com/keelblock/keelblock/appliance/clock"
 	"github.com/keelblock/keelblock/dedupe"
+	"github.com/keelblock/keelblock/dedupe/dedupetest"
 	"github.com/keelblock/keelblock/dedupe/recoverypoint"
 )
 
@@ -118,22 +118,7 @@ func TestUnreadablePoint(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	flip := func() {
-		t.Helper()
-		f, err := os.OpenFile(path, os.O_RDWR, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		var b [1]byte
-		if _, err := f.ReadAt(b[:], off+n-1); err != nil {
-			t.Fatal(err)
-		}
-		b[0] ^= 1
-		if _, err := f.WriteAt(b[:], off+n-1); err != nil {
-			t.Fatal(err)
-		}
-	}
+	flip := func() { t.Helper(); dedupetest.Flip(t, path, off+n-1) }
 	flip()
 	s = newTestSet(t, dir)
 	if err := s.Default().Open(t.Context()); err != nil {

@@ -317,6 +317,20 @@ func collectWithFault(dir string, o blockstore.Options, want map[dedupe.Digest]b
 	return made, errors.Join(err, s.Close())
 }
 
+// liveTree is one of the trees that the vault lists.
+func liveTree(t *testing.T, s *blockstore.Store) treePoint {
+	t.Helper()
+	live, _, _, err := listed(context.Background(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := loadTree(context.Background(), s, live[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 // A live record that does not verify is never dropped: its pack stays, and is reported.
 func TestCollectKeepsDamage(t *testing.T) {
 	t.Parallel()
@@ -324,14 +338,7 @@ func TestCollectKeepsDamage(t *testing.T) {
 	s := openVault(t, dir, crashOptions)
 	want := history(t, s, 9)
 	ctx := context.Background()
-	live, _, _, err := listed(ctx, s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := loadTree(ctx, s, live[0])
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := liveTree(t, s)
 	bad := blockSum(s, p.Seeds[80])
 	path, off, length, err := s.Locate(bad)
 	if err != nil {
@@ -364,14 +371,7 @@ func TestCollectStopsAtDamagedNode(t *testing.T) {
 	s := openVault(t, dir, crashOptions)
 	want := history(t, s, 6)
 	ctx := context.Background()
-	live, _, _, err := listed(ctx, s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := loadTree(ctx, s, live[0])
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := liveTree(t, s)
 	path, off, length, err := s.Locate(p.Top)
 	if err != nil {
 		t.Fatal(err)

@@ -17,26 +17,8 @@ import (
 	"github.com/keelblock/keelblock/dedupe/dedupetest"
 )
 
-// flip flips one bit of a file.
-func flip(t testing.TB, path string, off int64) {
-	t.Helper()
-	if err := flipBit(path, off); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func flipBit(path string, off int64) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	var b [1]byte
-	if _, err = f.ReadAt(b[:], off); err == nil {
-		b[0] ^= 4
-		_, err = f.WriteAt(b[:], off)
-	}
-	return errors.Join(err, f.Close())
-}
+// Both flip one bit of a file.
+var flip, flipBit = dedupetest.Flip, dedupetest.FlipBit
 
 // writtenVault is a vault with three points, closed cleanly.
 func writtenVault(t testing.TB, o blockstore.Options) (dir string, points []dedupe.Digest) {

@@ -13,6 +13,7 @@ import (
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/blockstore"
 	"github.com/keelblock/keelblock/dedupe/collection"
+	"github.com/keelblock/keelblock/dedupe/dedupetest"
 	"github.com/keelblock/keelblock/dedupe/hashtree"
 	"github.com/keelblock/keelblock/dedupe/ingest"
 	"github.com/keelblock/keelblock/dedupe/recoverypoint"
@@ -381,22 +382,7 @@ func TestUnreadableManifest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	flip := func() {
-		t.Helper()
-		f, err := os.OpenFile(path, os.O_RDWR, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		var b [1]byte
-		if _, err := f.ReadAt(b[:], off+n-4); err != nil {
-			t.Fatal(err)
-		}
-		b[0] ^= 0x40
-		if _, err := f.WriteAt(b[:], off+n-4); err != nil {
-			t.Fatal(err)
-		}
-	}
+	flip := func() { t.Helper(); dedupetest.Flip(t, path, off+n-4) }
 	flip()
 	if err := m.s.Close(); err != nil {
 		t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
+	"os"
 	"testing"
 
 	"github.com/keelblock/keelblock/dedupe"
@@ -116,5 +117,27 @@ func wantBlock(t testing.TB, s dedupe.Store, seed uint64) {
 		t.Errorf("get block %d: %v", seed, err)
 	} else if string(got) != string(want) {
 		t.Errorf("get block %d: other bytes than were put", seed)
+	}
+}
+
+// FlipBit flips one bit of the byte at off of a file. Twice is as before.
+func FlipBit(path string, off int64) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	var b [1]byte
+	if _, err = f.ReadAt(b[:], off); err == nil {
+		b[0] ^= 4
+		_, err = f.WriteAt(b[:], off)
+	}
+	return errors.Join(err, f.Close())
+}
+
+// Flip is FlipBit for a test that ends when it fails.
+func Flip(t testing.TB, path string, off int64) {
+	t.Helper()
+	if err := FlipBit(path, off); err != nil {
+		t.Fatal(err)
 	}
 }
