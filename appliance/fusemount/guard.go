@@ -118,7 +118,6 @@ func (f *files) report(v *volume, st fuse.Status, what string, err error) {
 	if st != fuse.EIO {
 		return
 	}
-	f.ioErrors.Add(1)
 	if v != nil {
 		v.entry.Volume.Report(what, err)
 		return

@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -60,7 +59,6 @@ type files struct {
 	uid, gid           uint32
 	began              time.Time
 	log                *slog.Logger
-	ioErrors           atomic.Int64
 
 	handlesMu sync.Mutex
 	handles   map[uint64]any // open directories and texts of ours
@@ -136,9 +134,6 @@ func mountError(dir string, err error) error {
 
 // Done is closed when the mount has ended.
 func (m *Mount) Done() <-chan struct{} { return m.done }
-
-// IOErrors is how many operations were answered with EIO.
-func (m *Mount) IOErrors() int64 { return m.files.ioErrors.Load() }
 
 // Unmount ends the mount: at once when nothing uses it, otherwise it is taken out of
 // the tree of names and ends when the last user leaves. It waits for the end until ctx

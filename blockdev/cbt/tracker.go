@@ -264,18 +264,6 @@ func (t *Tracker) Bases() (base, candidate PointID) {
 	return t.header.base, t.header.candidate
 }
 
-// AcceptBase makes p, which is one of Bases, the base and forgets the candidate. The
-// caller found it committed. The list stays as it is: it holds for both.
-func (t *Tracker) AcceptBase(p PointID) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if p.IsZero() || p != t.header.base && p != t.header.candidate {
-		return fmt.Errorf("accept base of disk %q: point %x is neither base nor candidate", t.opts.DiskID, p[:8])
-	}
-	t.header.base, t.header.candidate = p, PointID{}
-	return t.store()
-}
-
 // SetBase empties the map and names p as the base. The caller vouches that the disk
 // equals point p at this moment and that nobody writes it (a restored disk). What was
 // written to the disk is durable when it returns.

@@ -16,6 +16,13 @@ func (o Options) WithHook(fn func(op, name string) error) Options {
 	return o
 }
 
+// LastSequence is the sequence of the last published note, or 0.
+func (s *Store) LastSequence() uint64 {
+	s.index.mu.Lock()
+	defer s.index.mu.Unlock()
+	return s.index.m.nextSequence - 1
+}
+
 // IndexEntry is an index entry for comparison: where a digest is.
 type IndexEntry struct {
 	Pack         string

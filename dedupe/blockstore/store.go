@@ -381,13 +381,6 @@ func (s *Store) Domain() dedupe.DomainID {
 // Vault is the vault's own id, from its superblock.
 func (s *Store) Vault() pack.VaultID { return s.sb.Vault }
 
-// LastSequence is the sequence of the last published note, or 0.
-func (s *Store) LastSequence() uint64 {
-	s.index.mu.Lock()
-	defer s.index.mu.Unlock()
-	return s.index.m.nextSequence - 1
-}
-
 // Epoch is one more than the number of unclean stops so far.
 func (s *Store) Epoch() uint32 {
 	s.index.mu.Lock()

@@ -115,7 +115,7 @@ func (m *Manifest) allExtensions() []Extension {
 }
 
 // Decode is the inverse of Encode, but for private texts: the fields have the neutral
-// ones then, until Reveal. It refuses bytes that Encode would not have
+// ones then, which OpenIndex replaces. It refuses bytes that Encode would not have
 // written (dedupe.ErrCorrupt) and versions that it does not know
 // (dedupe.ErrUnknownFormat).
 func Decode(p []byte) (*Manifest, error) {

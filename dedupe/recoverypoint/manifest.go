@@ -113,7 +113,7 @@ type Manifest struct {
 	Note string
 	// Private, when present, is where the texts are kept (the names of machine, disks
 	// and excluded disks, reasons and Note), and the manifest's own bytes have neutral
-	// ones. See PutPrivate and Reveal.
+	// ones. See PutPrivate.
 	Private Content
 
 	// Extensions are fields of later releases, kept as they are.

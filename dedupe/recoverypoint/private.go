@@ -150,13 +150,9 @@ func (m *Manifest) PutPrivate(ctx context.Context, b blockPutter, blockSize int)
 	return nil
 }
 
-// Reveal puts the private texts into the fields of a manifest that was decoded: without
-// them it has neutral ones. dedupe.ErrNoKey when they are sealed by a key that g does not
-// have; after any error the manifest is as before.
-func (m *Manifest) Reveal(ctx context.Context, g hashtree.Getter) error {
-	return m.reveal(func(c Content) (*texts, error) { return loadTexts(ctx, g, c) })
-}
-
+// reveal puts the private texts into the fields of a manifest that was decoded: without
+// them it has neutral ones. dedupe.ErrNoKey when they are sealed by a key that is not
+// there; after any error the manifest is as before.
 func (m *Manifest) reveal(load func(Content) (*texts, error)) error {
 	if m.Private.IsZero() {
 		return nil
