@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -121,5 +122,24 @@ func TestLeftoversMayGoAwayByThemselves(t *testing.T) {
 		if strings.Contains(l, dir) {
 			t.Errorf("still listed: %s", l)
 		}
+	}
+}
+
+// A test that is ended by its time limit leaves a folder on tmpfs, and a loop mount with
+// its device: they are found, and the commands come in an order that works.
+func TestWhatAKilledTestLeaves(t *testing.T) {
+	if st, err := os.Stat("/dev/shm"); err != nil || !st.IsDir() {
+		t.Skip("there is no /dev/shm")
+	}
+	bin := build(t)
+	out, err := exec.Command(bin, "-settle", "1s", "--", "mktemp", "-d", "/dev/shm/keelblock-test-XXXXXXXX").CombinedOutput()
+	dir, _, _ := strings.Cut(string(out), "\n")
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err == nil || !strings.Contains(string(out), "test folder "+dir+"\n") || !strings.Contains(string(out), "rm -r "+dir+"\n") {
+		t.Errorf("%v:\n%s", err, out)
+	}
+	got := remedies([]string{"listening TCP port 7", "loop device /dev/loop3 of /tmp/x/img", "mount /tmp/x/mnt (ext4 of /dev/loop3)", "test folder /dev/shm/keelblock-test-1"})
+	if want := []string{"umount /tmp/x/mnt", "losetup -d /dev/loop3", "rm -r /dev/shm/keelblock-test-1"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
 	}
 }

@@ -1,6 +1,7 @@
 // Command hygiene runs a command and then looks for what it left behind: mounts,
 // loop devices, network namespaces, processes, listening sockets, changed-block
-// maps and temporary files.
+// maps, folders of tests on tmpfs and temporary files. It says which commands take
+// them away.
 //
 //	hygiene -- go test ./...
 //
@@ -85,6 +86,12 @@ func run(args []string, settle time.Duration, reportOnly bool) (int, error) {
 	fmt.Fprintf(os.Stderr, "hygiene: %s left behind:\n", args[0])
 	for _, l := range left {
 		fmt.Fprintln(os.Stderr, "  "+l)
+	}
+	if commands := remedies(left); len(commands) > 0 && !reportOnly { // else it may be somebody else's
+		fmt.Fprintln(os.Stderr, "hygiene: if nobody uses them, these take them away:")
+		for _, c := range commands {
+			fmt.Fprintln(os.Stderr, "  "+c)
+		}
 	}
 	endChildren()
 	if status == 0 && !reportOnly {

@@ -106,13 +106,17 @@ func tcpListeners(s snapshot) error {
 	return nil
 }
 
-// maps are folders of changed-block maps, which lie on tmpfs.
+// maps are folders of changed-block maps, which lie on tmpfs, and those that tests make
+// there: a test that is ended by its time limit removes nothing.
 func maps(s snapshot) error {
 	if err := entries("/run/keelblock", func(name string) { s["map folder /run/keelblock/"+name] = true }); err != nil {
 		return err
 	}
 	return entries("/dev/shm", func(name string) {
-		if strings.HasPrefix(name, "keelblock") || strings.HasPrefix(name, "kbtest") {
+		switch {
+		case strings.HasPrefix(name, "keelblock-test-"), strings.HasPrefix(name, "kbtest"):
+			s["test folder /dev/shm/"+name] = true
+		case strings.HasPrefix(name, "keelblock"):
 			s["map folder /dev/shm/"+name] = true
 		}
 	})
@@ -127,6 +131,24 @@ func tempFiles(s snapshot) error {
 			}
 		}
 	})
+}
+
+// remedies are the commands that take away what is left, in an order that works: whoever
+// uses it first.
+func remedies(left []string) (commands []string) {
+	order := []struct{ kind, command string }{
+		{"mount ", "umount "}, {"loop device ", "losetup -d "}, {"network namespace ", "ip netns delete "},
+		{"test folder ", "rm -r "}, {"map folder ", "rm -r "}, {"temporary file ", "rm -r "},
+	}
+	for _, o := range order {
+		for _, l := range left {
+			if what, ok := strings.CutPrefix(l, o.kind); ok {
+				what, _, _ = strings.Cut(what, " ")
+				commands = append(commands, o.command+what)
+			}
+		}
+	}
+	return commands
 }
 
 // process is a descendant that outlived the command.
