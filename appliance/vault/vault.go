@@ -202,12 +202,20 @@ func (v *Vault) hintFor(err error) string {
 		return "see keelblock key show; keelblock key restore FILE brings keys back"
 	case errors.Is(err, dedupe.ErrNoSpace):
 		return "free space on the vault's file system and start the daemon again"
+	case v.noSuperblock() && len(v.copies()) == 0:
+		return "the packs are untouched; put the file superblock back from a copy of this folder or of another location: without it nothing can read them"
 	case errors.Is(err, unix.EROFS):
 		return "the file system of " + v.o.Dir + " is mounted read-only, and nothing in it is changed; mount it for writing and start the daemon again"
 	case errors.Is(err, dedupe.ErrUnknownFormat):
 		return "a newer release may have written it; the packs are untouched"
 	}
 	return rebuildHint(v.o.Name)
+}
+
+// noSuperblock reports whether the folder has lost its superblock, and the copy of it.
+func (v *Vault) noSuperblock() bool {
+	_, err := blockstore.ReadSuperblock(v.o.Dir)
+	return errors.Is(err, os.ErrNotExist)
 }
 
 // options of the store below.
@@ -503,7 +511,7 @@ func (v *Vault) RebuildIndex(ctx context.Context, progress func(done, total int6
 	v.dropBallast()
 	err = blockstore.RebuildIndex(ctx, v.o.Dir, v.options(), progress)
 	switch {
-	case errors.Is(err, unix.EROFS):
+	case errors.Is(err, unix.EROFS), err != nil && v.noSuperblock():
 		return &appliance.Error{Op: op, Kind: appliance.ErrUnavailable, Err: err, Hint: v.hintFor(err)}
 	case err != nil:
 		return fmt.Errorf("%s: %w", op, err)
