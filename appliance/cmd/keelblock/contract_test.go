@@ -193,6 +193,8 @@ func TestJSONIsAsPromised(t *testing.T) {
 		{"group delete shop --yes", groupShape},
 		{"machine delete web --yes", machineShape},
 		{"stop", ready},
+		{"key restore keys.escrow --site --secret-file secret", object{"siteId": "string", "siteName": "string", "dataDir": "string",
+			"vaults": []shape{object{"name": "string", "locations": []shape{"string"}}}}},
 	} {
 		stdout, stderr, status := command(t, dir, append(append([]string{"keelblock"}, strings.Fields(tt.line)...), "--json")...)
 		if status != 0 && tt.line != "doctor" {
