@@ -118,6 +118,23 @@ type FS interface {
 	NextHole(ino Inode, off int64) (int64, error)
 }
 
+// Mapper is an FS that can say where the contents of a file lie. What compares two points
+// of one disk reads only what lies on other blocks, or on blocks that have changed.
+type Mapper interface {
+	// Map yields the data of a regular file, ascending, until yield returns false. What
+	// it leaves out reads as zeros. The bytes of an extent with a place are those of
+	// the volume, as they are.
+	Map(ino Inode, yield func(FileExtent) bool) error
+}
+
+// FileExtent is a range of a file.
+type FileExtent struct {
+	Offset, Length int64 // in the file
+	// Place is the offset on the volume, or -1 for data that is stored otherwise:
+	// inline, compressed, replaced by a journal.
+	Place int64
+}
+
 // Sentinel errors of file system readers.
 var (
 	// ErrNotExist: no such name, inode or attribute owner.
