@@ -115,7 +115,7 @@ A first session:
 	}
 	group("daemon", a.serveCommand(), a.stopCommand(), a.statusCommand(), a.nbdCommand(), a.doctorCommand(), a.versionCommand())
 	group("protect", a.diskCommand(), a.machineCommand(), a.groupCommand(), a.backupCommand(), a.pointCommand(), a.pruneCommand(), a.cursorCommand())
-	group("restore", a.restoreCommand(), a.exportCommand(), a.unexportCommand(), a.mountCommand(), a.umountCommand())
+	group("restore", a.restoreCommand(), a.exportCommand(), a.unexportCommand(), a.filesCommand(), a.mountCommand(), a.umountCommand())
 	group("watch", a.jobCommand(), a.vaultCommand(), a.keyCommand())
 	root.AddCommand(a.manCommand(root))
 	addTopics(root)

@@ -246,13 +246,16 @@ func (s pointSource) Points(ctx context.Context) ([]filerestore.Point, error) {
 	if err != nil {
 		return nil, err
 	}
-	return mapped(r.Msg.GetPoints(), func(p *kb.RecoveryPoint) filerestore.Point {
-		return filerestore.Point{ID: p.GetId(), Machine: p.GetMachineName(), FrozenAt: p.GetFrozenAt().AsTime(), Name: p.GetTimeName(),
-			Consistency: p.GetConsistency(), Note: p.GetNote(),
-			Disks: mapped(p.GetDisks(), func(d *kb.PointDisk) filerestore.Disk {
-				return filerestore.Disk{Name: d.GetName(), SizeBytes: d.GetSizeBytes()}
-			})}
-	}), nil
+	return mapped(r.Msg.GetPoints(), toTreePoint), nil
+}
+
+// toTreePoint is a point as the tree of files has it.
+func toTreePoint(p *kb.RecoveryPoint) filerestore.Point {
+	return filerestore.Point{ID: p.GetId(), Machine: p.GetMachineName(), FrozenAt: p.GetFrozenAt().AsTime(), Name: p.GetTimeName(),
+		Consistency: p.GetConsistency(), Note: p.GetNote(),
+		Disks: mapped(p.GetDisks(), func(d *kb.PointDisk) filerestore.Disk {
+			return filerestore.Disk{Name: d.GetName(), SizeBytes: d.GetSizeBytes()}
+		})}
 }
 
 // Open opens a disk of a point.

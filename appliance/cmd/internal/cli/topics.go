@@ -73,10 +73,24 @@ Sizes and counts are integers, every field is present, times are RFC 3339 in UTC
                      an object of their own
   prune              [{pointId, machineName, timeName, keep, reason, uniqueBytes}]
   cursor …           {name, diskName, pointId, frozenAt, createdAt, advancedAt}
+  files ls, find     [{path, pathBase64, type, mode, uid, gid, sizeBytes, modifiedAt, links, inode, target, error}]
+  files diff         [{path, pathBase64, change, what, old, new}], old and new as files ls has them, or null
+  files versions     [{pointId, timeName, frozenAt, state, change, what, sha256, file, error}]
+  files cp           {files, folders, failed, bytes, skippedAttributesCount}
   recovery-point diff [{diskName, extents: [{offset, length}]}]
 
 Standard error carries progress and messages, with and without --json.`},
-	{"single-files", "how to get single files back", `  keelblock mount DIR -d
+	{"single-files", "how to get single files back", `A file that is lost, on machine web:
+
+  keelblock files versions web:/etc/hostname     the points that have it, newest first
+  keelblock files cp web@2026-11-21T19:30:00Z:/etc/hostname .
+
+and ls, find, diff and tar beside cp. They need neither root nor FUSE. A path is the guest's,
+from a slash on, or names its volume: web@latest:web0-1/etc/hostname.
+
+To look around with programs of your own:
+
+  keelblock mount DIR -d
 
 shows every point as MACHINE/TIME/, and MACHINE/latest/ for the newest:
 
