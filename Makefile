@@ -168,8 +168,8 @@ bench: try-deps build ## all rows against peers, side by side; see tools/compare
 bench-results: try-deps build ## the same, and write tools/compare/RESULTS.md
 	$(GO) run -buildvcs=false ./tools/compare -bin $(CURDIR)/$(BIN) -results tools/compare/RESULTS.md
 
-.PHONY: bench-nbd bench-backup bench-restore bench-vault bench-mount
-bench-nbd bench-backup bench-restore bench-vault bench-mount: bench-%: try-deps build ## one group of rows: nbd, backup, restore, vault, mount
+.PHONY: bench-nbd bench-backup bench-restore bench-vault bench-mount bench-files
+bench-nbd bench-backup bench-restore bench-vault bench-mount bench-files: bench-%: try-deps build ## one group of rows: nbd, backup, restore, vault, mount, files
 	$(GO) run -buildvcs=false ./tools/compare -bin $(CURDIR)/$(BIN) -only $*
 
 .PHONY: bench-go

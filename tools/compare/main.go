@@ -7,7 +7,7 @@
 // because it is missed. Rows that only inform have none.
 //
 //	compare -bin bin/keelblock                 all rows
-//	compare -only nbd|backup|restore|vault|mount     one group
+//	compare -only nbd|backup|restore|vault|mount|files     one group
 //	compare -only nbd -row REGEXP              some rows of that group
 //	compare -only vault -row REGEXP            some of life, patches, locations, index
 //	compare -results FILE                      also as Markdown, with machine and versions;
@@ -33,7 +33,7 @@ import (
 
 func main() {
 	bin := flag.String("bin", "bin/keelblock", "the keelblock binary")
-	only := flag.String("only", "", "one group of rows: nbd, backup, restore, vault, mount")
+	only := flag.String("only", "", "one group of rows: nbd, backup, restore, vault, mount, files")
 	pick := flag.String("row", ".", "rows of the group nbd, or parts of the group vault, to measure, a regular expression")
 	content := flag.Int64("content", 768, "MiB of this machine's files on the measured disk")
 	rounds := flag.Int("rounds", 3, "how often each side runs")
@@ -49,7 +49,7 @@ func main() {
 }
 
 // groups are the kinds of rows, in the order in which they run.
-var groups = []string{"nbd", "backup", "restore", "vault", "mount"}
+var groups = []string{"nbd", "backup", "restore", "vault", "mount", "files"}
 
 func run(ctx context.Context, bin, only, pick string, contentBytes int64, rounds int, results string) (err error) {
 	if only != "" && !slices.Contains(groups, only) {
@@ -65,9 +65,12 @@ func run(ctx context.Context, bin, only, pick string, contentBytes int64, rounds
 			return fmt.Errorf("nbd: %w", err)
 		}
 	}
-	if wanted("backup") || wanted("restore") || wanted("vault") || wanted("mount") {
+	if wanted("backup") || wanted("restore") || wanted("vault") || wanted("mount") || wanted("files") {
 		if err := rig.Need("restic", "borg", "cp", "sfdisk", "mke2fs", "qemu-img"); err != nil {
 			return err
+		}
+		if only == "files" {
+			contentBytes = 1 << 20 // it has disks of its own
 		}
 		b, err := newBench(ctx, bin, contentBytes, rounds, t)
 		if err != nil {
@@ -96,6 +99,11 @@ func run(ctx context.Context, bin, only, pick string, contentBytes int64, rounds
 		if wanted("mount") {
 			if err := b.mountRows(); err != nil {
 				return fmt.Errorf("mount: %w", err)
+			}
+		}
+		if wanted("files") {
+			if err := b.filesRows(); err != nil {
+				return fmt.Errorf("files: %w", err)
 			}
 		}
 	}
