@@ -16,11 +16,11 @@ import (
 )
 
 func TestPointShowsItsDisksAndVolumes(t *testing.T) {
-	xfs := make([]byte, 1<<20)
-	copy(xfs, "XFSB")
+	squashfs := make([]byte, 1<<20)
+	copy(squashfs, "hsqs")
 	s := &source{}
 	s.add("aaaa", "web", frozen, "2026-11-21T19:30:00Z", map[string]*memory{
-		"web0": {p: partitioned(extImage(t), xfs, make([]byte, 1<<20))},
+		"web0": {p: partitioned(extImage(t), squashfs, make([]byte, 1<<20))},
 		"web1": {p: extImage(t, "jo", "jw -b 3000 /etc/hostname", "jc")},
 	})
 	tree := filerestore.New(s, filerestore.Options{})
@@ -45,12 +45,12 @@ func TestPointShowsItsDisksAndVolumes(t *testing.T) {
 	}
 	raw := walk(t, tree, "web", "latest", "volumes", "web0-2.raw").Image
 	p := make([]byte, 4)
-	if err := raw.ReadAt(context.Background(), p, 0); err != nil || string(p) != "XFSB" || raw.Size() != 1<<20 {
+	if err := raw.ReadAt(context.Background(), p, 0); err != nil || string(p) != "hsqs" || raw.Size() != 1<<20 {
 		t.Errorf("raw volume: %q, %v", p, err)
 	}
 	text := status(t, tree, "web", "latest")
 	for _, want := range []string{"point    aaaa", "frozen   2026-11-21T19:30:00.25Z, crash-consistent",
-		`volumes/web0-1: ext4 "root"`, ", clean", "volumes/web0-2: holds xfs", "see volumes/web0-2.raw", "volumes/web0-3: holds nothing",
+		`volumes/web0-1: ext4 "root"`, ", clean", "volumes/web0-2: holds squashfs", "see volumes/web0-2.raw", "volumes/web0-3: holds nothing",
 		`volumes/web1-0: ext4 "root"`, ", clean; its journal was replayed in memory (", "no problems so far"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("STATUS lacks %q:\n%s", want, text)

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/keelblock/keelblock/blockdev/filesystem/xfs"
+
 	"github.com/keelblock/keelblock/blockdev/filesystem"
 	"github.com/keelblock/keelblock/blockdev/filesystem/ext"
 	"github.com/keelblock/keelblock/blockdev/filesystem/fat"
@@ -23,6 +25,8 @@ func Open(r io.ReaderAt, size int64) (filesystem.FS, error) {
 		return nil, fmt.Errorf("detect file system: %w", err)
 	}
 	switch name {
+	case "xfs":
+		return opened(xfs.Open(r, size))
 	case "ext":
 		return opened(ext.Open(r, size))
 	case "vfat":

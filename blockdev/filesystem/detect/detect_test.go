@@ -41,7 +41,6 @@ func TestSignaturesAreNamed(t *testing.T) {
 
 func TestRealToolsAreNamed(t *testing.T) {
 	for want, mkfs := range map[string][]string{
-		"xfs":   {"mkfs.xfs", "-q", "-f"},
 		"swap":  {"mkswap", "-q"},
 		"btrfs": {"mkfs.btrfs", "-q", "-f"},
 		"ntfs":  {"mkntfs", "-q", "-F"},
@@ -54,6 +53,17 @@ func TestRealToolsAreNamed(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 		})
+	}
+}
+
+func TestXFSIsOpened(t *testing.T) {
+	f, size := fstest.Open(t, fstest.Image(t, 320<<20, "mkfs.xfs", "-q", "-f"))
+	fs, err := detect.Open(f, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fs.Info().Format; got != "xfs" {
+		t.Errorf("format %q", got)
 	}
 }
 

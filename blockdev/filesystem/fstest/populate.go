@@ -298,7 +298,12 @@ func (p *populator) nodes() {
 	p.mkdir("nodes")
 	for i, d := range [][2]uint32{{1, 3}, {8, 0}, {255, 255}, {256, 3}, {8, 256}, {4095, 1048575}, {0, 0}} {
 		dev := int(unix.Mkdev(d[0], d[1]))
-		p.must(unix.Mknod(p.path("nodes", fmt.Sprint("char", i)), unix.S_IFCHR|0o600, dev))
+		err := unix.Mknod(p.path("nodes", fmt.Sprint("char", i)), unix.S_IFCHR|0o600, dev)
+		if errors.Is(err, unix.EINVAL) && d[1] >= 1<<18 {
+			p.t.Logf("left out: device with minor number %d: %v", d[1], err) // xfs
+			continue
+		}
+		p.must(err)
 		p.must(unix.Mknod(p.path("nodes", fmt.Sprint("block", i)), unix.S_IFBLK|0o640, dev))
 	}
 	p.must(unix.Mknod(p.path("nodes", "fifo"), unix.S_IFIFO|0o644, 0))
