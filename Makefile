@@ -136,8 +136,9 @@ test-vm: build ## guests on our disks, and our disks in a guest's kernel (root; 
 # its package. Each set is a script in tools/vmlab/images, judged by the tests named here.
 # FAT and exFAT are the scenario windows, judged by vmlab itself; UPDATE=1 writes their test data.
 FS_VM         := $(CURDIR)/bin/fs-vm
-FS_VM_SETS    := volumes
+FS_VM_SETS    := volumes xfs
 FS_VM_volumes := ./blockdev/volume/...
+FS_VM_xfs     := ./blockdev/filesystem/xfs
 
 .PHONY: test-fs-vm
 test-fs-vm: build ## volumes and file systems as Debian's kernel makes and shows them, in a guest (root; SET=volumes or windows for one)

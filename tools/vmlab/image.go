@@ -75,7 +75,7 @@ rm -r root
 
 // imageTools are what the guest that makes images has beside. Debian's kernel of that
 // release has no ntfs3, so ntfs-3g is the judge of NTFS there.
-const imageTools = "cryptsetup-bin,lvm2,mdadm,dosfstools,exfatprogs,ntfs-3g,fdisk"
+const imageTools = "cryptsetup-bin,lvm2,mdadm,dosfstools,exfatprogs,ntfs-3g,fdisk,xfsprogs,attr,acl"
 
 // imageRecipe builds the guest that makes images.
 var imageRecipe = strings.Replace(recipe, ",nbd-client ", ",nbd-client,"+imageTools+" ", 1)
