@@ -121,7 +121,7 @@ func (b *bench) lifeRows() error {
 	seconds("vault-second", 2, second+", against the faster")
 	seconds("vault-second-plain", 0, "the same against reading the image once (`cat`, page cache)")
 	sizes("vault-second-read", 0, "bytes of the disk that it read, against all that a peer without a list reads: the data")
-	sizes("vault-second-bytes", 0, "bytes that it added to the packs, against the smaller growth of a repository")
+	sizes("vault-second-bytes", 0, "bytes that it added to the packs, against the smaller growth of a repository; the new grains are some of the image's, each with a mark, so they compress as its data does")
 	changes := fmt.Sprintf("%s in writes of 4 KiB of random bytes, scattered", rig.Size(scatteredBytes))
 	seconds("vault-scattered", 4, "the next after "+changes+", against the faster")
 	sizes("vault-scattered-bytes", 1/1.1, "what it added to the packs, against the bytes that changed")
@@ -132,7 +132,7 @@ func (b *bench) lifeRows() error {
 	rates("vault-restore-cp", 0.8, "the same against `cp --sparse=always` of the image, sync")
 	rates("vault-verify", 0, "`keelblock recovery-point verify --all` of its points, each block once, against the faster check of all data: rates of the disk's data")
 	seconds("vault-collect", 1, "`keelblock vault gc` when all points but the newest are purged, against the faster prune")
-	sizes("vault-collect-written", 0, "bytes that the daemon wrote meanwhile (/proc/PID/io), against those that the collection freed")
+	sizes("vault-collect-written", 0, "bytes that the daemon wrote meanwhile (/proc/PID/io), index included, against those that the collection freed, less what it copied to free them (vault status)")
 	sizes("vault-collect-bytes", 1/1.2, "what the packs then take, against what the newest point needs")
 	return nil
 }
@@ -347,10 +347,6 @@ func (l *vaultLife) collect() error {
 			return err
 		}
 	}
-	before, err := l.packBytes()
-	if err != nil {
-		return err
-	}
 	written, err := l.daemonWrote()
 	if err != nil {
 		return err
@@ -368,7 +364,11 @@ func (l *vaultLife) collect() error {
 	if err != nil {
 		return err
 	}
-	l.add("vault-collect-written", float64(now-written)/mebi, before-packs)
+	freed, err := l.r.FreedBytes(l.ctx)
+	if err != nil {
+		return err
+	}
+	l.add("vault-collect-written", float64(now-written)/mebi, float64(freed)/mebi)
 	live, err := l.r.LiveBytes(l.ctx)
 	if err != nil {
 		return err

@@ -189,3 +189,25 @@ func (r *Rig) LiveBytes(ctx context.Context) (int64, error) {
 	}
 	return sum, nil
 }
+
+// FreedBytes is what the last collection of the default vault freed, less what it wrote
+// anew for that.
+func (r *Rig) FreedBytes(ctx context.Context) (int64, error) {
+	out, err := r.Keelblock(ctx, "vault", "status", "--json")
+	if err != nil {
+		return 0, err
+	}
+	var status struct {
+		LastCollection struct {
+			Outcome    string `json:"outcome"`
+			FreedBytes int64  `json:"freedBytes"`
+		} `json:"lastCollection"`
+	}
+	if err := json.Unmarshal([]byte(out), &status); err != nil {
+		return 0, fmt.Errorf("read the vault's status: %w", err)
+	}
+	if c := status.LastCollection; c.Outcome != "completed" {
+		return 0, fmt.Errorf("the last collection ended as %q", c.Outcome)
+	}
+	return status.LastCollection.FreedBytes, nil
+}
