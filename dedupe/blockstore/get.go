@@ -76,15 +76,33 @@ func (s *Store) find(kind dedupe.Kind, d dedupe.Digest) (place, bool, error) {
 	}
 	if kind != dedupe.KindManifest {
 		s.mu.Lock()
-		for b := range s.batches {
-			if p, ok := b.pending(kind, d); ok {
-				s.mu.Unlock()
-				return p, true, nil
-			}
-		}
+		p, ok := s.pendingLocked(kind, d)
 		s.mu.Unlock()
+		if ok {
+			return p, true, nil
+		}
 	}
 	return s.index.lookup(kind, d)
+}
+
+// pendingLocked is the place of a block or node of an open batch; mu is held.
+func (s *Store) pendingLocked(kind dedupe.Kind, d dedupe.Digest) (place, bool) {
+	for b := range s.batches {
+		if p, ok := b.pending(kind, d); ok {
+			return p, true
+		}
+	}
+	return place{}, false
+}
+
+// findBlocks is find of several blocks.
+func (s *Store) findBlocks(digests []dedupe.Digest, places []place, ok []bool, errs []error) {
+	s.mu.Lock()
+	for i, d := range digests {
+		places[i], ok[i] = s.pendingLocked(dedupe.KindBlock, d)
+	}
+	s.mu.Unlock()
+	s.index.lookups(digests, places, ok, errs) // after all batches were asked
 }
 
 // read returns the verified content of a record.

@@ -42,10 +42,14 @@ func (s *Store) getBlocks(digests []dedupe.Digest, bufs [][]byte, errs []error) 
 		records  [getGroup]fetched
 		contents [getGroup][]byte
 		sums     [getGroup]dedupe.Digest
+		at       [getGroup]place // of digests
+		found    [getGroup]bool
+		failed   [getGroup]error
 	)
+	s.findBlocks(digests, at[:], found[:], failed[:])
 	for i, d := range digests {
-		p, ok, err := s.find(kind, d)
-		if err == nil && !ok {
+		p, err := at[i], failed[i]
+		if err == nil && !found[i] {
 			err = dedupe.ErrNotFound
 		}
 		if err != nil {

@@ -119,15 +119,38 @@ func (x *index) get(key []byte) (val []byte, err error) {
 // lookup is the place of a block, node or published manifest.
 func (x *index) lookup(kind dedupe.Kind, d dedupe.Digest) (p place, ok bool, err error) {
 	err = x.db.View(func(txn *badger.Txn) error {
-		item, err := txn.Get(contentKey(kind, d))
-		if err != nil {
-			return err
+		p, ok, err = lookupIn(txn, kind, d)
+		return err
+	})
+	return p, ok, err
+}
+
+// lookups is lookup of several blocks, but for those that are found already. Beginning and
+// ending a transaction takes longer than looking up, and it is one for all of them.
+func (x *index) lookups(digests []dedupe.Digest, places []place, ok []bool, errs []error) {
+	err := x.db.View(func(txn *badger.Txn) error {
+		for i, d := range digests {
+			if !ok[i] {
+				places[i], ok[i], errs[i] = lookupIn(txn, dedupe.KindBlock, d)
+			}
 		}
-		return item.Value(func(val []byte) (err error) {
+		return nil
+	})
+	for i := range digests {
+		if err != nil && !ok[i] {
+			errs[i] = fmt.Errorf("read index: %w", err)
+		}
+	}
+}
+
+func lookupIn(txn *badger.Txn, kind dedupe.Kind, d dedupe.Digest) (p place, ok bool, err error) {
+	item, err := txn.Get(contentKey(kind, d))
+	if err == nil {
+		err = item.Value(func(val []byte) (err error) {
 			p, err = decodePlace(val)
 			return err
 		})
-	})
+	}
 	if errors.Is(err, badger.ErrKeyNotFound) {
 		return place{}, false, nil
 	}
