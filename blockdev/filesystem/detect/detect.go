@@ -11,6 +11,7 @@ import (
 	"github.com/keelblock/keelblock/blockdev/filesystem"
 	"github.com/keelblock/keelblock/blockdev/filesystem/ext"
 	"github.com/keelblock/keelblock/blockdev/filesystem/fat"
+	"github.com/keelblock/keelblock/blockdev/filesystem/ntfs"
 )
 
 // Open opens the file system of the volume r of size bytes. r must stay open while
@@ -31,6 +32,8 @@ func Open(r io.ReaderAt, size int64) (filesystem.FS, error) {
 		return opened(ext.Open(r, size))
 	case "vfat":
 		return opened(fat.Open(r, size))
+	case "ntfs":
+		return opened(ntfs.Open(r, size))
 	case "":
 		return nil, fmt.Errorf("detect file system: %w", filesystem.ErrUnknown)
 	}
