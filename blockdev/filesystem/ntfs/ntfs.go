@@ -1,6 +1,7 @@
 package ntfs
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -334,7 +335,7 @@ func restartPage(p []byte) (lsn uint64, clean, ok bool) {
 // logEmpty: both restart pages are all FF.
 func (f *FS) logEmpty(s *stream) bool {
 	p := make([]byte, 8192)
-	return f.read(s, p, 0) == nil && strings.Trim(string(p), "\xff") == ""
+	return f.read(s, p, 0) == nil && bytes.Count(p, []byte{0xFF}) == len(p)
 }
 
 // hibernation looks for Windows' image of its memory: what it has changed since then is
