@@ -9,6 +9,7 @@ import (
 	"github.com/keelblock/keelblock/blockdev/filesystem/xfs"
 
 	"github.com/keelblock/keelblock/blockdev/filesystem"
+	"github.com/keelblock/keelblock/blockdev/filesystem/exfat"
 	"github.com/keelblock/keelblock/blockdev/filesystem/ext"
 	"github.com/keelblock/keelblock/blockdev/filesystem/fat"
 	"github.com/keelblock/keelblock/blockdev/filesystem/ntfs"
@@ -32,6 +33,8 @@ func Open(r io.ReaderAt, size int64) (filesystem.FS, error) {
 		return opened(ext.Open(r, size))
 	case "vfat":
 		return opened(fat.Open(r, size))
+	case "exfat":
+		return opened(exfat.Open(r, size))
 	case "ntfs":
 		return opened(ntfs.Open(r, size))
 	case "":
