@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -124,11 +126,9 @@ func (s *source) add(id, machine string, at time.Time, name string, disks map[st
 	if s.disks == nil {
 		s.disks = make(map[string]*memory)
 	}
-	for _, d := range []string{"web0", "web1"} {
-		if m := disks[d]; m != nil {
-			p.Disks = append(p.Disks, filerestore.Disk{Name: d, SizeBytes: int64(len(m.p))})
-			s.disks[id+"/"+d] = m
-		}
+	for _, d := range slices.Sorted(maps.Keys(disks)) {
+		p.Disks = append(p.Disks, filerestore.Disk{Name: d, SizeBytes: int64(len(disks[d].p))})
+		s.disks[id+"/"+d] = disks[d]
 	}
 	s.points = append(s.points, p)
 }

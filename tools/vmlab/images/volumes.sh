@@ -156,6 +156,9 @@ md_mirror() {
   case_end
 }
 
+# blank LOOP FROM COUNT: zeros, in KiB, over key slots that are not in use, whose random
+# bytes do not compress
+blank() { dd if=/dev/zero of=$1 bs=1k seek=$2 count=$3 conv=notrunc,fsync status=none; }
 crypt_open() { quiet cryptsetup open --type luks --disable-keyring "$@"; }
 
 luks() {
@@ -178,6 +181,7 @@ luks() {
   case_begin luks1-xts
   a=$(disk d0.img 5M)
   quiet cryptsetup luksFormat -q --type luks1 -c aes-xts-plain64 -s 512 -h sha512 --pbkdf-force-iterations 1500 --align-payload 2048 -d /tmp/pass $a
+  blank $a 256 1764
   crypt_open -d /tmp/pass $a crypt1
   ext d0-0 /dev/mapper/crypt1
   quiet cryptsetup close crypt1
@@ -204,6 +208,7 @@ luks() {
   quiet cryptsetup luksFormat -q --type luks2 --pbkdf argon2i --pbkdf-memory 16384 --pbkdf-parallel 1 --pbkdf-force-iterations 4 \
     --luks2-metadata-size 16k --luks2-keyslots-size 1024k --offset 4096 -d /tmp/pass $a
   quiet cryptsetup luksAddKey -q --pbkdf pbkdf2 --pbkdf-force-iterations 2000 -d /tmp/pass $a /tmp/keyfile
+  blank $a 536 520
   crypt_open -d /tmp/keyfile $a crypt1
   lv pvcreate --dataalignment 64k --metadatasize 60k /dev/mapper/crypt1
   lv vgcreate -s 512k crypt-vg /dev/mapper/crypt1
