@@ -145,7 +145,7 @@ test-fs-vm: build ## volumes and file systems as Debian's kernel makes and shows
 	@tools/deps/deps.sh --vm
 	rm -rf $(FS_VM)
 ifneq ($(SET),windows)
-	$(GO) run -buildvcs=false ./tools/vmlab -bin $(CURDIR)/$(BIN) -images $(FS_VM) -only '$(SET)'
+	$(GO) run -buildvcs=false ./tools/vmlab -bin $(CURDIR)/$(BIN) -images $(FS_VM) -limit 40m -only '$(SET)'
 	KEELBLOCK_TEST_FS_VM=$(FS_VM) $(GO) test -count=1 -timeout 20m -run VM $(foreach s,$(or $(SET),$(FS_VM_SETS)),$(FS_VM_$(s)))
 endif
 ifneq ($(filter windows,$(or $(SET),windows)),)
