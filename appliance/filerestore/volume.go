@@ -142,7 +142,7 @@ func (p *pointVolumes) newVol(n *volume.Node, disks []*disk) *vol {
 	case holds == detect.Blank:
 		v.holds = holds
 	default:
-		v.readable, v.holds = readers[holds], holds
+		v.readable, v.holds = detect.Readable(holds), holds
 		v.raw = partition && !v.readable
 	}
 	return v
@@ -158,9 +158,6 @@ func safely(parse func() error) (err error) {
 	}()
 	return parse()
 }
-
-// readers are what detect.Open opens.
-var readers = map[string]bool{"ext": true}
 
 // Open opens the file system at its first use.
 func (v *vol) Open(context.Context) (filesystem.FS, error) {

@@ -6,13 +6,12 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/keelblock/keelblock/blockdev/filesystem/xfs"
-
 	"github.com/keelblock/keelblock/blockdev/filesystem"
 	"github.com/keelblock/keelblock/blockdev/filesystem/exfat"
 	"github.com/keelblock/keelblock/blockdev/filesystem/ext"
 	"github.com/keelblock/keelblock/blockdev/filesystem/fat"
 	"github.com/keelblock/keelblock/blockdev/filesystem/ntfs"
+	"github.com/keelblock/keelblock/blockdev/filesystem/xfs"
 )
 
 // Open opens the file system of the volume r of size bytes. r must stay open while
@@ -26,29 +25,35 @@ func Open(r io.ReaderAt, size int64) (filesystem.FS, error) {
 	if err != nil {
 		return nil, fmt.Errorf("detect file system: %w", err)
 	}
-	switch name {
-	case "xfs":
-		return opened(xfs.Open(r, size))
-	case "ext":
-		return opened(ext.Open(r, size))
-	case "vfat":
-		return opened(fat.Open(r, size))
-	case "exfat":
-		return opened(exfat.Open(r, size))
-	case "ntfs":
-		return opened(ntfs.Open(r, size))
-	case "":
+	if name == "" {
 		return nil, fmt.Errorf("detect file system: %w", filesystem.ErrUnknown)
+	}
+	if open, ok := readers[name]; ok {
+		return open(r, size)
 	}
 	return nil, fmt.Errorf("volume holds %s, for which there is no reader: %w", name, filesystem.ErrUnknown)
 }
 
-// opened is what a reader's Open returned, without a typed nil beside an error.
-func opened[F filesystem.FS](fs F, err error) (filesystem.FS, error) {
-	if err != nil {
-		return nil, err
+// Readable reports whether Open has a reader for what Name says.
+func Readable(name string) bool { return readers[name] != nil }
+
+var readers = map[string]func(io.ReaderAt, int64) (filesystem.FS, error){
+	"ext":   opener(ext.Open),
+	"xfs":   opener(xfs.Open),
+	"vfat":  opener(fat.Open),
+	"exfat": opener(exfat.Open),
+	"ntfs":  opener(ntfs.Open),
+}
+
+// opener hands on what a reader's Open returns, without a typed nil beside an error.
+func opener[F filesystem.FS](open func(io.ReaderAt, int64) (F, error)) func(io.ReaderAt, int64) (filesystem.FS, error) {
+	return func(r io.ReaderAt, size int64) (filesystem.FS, error) {
+		fs, err := open(r, size)
+		if err != nil {
+			return nil, err
+		}
+		return fs, nil
 	}
-	return fs, nil
 }
 
 // Blank is the Name of a volume whose first 128 KiB are zero.
