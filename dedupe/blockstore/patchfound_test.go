@@ -188,6 +188,16 @@ func TestRebuildWhilePacksGo(t *testing.T) {
 	}
 }
 
+// within reports whether ok becomes true in time.
+func within(d time.Duration, ok func() bool) bool {
+	for end := time.Now().Add(d); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			return false
+		}
+	}
+	return true
+}
+
 // Of two packs of a batch the second comes into the index, with a patch, and the first one,
 // with its base, does not. The base is stored again as a patch itself: what lies over it is
 // not held then, since an index that is built anew could leave it out.
@@ -227,27 +237,29 @@ func TestPatchWithoutItsBaseIsNotHeld(t *testing.T) {
 		dedupetest.PutBlock(t, b, p)
 	}
 	dedupetest.PutBlock(t, b, base)
-	filler() // which fills the first pack, or has no room there
+	// Blocks that fill the first pack, so that the patch comes into another one.
+	for end := time.Now().Add(time.Minute); victim.Load() == nil; {
+		if time.Now().After(end) {
+			t.Fatal("the first pack is not sealed")
+		}
+		filler()
+		within(200*time.Millisecond, func() bool { return victim.Load() != nil })
+	}
 	p := b.(dedupe.PatchBatch).Patches()
 	d.put(p, 0, base)
 	if _, err := p.Flush(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	held := func() bool { return s.Indexed(s.BlockDigest(over)) }
 	for range 3 {
 		filler()
-		if s.Indexed(s.BlockDigest(over)) {
+		if within(200*time.Millisecond, held) {
 			break
 		}
-		for end := time.Now().Add(200 * time.Millisecond); time.Now().Before(end) && !s.Indexed(s.BlockDigest(over)); {
-			time.Sleep(time.Millisecond)
-		}
 	}
-	for end := time.Now().Add(time.Minute); !s.Indexed(s.BlockDigest(over)); {
-		if time.Now().After(end) {
-			close(release)
-			t.Fatal("the second pack does not come into the index")
-		}
-		time.Sleep(time.Millisecond)
+	if !within(time.Minute, held) {
+		close(release)
+		t.Fatal("the second pack does not come into the index")
 	}
 	close(release)
 	if err := b.Abort(); err != nil {
