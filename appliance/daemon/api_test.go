@@ -64,7 +64,7 @@ func TestErrorsNameTheObjectAndTheNextStep(t *testing.T) {
 		{"name of a disk", disk(&kb.CreateDiskRequest{Name: "web0", SizeBytes: 512}), connect.CodeAlreadyExists, `"web0"`},
 		{"name of an export", disk(&kb.CreateDiskRequest{Name: "taken", SizeBytes: 512}), connect.CodeAlreadyExists, "unexport"},
 		{"relative backing", disk(&kb.CreateDiskRequest{Name: "d", Backing: "f.raw"}), connect.CodeInvalidArgument, "absolute"},
-		{"absent backing", disk(&kb.CreateDiskRequest{Name: "d", Backing: file + "x"}), connect.CodeInvalidArgument, file + "x"},
+		{"absent backing", disk(&kb.CreateDiskRequest{Name: "d", Backing: file + "x"}), connect.CodeNotFound, file + "x"},
 		{"odd backing", disk(&kb.CreateDiskRequest{Name: "d", Backing: file}), connect.CodeInvalidArgument, "512"},
 		{"backing of another disk", disk(&kb.CreateDiskRequest{Name: "d", Backing: filepath.Join(cfg.DisksDir(), "web0.raw")}), connect.CodeFailedPrecondition, "use"},
 		{"delete: belongs to a machine", func() error {
