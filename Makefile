@@ -75,7 +75,7 @@ demo: try-deps build ## a tour: serve, fill, back up, change, mount, restore (un
 ##@ Test
 .PHONY: test
 test: try-deps build $(TIDY) fmt vet archtest lint-lite ## everything that CI runs; leaves nothing behind
-	$(TIDY) -- $(GO) test -timeout 12m ./...
+	$(TIDY) -- $(GO) test -timeout 25m ./...
 	$(TIDY) -- env $(WITH_RACE) -short -timeout 25m $(call present,$(RACE))
 	$(TIDY) -- env $(WITH_RACE) -short -timeout 25m -run '$(RACE_STORE)' ./dedupe/blockstore
 	@echo "make test: all passed"
