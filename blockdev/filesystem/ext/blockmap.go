@@ -3,6 +3,8 @@ package ext
 import (
 	"encoding/binary"
 	"fmt"
+
+	"github.com/keelblock/keelblock/blockdev/filesystem/lru"
 )
 
 // runKind says what a run of blocks of a file is.
@@ -139,8 +141,8 @@ func decodeExtent(entry []byte) (start, length uint64, unwritten bool) {
 
 // extentNode is the node in block b, verified.
 func (f *FS) extentNode(in *inode, b uint64, depth int) ([]byte, error) {
-	key := cacheKey{class: classExtent, a: uint64(in.num)<<8 | uint64(depth), b: b}
-	if node, ok := cached[[]byte](f.cache, key); ok {
+	key := lru.Key{Class: classExtent, A: uint64(in.num)<<8 | uint64(depth), B: b}
+	if node, ok := lru.Get[[]byte](f.cache, key); ok {
 		return node, nil
 	}
 	if !f.super.validRange(b, 1) {
@@ -159,7 +161,7 @@ func (f *FS) extentNode(in *inode, b uint64, depth int) ([]byte, error) {
 			return nil, corruptf("extent node in block %d: checksum is wrong", b)
 		}
 	}
-	f.cache.put(key, node, len(node))
+	f.cache.Put(key, node, len(node))
 	return node, nil
 }
 

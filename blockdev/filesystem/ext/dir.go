@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/keelblock/keelblock/blockdev/filesystem"
+	"github.com/keelblock/keelblock/blockdev/filesystem/lru"
 )
 
 const (
@@ -155,8 +156,8 @@ func (f *FS) yieldDirents(p []byte, base, cookie uint64, yield func(filesystem.D
 // dirBlock is logical block b of a directory, verified. On a miss it reads the
 // blocks behind it too, as far as they lie in one piece.
 func (f *FS) dirBlock(in *inode, b uint64) ([]byte, error) {
-	key := cacheKey{class: classDir, a: uint64(in.num), b: b}
-	if p, ok := cached[[]byte](f.cache, key); ok {
+	key := lru.Key{Class: classDir, A: uint64(in.num), B: b}
+	if p, ok := lru.Get[[]byte](f.cache, key); ok {
 		return p, nil
 	}
 	s := f.super
@@ -185,7 +186,7 @@ func (f *FS) dirBlock(in *inode, b uint64) ([]byte, error) {
 			break // whoever needs it will meet it
 		}
 		// A copy, so that one block in the cache does not keep the whole chunk.
-		f.cache.put(cacheKey{class: classDir, a: uint64(in.num), b: b + uint64(i)}, slices.Clone(block), bs)
+		f.cache.Put(lru.Key{Class: classDir, A: uint64(in.num), B: b + uint64(i)}, slices.Clone(block), bs)
 	}
 	return p[:bs:bs], nil
 }

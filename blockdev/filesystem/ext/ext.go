@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"github.com/keelblock/keelblock/blockdev/filesystem"
+	"github.com/keelblock/keelblock/blockdev/filesystem/lru"
 )
 
 // rootInode is EXT4_ROOT_INO.
@@ -15,7 +16,7 @@ const rootInode = 2
 type FS struct {
 	r     io.ReaderAt
 	super *superblock
-	cache *cache
+	cache *lru.Cache
 	info  filesystem.Info
 	// fast are the changes of fast commits, or nil.
 	fast *fastCommits
@@ -64,7 +65,7 @@ func Open(r io.ReaderAt, size int64) (*FS, error) {
 // openSuper gives an FS that has read nothing but its superblock.
 func openSuper(r io.ReaderAt, size int64) (*FS, error) {
 	p := make([]byte, superSize)
-	f := &FS{r: r, cache: newCache(cacheBytes)}
+	f := &FS{r: r, cache: lru.New(cacheBytes)}
 	if err := f.readFull(p, superOffset); err != nil {
 		return nil, fmt.Errorf("read superblock: %w", err)
 	}

@@ -1,14 +1,18 @@
 package ext
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"github.com/keelblock/keelblock/blockdev/filesystem/lru"
+)
 
 // descriptor is the descriptor of a group, verified.
 func (f *FS) descriptor(group uint32) ([]byte, error) {
 	s := f.super
 	perBlock := uint32(s.blockSize / s.descSize)
 	block := f.descBlock(group / perBlock)
-	key := cacheKey{class: classGroup, a: block}
-	p, ok := cached[[]byte](f.cache, key)
+	key := lru.Key{Class: classGroup, A: block}
+	p, ok := lru.Get[[]byte](f.cache, key)
 	if !ok {
 		if block >= s.blocks {
 			return nil, corruptf("group %d: descriptor in block %d of %d", group, block, s.blocks)
@@ -17,7 +21,7 @@ func (f *FS) descriptor(group uint32) ([]byte, error) {
 		if p, err = f.readBlock(block); err != nil {
 			return nil, err
 		}
-		f.cache.put(key, p, len(p))
+		f.cache.Put(key, p, len(p))
 	}
 	d := p[int64(group%perBlock)*s.descSize:][:s.descSize]
 	if !f.descChecksumOK(group, d) {

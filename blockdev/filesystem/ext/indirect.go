@@ -1,6 +1,10 @@
 package ext
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"github.com/keelblock/keelblock/blockdev/filesystem/lru"
+)
 
 // directBlocks is EXT4_NDIR_BLOCKS; behind them i_block has one pointer to a block
 // of pointers, one to a block of those, and one a level deeper.
@@ -67,8 +71,8 @@ func (f *FS) pointerRun(pointers []byte, i uint64) (run, error) {
 }
 
 func (f *FS) indirectBlock(b uint64) ([]byte, error) {
-	key := cacheKey{class: classIndirect, a: b}
-	if p, ok := cached[[]byte](f.cache, key); ok {
+	key := lru.Key{Class: classIndirect, A: b}
+	if p, ok := lru.Get[[]byte](f.cache, key); ok {
 		return p, nil
 	}
 	if !f.super.validRange(b, 1) {
@@ -78,6 +82,6 @@ func (f *FS) indirectBlock(b uint64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.cache.put(key, p, len(p))
+	f.cache.Put(key, p, len(p))
 	return p, nil
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/keelblock/keelblock/blockdev/filesystem"
+	"github.com/keelblock/keelblock/blockdev/filesystem/lru"
 )
 
 // Inode flags, fs/ext4/ext4.h EXT4_*_FL.
@@ -57,8 +58,8 @@ func (f *FS) inode(n uint32) (*inode, error) {
 		}
 		return nil, fmt.Errorf("inode %d: deleted: %w", n, filesystem.ErrNotExist)
 	}
-	key := cacheKey{class: classInode, a: uint64(n)}
-	if in, ok := cached[*inode](f.cache, key); ok {
+	key := lru.Key{Class: classInode, A: uint64(n)}
+	if in, ok := lru.Get[*inode](f.cache, key); ok {
 		return in, nil
 	}
 	raw, err := f.rawInode(n)
@@ -69,7 +70,7 @@ func (f *FS) inode(n uint32) (*inode, error) {
 	if err != nil {
 		return nil, fmt.Errorf("inode %d: %w", n, err)
 	}
-	f.cache.put(key, in, len(in.raw)+128)
+	f.cache.Put(key, in, len(in.raw)+128)
 	return in, nil
 }
 
@@ -118,13 +119,13 @@ func (f *FS) rawInode(n uint32) ([]byte, error) {
 	at := uint64((n-1)%s.inodesPerGroup) * uint64(s.inodeSize)
 	chunkBlocks := uint64(max(tableChunk>>s.blockBits, 1))
 	first := at >> s.blockBits / chunkBlocks * chunkBlocks
-	key := cacheKey{class: classTable, a: table + first}
-	chunk, ok := cached[[]byte](f.cache, key)
+	key := lru.Key{Class: classTable, A: table + first}
+	chunk, ok := lru.Get[[]byte](f.cache, key)
 	if !ok {
 		if chunk, err = f.readBlocks(table+first, min(chunkBlocks, tableBlocks-first)); err != nil {
 			return nil, fmt.Errorf("inode %d: %w", n, err)
 		}
-		f.cache.put(key, chunk, len(chunk))
+		f.cache.Put(key, chunk, len(chunk))
 	}
 	raw := make([]byte, s.inodeSize)
 	copy(raw, chunk[at-first<<s.blockBits:])

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/keelblock/keelblock/blockdev/filesystem"
+	"github.com/keelblock/keelblock/blockdev/filesystem/lru"
 )
 
 const (
@@ -181,8 +182,8 @@ func (f *FS) parseXattrs(p []byte, at int, values []byte) ([]xattr, error) {
 
 // xattrBlock is a block of attributes, verified (ext4_xattr_block_csum).
 func (f *FS) xattrBlock(b uint64) ([]byte, error) {
-	key := cacheKey{class: classXattr, a: b}
-	if p, ok := cached[[]byte](f.cache, key); ok {
+	key := lru.Key{Class: classXattr, A: b}
+	if p, ok := lru.Get[[]byte](f.cache, key); ok {
 		return p, nil
 	}
 	p, err := f.readBlock(b)
@@ -205,7 +206,7 @@ func (f *FS) xattrBlock(b uint64) ([]byte, error) {
 			return nil, corruptf("attribute block %d: checksum is wrong", b)
 		}
 	}
-	f.cache.put(key, p, len(p))
+	f.cache.Put(key, p, len(p))
 	return p, nil
 }
 

@@ -1,50 +1,33 @@
 package pagecache
 
 import (
-	"container/list"
 	"fmt"
 	"io"
-	"sync"
+
+	"github.com/keelblock/keelblock/blockdev/filesystem/lru"
 )
 
 // PageSize is how much is read at once, in bytes: large enough that a directory or a
 // chain is a few reads, small enough that one of 32 bytes is not expensive.
 const PageSize = 64 << 10
 
-// overhead is what an entry takes beside its value: list element, map slot.
-const overhead = 160
-
 // Key addresses a value. The reader gives the classes their meaning; class 0 is that
 // of the pages.
-type Key struct {
-	Class uint8
-	A, B  uint64
-}
+type Key = lru.Key
 
 // classPage: A = page number: []byte.
 const classPage = 0
-
-type entry struct {
-	key   Key
-	value any
-	bytes int
-}
 
 // Cache is a volume with its most recently used metadata.
 type Cache struct {
 	r    io.ReaderAt
 	size int64
-
-	mu      sync.Mutex
-	entries map[Key]*list.Element
-	order   list.List // front: most recently used
-	bytes   int
-	limit   int
+	kept *lru.Cache
 }
 
 // New makes a cache of at most limit bytes over the volume r of size bytes.
 func New(r io.ReaderAt, size int64, limit int) *Cache {
-	return &Cache{r: r, size: size, entries: make(map[Key]*list.Element), limit: limit}
+	return &Cache{r: r, size: size, kept: lru.New(limit)}
 }
 
 // Read fills p from offset off, by pages.
@@ -67,14 +50,14 @@ func (c *Cache) Page(off int64) ([]byte, error) {
 		return nil, fmt.Errorf("read at %d of %d bytes: %w", off, c.size, io.ErrUnexpectedEOF)
 	}
 	number, within := uint64(off)/PageSize, off%PageSize
-	if page, ok := Get[[]byte](c, Key{classPage, number, 0}); ok {
+	if page, ok := Get[[]byte](c, Key{Class: classPage, A: number}); ok {
 		return page[within:], nil
 	}
 	page := make([]byte, min(PageSize, c.size-(off-within)))
 	if err := c.ReadDirect(page, off-within); err != nil {
 		return nil, err
 	}
-	c.Put(Key{classPage, number, 0}, page, len(page))
+	c.Put(Key{Class: classPage, A: number}, page, len(page))
 	return page[within:], nil
 }
 
@@ -91,33 +74,8 @@ func (c *Cache) ReadDirect(p []byte, off int64) error {
 }
 
 // Get is the value of k, which must be a T, if it is kept.
-func Get[T any](c *Cache, k Key) (value T, ok bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	e, ok := c.entries[k]
-	if !ok {
-		return value, false
-	}
-	c.order.MoveToFront(e)
-	return e.Value.(*entry).value.(T), true
-}
+func Get[T any](c *Cache, k Key) (value T, ok bool) { return lru.Get[T](c.kept, k) }
 
 // Put keeps value, whose size in memory is about bytes. The value must not be changed
 // any more.
-func (c *Cache) Put(k Key, value any, bytes int) {
-	bytes += overhead
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if _, ok := c.entries[k]; ok {
-		return // another goroutine was first; the volume does not change
-	}
-	c.entries[k] = c.order.PushFront(&entry{k, value, bytes})
-	c.bytes += bytes
-	for c.bytes > c.limit && c.order.Len() > 1 {
-		last := c.order.Back()
-		old := last.Value.(*entry)
-		c.order.Remove(last)
-		delete(c.entries, old.key)
-		c.bytes -= old.bytes
-	}
-}
+func (c *Cache) Put(k Key, value any, bytes int) { c.kept.Put(k, value, bytes) }

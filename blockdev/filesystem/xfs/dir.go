@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/keelblock/keelblock/blockdev/filesystem"
+	"github.com/keelblock/keelblock/blockdev/filesystem/lru"
 )
 
 // A directory is a file of directory blocks with three spaces, each 32 GiB: entries
@@ -244,8 +245,8 @@ func (f *FS) parseDirent(p []byte, at int) (dirent, error) {
 // dataBlock is directory block b of the space of entries, verified. On a miss it
 // reads the blocks behind it too, as far as they lie in one piece.
 func (f *FS) dataBlock(in *inode, b uint64) ([]byte, error) {
-	key := cacheKey{class: classDir, a: in.num, b: b}
-	if p, ok := cached[[]byte](f.cache, key); ok {
+	key := lru.Key{Class: classDir, A: in.num, B: b}
+	if p, ok := lru.Get[[]byte](f.cache, key); ok {
 		return p, nil
 	}
 	s := f.super
@@ -272,7 +273,7 @@ func (f *FS) dataBlock(in *inode, b uint64) ([]byte, error) {
 			break // whoever needs it will meet it
 		}
 		// A copy, so that one block in the cache does not keep the whole chunk.
-		f.cache.put(cacheKey{class: classDir, a: in.num, b: b + uint64(i)}, slices.Clone(block), size)
+		f.cache.Put(lru.Key{Class: classDir, A: in.num, B: b + uint64(i)}, slices.Clone(block), size)
 	}
 	return p[:size:size], nil
 }
@@ -286,7 +287,7 @@ func (f *FS) scatteredBlock(in *inode, b uint64) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("inode %d: directory block %d: %w", in.num, b, err)
 	}
-	f.cache.put(cacheKey{class: classDir, a: in.num, b: b}, p, len(p))
+	f.cache.Put(lru.Key{Class: classDir, A: in.num, B: b}, p, len(p))
 	return p, nil
 }
 

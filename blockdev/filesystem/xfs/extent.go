@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"sort"
+
+	"github.com/keelblock/keelblock/blockdev/filesystem/lru"
 )
 
 // runKind says what a run of blocks of a file is.
@@ -218,8 +220,8 @@ func (f *FS) mapNode(fk *fork, block uint64, level int) (*node, error) {
 	if !ok {
 		return nil, corruptf("node of a map in block %d", block)
 	}
-	key := cacheKey{class: classMap, a: fk.owner<<1 | b2u(fk.attr), b: at}
-	p, ok := cached[[]byte](f.cache, key)
+	key := lru.Key{Class: classMap, A: fk.owner<<1 | b2u(fk.attr), B: at}
+	p, ok := lru.Get[[]byte](f.cache, key)
 	if !ok {
 		var err error
 		if p, err = f.readBlocks(at, 1); err != nil {
@@ -231,7 +233,7 @@ func (f *FS) mapNode(fk *fork, block uint64, level int) (*node, error) {
 		return nil, fmt.Errorf("node of a map in block %d: %w", at, err)
 	}
 	if !ok {
-		f.cache.put(key, p, len(p))
+		f.cache.Put(key, p, len(p))
 	}
 	return n, nil
 }

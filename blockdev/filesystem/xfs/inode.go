@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/keelblock/keelblock/blockdev/filesystem"
+	"github.com/keelblock/keelblock/blockdev/filesystem/lru"
 )
 
 // Formats of a fork (enum xfs_dinode_fmt).
@@ -71,8 +72,8 @@ type fork struct {
 
 // inode reads and verifies inode n. One that is not in use is ErrNotExist.
 func (f *FS) inode(n uint64) (*inode, error) {
-	key := cacheKey{class: classInode, a: n}
-	if in, ok := cached[*inode](f.cache, key); ok {
+	key := lru.Key{Class: classInode, A: n}
+	if in, ok := lru.Get[*inode](f.cache, key); ok {
 		return in, nil
 	}
 	raw, err := f.rawInode(n)
@@ -83,7 +84,7 @@ func (f *FS) inode(n uint64) (*inode, error) {
 	if err != nil {
 		return nil, fmt.Errorf("inode %d: %w", n, err)
 	}
-	f.cache.put(key, in, len(in.raw)+256)
+	f.cache.Put(key, in, len(in.raw)+256)
 	return in, nil
 }
 
@@ -99,14 +100,14 @@ func (f *FS) rawInode(n uint64) ([]byte, error) {
 	chunkBlocks := uint64(max(inodeChunk>>s.blockBits, 1))
 	group := block / uint64(s.agBlocks) * uint64(s.agBlocks)
 	first := group + (block-group)/chunkBlocks*chunkBlocks
-	key := cacheKey{class: classChunk, a: first}
-	chunk, ok := cached[[]byte](f.cache, key)
+	key := lru.Key{Class: classChunk, A: first}
+	chunk, ok := lru.Get[[]byte](f.cache, key)
 	if !ok {
 		var err error
 		if chunk, err = f.readBlocks(first, min(chunkBlocks, s.blocks-first)); err != nil {
 			return nil, fmt.Errorf("inode %d: %w", n, err)
 		}
-		f.cache.put(key, chunk, len(chunk))
+		f.cache.Put(key, chunk, len(chunk))
 	}
 	at := int(block-first)<<s.blockBits + offset
 	raw := make([]byte, s.inodeSize)

@@ -8,6 +8,7 @@ import (
 	"sort"
 
 	"github.com/keelblock/keelblock/blockdev/filesystem"
+	"github.com/keelblock/keelblock/blockdev/filesystem/lru"
 )
 
 // Blocks of hashes. In version 5 the magic differs in the first byte and the header
@@ -231,8 +232,8 @@ func (f *FS) descend(fk *fork, b, per uint64, hash uint32) (*da, error) {
 
 // daBlock is the block of hashes at logical block b, of per blocks, verified.
 func (f *FS) daBlock(fk *fork, b, per uint64) (*da, error) {
-	key := cacheKey{class: classDA, a: fk.owner<<1 | b2u(fk.attr), b: b}
-	if d, ok := cached[*da](f.cache, key); ok {
+	key := lru.Key{Class: classDA, A: fk.owner<<1 | b2u(fk.attr), B: b}
+	if d, ok := lru.Get[*da](f.cache, key); ok {
 		return d, nil
 	}
 	p, first, believed, err := f.gather(fk, b, per)
@@ -243,7 +244,7 @@ func (f *FS) daBlock(fk *fork, b, per uint64) (*da, error) {
 	if err != nil {
 		return nil, fmt.Errorf("inode %d: logical block %d: %w", fk.owner, b, err)
 	}
-	f.cache.put(key, d, len(p)+96)
+	f.cache.Put(key, d, len(p)+96)
 	return d, nil
 }
 

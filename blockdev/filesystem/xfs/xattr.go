@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/keelblock/keelblock/blockdev/filesystem"
+	"github.com/keelblock/keelblock/blockdev/filesystem/lru"
 )
 
 // Flags of an attribute (XFS_ATTR_*).
@@ -111,8 +112,8 @@ func (f *FS) xattrs(ino filesystem.Inode) (*inode, []xattr, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	key := cacheKey{class: classXattrs, a: in.num}
-	if all, ok := cached[[]xattr](f.cache, key); ok {
+	key := lru.Key{Class: classXattrs, A: in.num}
+	if all, ok := lru.Get[[]xattr](f.cache, key); ok {
 		return in, all, nil
 	}
 	var all []xattr
@@ -129,7 +130,7 @@ func (f *FS) xattrs(ino filesystem.Inode) (*inode, []xattr, error) {
 	for i := range all {
 		size += 80 + len(all[i].suffix) + len(all[i].value)
 	}
-	f.cache.put(key, all, size)
+	f.cache.Put(key, all, size)
 	return in, all, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"io"
 
 	"github.com/keelblock/keelblock/blockdev/filesystem"
+	"github.com/keelblock/keelblock/blockdev/filesystem/lru"
 )
 
 // maxNameLen is MAXNAMELEN - 1.
@@ -14,7 +15,7 @@ const maxNameLen = 255
 type FS struct {
 	r     io.ReaderAt
 	super *superblock
-	cache *cache
+	cache *lru.Cache
 	info  filesystem.Info
 	// log is what the log holds that is not yet in its place; nil for nothing.
 	log *overlay
@@ -32,7 +33,7 @@ var _ filesystem.FS = (*FS)(nil)
 // Errors: ErrUnknown when there is no XFS, ErrUnsupported with the name of a
 // feature, ErrCorrupt.
 func Open(r io.ReaderAt, size int64) (*FS, error) {
-	f := &FS{r: r, cache: newCache(cacheBytes)}
+	f := &FS{r: r, cache: lru.New(cacheBytes)}
 	p := make([]byte, max(0, min(size, maxSectorSize)))
 	if err := f.readFull(p, 0); err != nil {
 		return nil, fmt.Errorf("open xfs: read superblock: %w", err)
