@@ -19,7 +19,7 @@
 // All disks of a point are looked at together, as LVM groups and md arrays may span them
 // (blockdev/volume). A volume that is known by its name and cannot be read, since a part
 // of it is missing for instance, is a directory whose use gives an I/O error; STATUS
-// says why. LUKS volumes are opened with [Options.Secrets]; the key is kept for the other
+// says why. LUKS volumes are opened with [Options.Keys]; the key is kept for the other
 // points of the machine, and never leaves this process.
 //
 // # Life of a disk
@@ -36,5 +36,5 @@
 // file systems make.
 //
 // Concurrency: everything may be used from any number of goroutines. Lock order:
-// pointVolumes.findMu, then keyring.mu, then Tree.mu, then disk.mu and pointVolumes.mu.
+// pointVolumes.findMu, then Keyring.mu, then Tree.mu, then disk.mu and pointVolumes.mu.
 package filerestore

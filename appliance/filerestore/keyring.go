@@ -2,6 +2,7 @@ package filerestore
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -10,10 +11,11 @@ import (
 	"github.com/keelblock/keelblock/blockdev/volume/luks"
 )
 
-// keyring opens encrypted volumes with what the user gave. To try a passphrase takes
+// Keyring opens encrypted volumes with what the user gave. To try a passphrase takes
 // seconds and up to 1 GiB of memory, so the key of a volume is kept: all points of a
 // machine have the same one. A passphrase that failed on a header is not tried on it again.
-type keyring struct {
+// It may be used from any number of goroutines, and by several trees.
+type Keyring struct {
 	secrets [][]byte
 
 	mu    sync.Mutex // held over a trial, as each takes much memory
@@ -21,10 +23,10 @@ type keyring struct {
 	wrong map[string]error // by what the header says, since a later one may have another slot
 }
 
-// newKeyring takes passphrases and contents of key files. A text editor leaves a line
+// NewKeyring takes passphrases and contents of key files. A text editor leaves a line
 // feed at the end of a file: such a secret is tried without it, too.
-func newKeyring(secrets [][]byte) *keyring {
-	k := &keyring{keys: make(map[string]luks.Key), wrong: make(map[string]error)}
+func NewKeyring(secrets [][]byte) *Keyring {
+	k := &Keyring{keys: make(map[string]luks.Key), wrong: make(map[string]error)}
 	for _, s := range secrets {
 		k.secrets = append(k.secrets, s)
 		if trimmed, ok := bytes.CutSuffix(s, []byte("\n")); ok && len(trimmed) > 0 {
@@ -35,7 +37,7 @@ func newKeyring(secrets [][]byte) *keyring {
 }
 
 // unlock finds the key of a volume.
-func (k *keyring) unlock(h *luks.Header) (luks.Key, error) {
+func (k *Keyring) unlock(h *luks.Header) (luks.Key, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if len(k.secrets) == 0 {
@@ -59,7 +61,27 @@ func (k *keyring) unlock(h *luks.Header) (luks.Key, error) {
 			return nil, err // it could not be read; another time it may
 		}
 	}
-	err = fmt.Errorf("%s %s: %w", h, h.UUID, err)
+	err = fmt.Errorf("%s %s: %w; give another --key-file FILE (- asks for the passphrase)", h, h.UUID, err)
 	k.wrong[id] = err
 	return nil, err
+}
+
+// Locked says of each encrypted volume of a point that stays closed why, and what to do.
+// It hides what lies in it, so whoever misses a file wants to know.
+func (t *Tree) Locked(ctx context.Context, machine, point string) []error {
+	m, err := machineDir{t, machine}.machine(ctx)
+	if err != nil {
+		return nil
+	}
+	p, ok := findPoint(m.points, point)
+	if !ok {
+		return nil
+	}
+	var out []error
+	for _, v := range t.volumes(p).find(p).vols {
+		if err := v.node.Err; errors.Is(err, volume.ErrLocked) || errors.Is(err, luks.ErrPassphrase) {
+			out = append(out, fmt.Errorf("volume %s: %w", v.name, err))
+		}
+	}
+	return out
 }

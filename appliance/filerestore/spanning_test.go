@@ -44,7 +44,7 @@ func TestLVMInLUKSInAPartition(t *testing.T) {
 	}
 	requireStatus(t, locked, "volumes/d0-1: LUKS2 aes-xts-plain64; UNREADABLE", "it is encrypted and locked; give --key-file", "see volumes/d0-1.raw")
 	for name, secret := range map[string][]byte{"passphrase": append(files["passphrase"], '\n'), "keyfile": files["keyfile"]} {
-		tree, _ := vmPoint(t, "luks2-lvm", filerestore.Options{Secrets: [][]byte{[]byte("wrong"), secret}}, "")
+		tree, _ := vmPoint(t, "luks2-lvm", filerestore.Options{Keys: filerestore.NewKeyring([][]byte{[]byte("wrong"), secret})}, "")
 		if got := list(t, walk(t, tree, "web", "latest", "volumes").Directory); got != "crypt-vg-root crypt-vg-home" {
 			t.Errorf("%s: %s", name, got)
 		}
@@ -54,8 +54,13 @@ func TestLVMInLUKSInAPartition(t *testing.T) {
 		}
 		requireStatus(t, tree, "volumes/d0-1: LUKS2 aes-xts-plain64; LVM2 physical volume of group crypt-vg", "volumes/crypt-vg-root: LVM volume root of group crypt-vg, linear; ext4", "no problems so far")
 	}
-	wrong, _ := vmPoint(t, "luks2-lvm", filerestore.Options{Secrets: [][]byte{[]byte("wrong")}}, "")
-	requireStatus(t, wrong, "opens none of its key slots")
+	wrong, _ := vmPoint(t, "luks2-lvm", filerestore.Options{Keys: filerestore.NewKeyring([][]byte{[]byte("wrong")})}, "")
+	requireStatus(t, wrong, "opens none of its key slots; give another --key-file FILE")
+	for _, tree := range []*filerestore.Tree{locked, wrong} {
+		if l := tree.Locked(context.Background(), "web", "aaaa"); len(l) != 1 || !strings.Contains(l[0].Error(), "volume d0-1: LUKS2") {
+			t.Errorf("locked volumes: %v", l)
+		}
+	}
 }
 
 // A volume of which a part is missing is there by its name, and its use says why not.

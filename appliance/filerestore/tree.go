@@ -30,9 +30,8 @@ type Options struct {
 	CacheBytes int64
 	// IdleAfter is when an unused disk is closed. 0: 2 min.
 	IdleAfter time.Duration
-	// Secrets are passphrases and contents of key files that are tried on encrypted
-	// volumes. They stay in this process.
-	Secrets [][]byte
+	// Keys are tried on encrypted volumes. They stay in this process. nil: none.
+	Keys *Keyring
 	// Logger; nil: nothing is logged.
 	Logger *slog.Logger
 }
@@ -43,6 +42,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.IdleAfter == 0 {
 		o.IdleAfter = 2 * time.Minute
+	}
+	if o.Keys == nil {
+		o.Keys = NewKeyring(nil)
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -55,7 +57,7 @@ type Tree struct {
 	source Source
 	o      Options
 	cache  *blockCache
-	keys   *keyring
+	keys   *Keyring
 
 	mu       sync.Mutex
 	listed   time.Time
@@ -74,7 +76,7 @@ type machine struct {
 // New makes a tree. It opens nothing yet.
 func New(source Source, o Options) *Tree {
 	o = o.withDefaults()
-	return &Tree{source: source, o: o, cache: newBlockCache(o.CacheBytes), keys: newKeyring(o.Secrets),
+	return &Tree{source: source, o: o, cache: newBlockCache(o.CacheBytes), keys: o.Keys,
 		disks: make(map[diskKey]*disk), points: make(map[string]*pointVolumes)}
 }
 

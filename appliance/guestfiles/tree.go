@@ -118,11 +118,52 @@ const (
 	statusFile = "STATUS"
 )
 
+// locker is a tree of points that knows of volumes whose files are hidden: why, an error
+// for each.
+type locker interface {
+	Locked(ctx context.Context, machine, point string) []error
+}
+
+// Locked says of each encrypted volume of a point that could not be opened why not.
+func (t *Tree) Locked(ctx context.Context, p Point) []error {
+	if l, ok := t.points.(locker); ok {
+		return l.Locked(ctx, p.Machine, p.ID)
+	}
+	return nil
+}
+
+// HiddenError is a file that was not found where a locked volume may have it.
+type HiddenError struct {
+	Missing error // what was found instead
+	Locked  []error
+}
+
+// Error names the volumes and what to do.
+func (e *HiddenError) Error() string {
+	return fmt.Sprintf("%v; it may lie in what is locked: %v", e.Missing, errors.Join(e.Locked...))
+}
+
 // Find resolves a path below a point: volumes/DISK-N/…, DISK-N/… or, from a slash on,
 // a path of the guest, which one volume only may have. Symbolic links in the path are
 // resolved inside their volume; the last name is not followed, save with follow or a
 // slash at the end.
 func (t *Tree) Find(ctx context.Context, p Point, path string, follow bool) (Found, error) {
+	f, err := t.find(ctx, p, path, follow)
+	if !errors.Is(err, filesystem.ErrNotExist) {
+		return f, err
+	}
+	var missing *NotFoundError
+	inVolume := errors.As(err, &missing) && strings.HasPrefix(missing.Dir, volumesDir+"/")
+	if inVolume && !strings.HasPrefix(path, "/") { // that volume is open, and the only one that was meant
+		return f, err
+	}
+	if locked := t.Locked(ctx, p); len(locked) > 0 {
+		return f, &HiddenError{err, locked}
+	}
+	return f, err
+}
+
+func (t *Tree) find(ctx context.Context, p Point, path string, follow bool) (Found, error) {
 	root, err := t.Root(ctx, p)
 	if err != nil {
 		return Found{}, err

@@ -36,6 +36,8 @@ type app struct {
 	yes  bool
 	args []string // the whole command line
 
+	files filesFlags
+
 	outTerminal bool // standard output is a terminal
 	errTerminal bool
 	inTerminal  bool

@@ -29,7 +29,8 @@ const filesPaths = `P names a recovery point (keelblock help points), PATH a fil
   /…                 a path as the guest has it, looked for in all volumes
   DISK.raw, STATUS   the whole disk; what could not be read, and why
 
-Symbolic links within PATH are resolved inside their volume.`
+Symbolic links within PATH are resolved inside their volume. Volumes that LUKS encrypts are
+opened with --key-file, as by keelblock mount.`
 
 func (a *app) filesCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "files", Short: "single files of recovery points: ls, cp, find, diff, tar, versions",
@@ -38,8 +39,27 @@ func (a *app) filesCommand() *cobra.Command {
   keelblock files cp web@2026-11-21T19:30:00Z:/etc/hostname .
   keelblock files ls web@latest:web0-1/home
   keelblock files diff web@2026-11-21T19:30:00Z:/etc web@latest:/etc`}
+	addKeyFiles(cmd.PersistentFlags(), &a.files.keyFiles)
 	cmd.AddCommand(a.filesList(), a.filesCopy(), a.filesFind(), a.filesDiff(), a.filesTar(), a.filesVersions())
 	return cmd
+}
+
+// filesFlags are the flags of all verbs of files.
+type filesFlags struct {
+	keyFiles []string
+	keys     *filerestore.Keyring // what they hold, once it was read
+}
+
+// volumeKeys reads the key files, once: a person types a passphrase once for all points.
+func (a *app) volumeKeys() (*filerestore.Keyring, error) {
+	if a.files.keys == nil {
+		secrets, err := a.volumeSecrets(a.files.keyFiles)
+		if err != nil {
+			return nil, err
+		}
+		a.files.keys = filerestore.NewKeyring(secrets)
+	}
+	return a.files.keys, nil
 }
 
 // fileReader reads files of points in this process.
@@ -59,7 +79,11 @@ func (f fixedPoints) Points(context.Context) ([]filerestore.Point, error) { retu
 
 // readFiles makes a reader for files of these points, with the limits of a mount. close
 // must follow.
-func (a *app) readFiles(ctx context.Context, c *client, points ...*kb.RecoveryPoint) *fileReader {
+func (a *app) readFiles(ctx context.Context, c *client, points ...*kb.RecoveryPoint) (*fileReader, error) {
+	keys, err := a.volumeKeys()
+	if err != nil {
+		return nil, err
+	}
 	debug.SetMemoryLimit(mountMemory)
 	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
 	seen := make(map[string]bool)
@@ -68,14 +92,14 @@ func (a *app) readFiles(ctx context.Context, c *client, points ...*kb.RecoveryPo
 		seen[p.GetId()] = true
 		return twice
 	})
-	tree := filerestore.New(fixedPoints{pointSource{c}, mapped(points, toTreePoint)}, filerestore.Options{})
+	tree := filerestore.New(fixedPoints{pointSource{c}, mapped(points, toTreePoint)}, filerestore.Options{Keys: keys})
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		tree.Run(ctx)
 	}()
-	return &fileReader{Tree: guestfiles.New(tree, guestfiles.Options{}), stop: func() { cancel(); <-done }}
+	return &fileReader{Tree: guestfiles.New(tree, guestfiles.Options{}), stop: func() { cancel(); <-done }}, nil
 }
 
 // close ends the connections, so that the points are not pinned any more.
@@ -128,6 +152,22 @@ func (a *app) findFile(ctx context.Context, r *fileReader, f fileArg, p *kb.Reco
 	return found, nil
 }
 
+// lockedIn tells of the volumes of a point that are missing in what was asked for, as they
+// are locked. When a key was given for them, that is work undone.
+func (a *app) lockedIn(ctx context.Context, r *fileReader, found guestfiles.Found, p *kb.RecoveryPoint) error {
+	if found.Path != "" && found.Path != "volumes" {
+		return nil
+	}
+	locked := r.Locked(ctx, treePoint(p))
+	for _, err := range locked {
+		a.say("keelblock: left out: %v", err)
+	}
+	if len(locked) == 0 || len(a.files.keyFiles) == 0 {
+		return nil
+	}
+	return partialError{fmt.Sprintf("%d volumes are still locked; they are named above", len(locked))}
+}
+
 func treePoint(p *kb.RecoveryPoint) guestfiles.Point {
 	return guestfiles.Point{Machine: p.GetMachineName(), ID: p.GetId()}
 }
@@ -151,13 +191,16 @@ func (a *app) oneFile(ctx context.Context, arg string, follow bool, do func(r *f
 	if err != nil {
 		return err
 	}
-	r := a.readFiles(ctx, c, p)
+	r, err := a.readFiles(ctx, c, p)
+	if err != nil {
+		return err
+	}
 	defer r.close()
 	found, err := a.findFile(ctx, r, f, p, follow)
 	if err != nil {
 		return err
 	}
-	return do(r, f, found)
+	return errors.Join(do(r, f, found), a.lockedIn(ctx, r, found, p))
 }
 
 // unreadable tells about a file that could not be read, and goes on.
@@ -290,7 +333,11 @@ func (a *app) completeFile(repeat bool) completion {
 		if err != nil {
 			return nil, quiet
 		}
-		r := a.readFiles(ctx, c, p)
+		a.files.keyFiles = nil // nobody is asked for a passphrase here, nor waits for its key
+		r, err := a.readFiles(ctx, c, p)
+		if err != nil {
+			return nil, quiet
+		}
 		defer r.close()
 		dir, begin := f.path[:strings.LastIndexByte(f.path, '/')+1], f.path[strings.LastIndexByte(f.path, '/')+1:]
 		found, err := r.Find(ctx, treePoint(p), dir, true)

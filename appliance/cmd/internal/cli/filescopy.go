@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -87,9 +88,13 @@ func (a *app) copyFiles(ctx context.Context, c *client, args []string, dest stri
 		}
 		points = append(points, p)
 	}
-	r := a.readFiles(ctx, c, points...)
+	r, err := a.readFiles(ctx, c, points...)
+	if err != nil {
+		return err
+	}
 	defer r.close()
 	nodes := make(map[string]guestfiles.Found)
+	var locked error
 	for i, arg := range args {
 		f, _ := cutFileArg(arg)
 		found, err := a.findFile(ctx, r, f, points[i], follow)
@@ -107,6 +112,7 @@ func (a *app) copyFiles(ctx context.Context, c *client, args []string, dest stri
 		if found.Attr().Type == filesystem.TypeSymlink {
 			a.linkHint(ctx, f, found)
 		}
+		locked = cmp.Or(locked, a.lockedIn(ctx, r, found, points[i]))
 	}
 	bad := unreadable{a: a}
 	bar := a.newProgress("copying", 0)
@@ -126,7 +132,7 @@ func (a *app) copyFiles(ctx context.Context, c *client, args []string, dest stri
 	if stats.Failed > 0 && stats.Files+stats.Folders == 0 {
 		return errors.New("nothing was copied; the reasons are above")
 	}
-	return bad.err("copied")
+	return cmp.Or(bad.err("copied"), locked)
 }
 
 // copyName is the name under which a file appears in a target folder.

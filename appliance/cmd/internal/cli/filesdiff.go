@@ -109,7 +109,10 @@ func (a *app) diffFiles(ctx context.Context, old, new string, contents, nul bool
 	}
 	f.path = cmp.Or(f.path, "volumes")
 	g.path = cmp.Or(g.path, f.path)
-	r := a.readFiles(ctx, c, p, q)
+	r, err := a.readFiles(ctx, c, p, q)
+	if err != nil {
+		return err
+	}
 	defer r.close()
 	was, err := a.findFile(ctx, r, f, p, false)
 	if err != nil {
@@ -141,7 +144,7 @@ func (a *app) diffFiles(ctx context.Context, old, new string, contents, nul bool
 		}
 		return writeAll(out, line+lineEnd(nul))
 	})
-	return errors.Join(err, array.end(), out.Flush(), bad.err("compared"))
+	return errors.Join(err, array.end(), out.Flush(), bad.err("compared"), a.lockedIn(ctx, r, is, q))
 }
 
 type fileVersionShape struct {
@@ -218,7 +221,10 @@ type versionSource struct {
 
 // Open opens a point.
 func (v versionSource) Open(ctx context.Context, p guestfiles.Point) (*guestfiles.Tree, func(), error) {
-	r := v.a.readFiles(ctx, v.c, v.points[p.ID])
+	r, err := v.a.readFiles(ctx, v.c, v.points[p.ID])
+	if err != nil {
+		return nil, nil, err
+	}
 	return r.Tree, r.close, nil
 }
 
@@ -230,6 +236,9 @@ func (v versionSource) Changes(ctx context.Context, from, to guestfiles.Point) g
 func (a *app) versions(ctx context.Context, machine, path string, changed, follow bool) error {
 	c, err := a.client()
 	if err != nil {
+		return err
+	}
+	if _, err := a.volumeKeys(); err != nil {
 		return err
 	}
 	points, err := a.machinePoints(ctx, c, machine)
@@ -265,9 +274,12 @@ func (a *app) versions(ctx context.Context, machine, path string, changed, follo
 
 // neverThere says what is there instead of a path that no point has.
 func (a *app) neverThere(ctx context.Context, c *client, newest *kb.RecoveryPoint, machine, path string) error {
-	r := a.readFiles(ctx, c, newest)
+	r, err := a.readFiles(ctx, c, newest)
+	if err != nil {
+		return err
+	}
 	defer r.close()
-	_, err := r.Find(ctx, treePoint(newest), path, false)
+	_, err = r.Find(ctx, treePoint(newest), path, false)
 	if err == nil {
 		return nil
 	}

@@ -118,7 +118,7 @@ func (a *app) mount(ctx context.Context, c *client, dir, machine, selector strin
 	debug.SetMemoryLimit(mountMemory)
 	// A crash must not leave the guest's files in a core dump.
 	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
-	o := filerestore.Options{Machine: machine, Secrets: secrets, Logger: slog.New(slog.DiscardHandler)}
+	o := filerestore.Options{Machine: machine, Keys: filerestore.NewKeyring(secrets), Logger: slog.New(slog.DiscardHandler)}
 	if verbose {
 		o.Logger = slog.New(slog.NewTextHandler(a.Err, nil))
 	}
