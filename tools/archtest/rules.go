@@ -130,8 +130,10 @@ var libraries = map[string][]string{
 	// The API's generated code, its server and its clients.
 	"connectrpc.com/connect":     {"appliance"},
 	"google.golang.org/protobuf": {"appliance"},
-	// Argon2 and the like: our own keys, and those of LUKS.
-	"golang.org/x/crypto": {"appliance/keys", "blockdev/volume/luks"},
+	// Argon2 and the like: our own keys, and those of LUKS; checksums of btrfs.
+	"golang.org/x/crypto": {"appliance/keys", "blockdev/volume/luks", "blockdev/filesystem/btrfs"},
+	// Compression of our blocks, and of files of btrfs.
+	"github.com/klauspost/compress": {"dedupe/blockstore", "blockdev/filesystem/btrfs"},
 	// The standard library's waiting rooms.
 	"golang.org/x/sync": order,
 	"golang.org/x/sys":  order,

@@ -24,6 +24,7 @@ fusermount3         fuse3
 mke2fs              e2fsprogs
 debugfs             e2fsprogs
 mkfs.xfs            xfsprogs
+mkfs.btrfs          btrfs-progs
 mkfs.vfat           dosfstools
 mcopy               mtools
 mkfs.exfat          exfatprogs

@@ -7,6 +7,7 @@ import (
 	"io"
 
 	"github.com/keelblock/keelblock/blockdev/filesystem"
+	"github.com/keelblock/keelblock/blockdev/filesystem/btrfs"
 	"github.com/keelblock/keelblock/blockdev/filesystem/exfat"
 	"github.com/keelblock/keelblock/blockdev/filesystem/ext"
 	"github.com/keelblock/keelblock/blockdev/filesystem/fat"
@@ -38,6 +39,7 @@ func Open(r io.ReaderAt, size int64) (filesystem.FS, error) {
 func Readable(name string) bool { return readers[name] != nil }
 
 var readers = map[string]func(io.ReaderAt, int64) (filesystem.FS, error){
+	"btrfs": opener(btrfs.Open),
 	"ext":   opener(ext.Open),
 	"xfs":   opener(xfs.Open),
 	"vfat":  opener(fat.Open),

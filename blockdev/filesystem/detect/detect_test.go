@@ -15,7 +15,7 @@ func TestSignaturesAreNamed(t *testing.T) {
 	const size = 1 << 20
 	for want, set := range map[string]func(p []byte){
 		"xfs":                     func(p []byte) { copy(p, "XFSB") },
-		"btrfs":                   func(p []byte) { copy(p[0x10040:], "_BHRfS_M") },
+		"f2fs":                    func(p []byte) { copy(p[1024:], "\x10\x20\xf5\xf2") },
 		"LUKS":                    func(p []byte) { copy(p, "LUKS\xba\xbe\x00\x02") },
 		"LVM2":                    func(p []byte) { copy(p[512:], "LABELONE"); copy(p[512+24:], "LVM2 001") },
 		"swap":                    func(p []byte) { copy(p[4086:], "SWAPSPACE2") },
@@ -39,8 +39,7 @@ func TestSignaturesAreNamed(t *testing.T) {
 
 func TestRealToolsAreNamed(t *testing.T) {
 	for want, mkfs := range map[string][]string{
-		"swap":  {"mkswap", "-q"},
-		"btrfs": {"mkfs.btrfs", "-q", "-f"},
+		"swap": {"mkswap", "-q"},
 	} {
 		t.Run(want, func(t *testing.T) {
 			f, size := fstest.Open(t, fstest.Image(t, 512<<20, mkfs...))
@@ -59,6 +58,17 @@ func TestXFSIsOpened(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := fs.Info().Format; got != "xfs" {
+		t.Errorf("format %q", got)
+	}
+}
+
+func TestBtrfsIsOpened(t *testing.T) {
+	f, size := fstest.Open(t, fstest.Image(t, 256<<20, "mkfs.btrfs", "-q"))
+	fs, err := detect.Open(f, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fs.Info().Format; got != "btrfs" {
 		t.Errorf("format %q", got)
 	}
 }
