@@ -3,7 +3,9 @@ package blockstore
 import (
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/klauspost/compress"
 	"github.com/klauspost/compress/s2"
@@ -25,7 +27,7 @@ const (
 // codec compresses and decompresses records. All methods may be called from any
 // number of goroutines.
 type codec struct {
-	kind Compression
+	kind atomic.Uint32 // the Compression of new records
 	enc  *zstd.Encoder
 	dec  *zstd.Decoder
 	bufs sync.Pool // of *[]byte, for a record's header and payload
@@ -42,7 +44,9 @@ func newCodec(kind Compression) (*codec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make zstd decoder: %w", err)
 	}
-	return &codec{kind: kind, enc: enc, dec: dec}, nil
+	c := &codec{enc: enc, dec: dec}
+	c.kind.Store(uint32(kind))
+	return c, nil
 }
 
 func (c *codec) close() {
@@ -69,14 +73,15 @@ func (c *codec) put(b *[]byte) { c.bufs.Put(b) }
 // alike, as the pages in a bundle are, is tried without a look at a few places first:
 // that one place is like another does not show there.
 func (c *codec) appendPayload(buf, content []byte, parts bool) ([]byte, pack.Codec) {
-	if c.kind == CompressionNone || !parts && !compressible(content) {
+	kind := Compression(c.kind.Load())
+	if kind == CompressionNone || !parts && !compressible(content) {
 		return append(buf, content...), pack.CodecRaw
 	}
 	out, codec := buf, pack.CodecZstd
-	if c.kind == CompressionS2 {
+	if kind == CompressionS2 {
 		n := len(buf)
-		out = append(out, make([]byte, s2.MaxEncodedLen(len(content)))...)
-		out = out[:n+len(s2.Encode(out[n:], content))]
+		out = slices.Grow(out, s2.MaxEncodedLen(len(content)))
+		out = out[:n+len(s2.Encode(out[n:cap(out)], content))]
 		codec = pack.CodecS2
 	} else {
 		out = c.enc.EncodeAll(content, out)

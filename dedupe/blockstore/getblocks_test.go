@@ -17,7 +17,7 @@ import (
 // digest and pack, counted once, and the others are as they were stored: at each place in
 // the group, in records that are compressed and in raw ones, in header and in payload.
 func TestGetBlocksDamaged(t *testing.T) {
-	for _, compression := range []blockstore.Compression{blockstore.CompressionZstd, blockstore.CompressionNone} {
+	for _, compression := range []blockstore.Compression{blockstore.CompressionS2, blockstore.CompressionZstd, blockstore.CompressionNone} {
 		t.Run(fmt.Sprint("compression ", compression), func(t *testing.T) {
 			dir := newVault(t, blockstore.Options{})
 			s := openVault(t, dir, blockstore.Options{Compression: compression})

@@ -252,7 +252,7 @@ func TestNewDataKey(t *testing.T) {
 // checksums made right again, is an error that names digest and pack, and never other
 // bytes.
 func TestSealedRecordsInAVault(t *testing.T) {
-	for _, compression := range []blockstore.Compression{blockstore.CompressionZstd, blockstore.CompressionNone} {
+	for _, compression := range []blockstore.Compression{blockstore.CompressionS2, blockstore.CompressionZstd, blockstore.CompressionNone} {
 		t.Run(fmt.Sprint(compression), func(t *testing.T) {
 			o := encrypted(crashOptions)
 			o.Compression = compression

@@ -110,7 +110,7 @@ func eachPatchVault(t *testing.T, test func(t *testing.T, o blockstore.Options))
 		{"default", blockstore.Options{}},
 		{"small blocks and packs", crashOptions},
 		{"encrypted", encrypted(blockstore.Options{PackBytes: blockstore.MinPackBytes})},
-		{"large blocks, s2", blockstore.Options{BlockSize: dedupe.MaxBlockSize, PackBytes: 2 * blockstore.MinPackBytes, Compression: blockstore.CompressionS2}},
+		{"large blocks, zstd", blockstore.Options{BlockSize: dedupe.MaxBlockSize, PackBytes: 2 * blockstore.MinPackBytes, Compression: blockstore.CompressionZstd}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

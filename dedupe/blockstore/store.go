@@ -370,6 +370,16 @@ func (s *Store) leave() { s.active.Done() }
 // BlockSize implements dedupe.Store.
 func (s *Store) BlockSize() int { return s.sb.BlockSize }
 
+// SetCompression is how records are compressed from now on. Those that are there stay as
+// they are; all are read.
+func (s *Store) SetCompression(c Compression) error {
+	if err := (Options{Compression: c}).Validate(); err != nil {
+		return err
+	}
+	s.codec.kind.Store(uint32(c))
+	return nil
+}
+
 // Domain implements dedupe.Store.
 func (s *Store) Domain() dedupe.DomainID {
 	if s.o.Domain != (dedupe.DomainID{}) {

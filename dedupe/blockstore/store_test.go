@@ -66,9 +66,9 @@ func TestConformance(t *testing.T) {
 	}{
 		{"default", blockstore.Options{}},
 		{"small blocks and packs", blockstore.Options{BlockSize: dedupe.MinBlockSize, PackBytes: blockstore.MinPackBytes}},
-		{"large blocks, s2", blockstore.Options{BlockSize: dedupe.MaxBlockSize, PackBytes: 2 * blockstore.MinPackBytes, Compression: blockstore.CompressionS2}},
+		{"large blocks, zstd", blockstore.Options{BlockSize: dedupe.MaxBlockSize, PackBytes: 2 * blockstore.MinPackBytes, Compression: blockstore.CompressionZstd}},
 		{"encrypted", encrypted(blockstore.Options{})},
-		{"encrypted, small blocks and packs, s2", encrypted(blockstore.Options{BlockSize: dedupe.MinBlockSize, PackBytes: blockstore.MinPackBytes, Compression: blockstore.CompressionS2})},
+		{"encrypted, small blocks and packs, zstd", encrypted(blockstore.Options{BlockSize: dedupe.MinBlockSize, PackBytes: blockstore.MinPackBytes, Compression: blockstore.CompressionZstd})},
 		{"encrypted, large blocks", encrypted(blockstore.Options{BlockSize: dedupe.MaxBlockSize, PackBytes: 2 * blockstore.MinPackBytes})},
 		{"encrypted, raw", encrypted(blockstore.Options{BlockSize: dedupe.MinBlockSize, Compression: blockstore.CompressionNone})},
 		{"raw", blockstore.Options{BlockSize: dedupe.MinBlockSize, Compression: blockstore.CompressionNone}},
