@@ -10,6 +10,7 @@ import (
 	"github.com/keelblock/keelblock/appliance/job"
 	"github.com/keelblock/keelblock/appliance/keys"
 	"github.com/keelblock/keelblock/appliance/vault"
+	"github.com/keelblock/keelblock/dedupe/blockstore"
 )
 
 type vaultsService struct{ service }
@@ -17,7 +18,7 @@ type vaultsService struct{ service }
 // Create starts a job that makes a vault and opens it. What can be refused at once is.
 func (s vaultsService) Create(ctx context.Context, r *connect.Request[kb.CreateVaultRequest]) (*connect.Response[kb.Job], error) {
 	spec, err := s.Vaults.Plan(vault.Spec{Name: r.Msg.Name, Locations: r.Msg.Locations, BlockSizeBytes: int(r.Msg.BlockSizeBytes),
-		Redundancy: vault.Redundancy(r.Msg.Redundancy)})
+		Redundancy: vault.Redundancy(r.Msg.Redundancy), Compression: r.Msg.Compression})
 	if err != nil {
 		return nil, err
 	}
@@ -48,6 +49,11 @@ func (s vaultsService) Edit(ctx context.Context, r *connect.Request[kb.EditVault
 	}
 	if r.Msg.Redundancy != "" {
 		if err := s.Vaults.SetRedundancy(ctx, v.Name(), vault.Redundancy(r.Msg.Redundancy)); err != nil {
+			return nil, err
+		}
+	}
+	if r.Msg.Compression != "" {
+		if err := s.Vaults.SetCompression(ctx, v.Name(), r.Msg.Compression); err != nil {
 			return nil, err
 		}
 	}
@@ -86,6 +92,10 @@ func (s service) vault(v *vault.Vault) *kb.Vault {
 	state, reason := v.State()
 	out := &kb.Vault{Name: spec.Name, State: string(state), Redundancy: string(spec.Redundancy), BlockSizeBytes: int64(spec.BlockSizeBytes),
 		SiteName: s.Info.SiteName}
+	out.Compression = spec.Compression
+	if c, err := blockstore.ParseCompression(spec.Compression); err == nil {
+		out.Compression = c.String()
+	}
 	out.Encryption, out.KeyKind = s.encryption(spec.Name)
 	if !spec.CreatedAt.IsZero() {
 		out.CreatedAt = timestamp(spec.CreatedAt)

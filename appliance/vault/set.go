@@ -14,6 +14,7 @@ import (
 	"github.com/keelblock/keelblock/appliance"
 	"github.com/keelblock/keelblock/appliance/statefile"
 	"github.com/keelblock/keelblock/dedupe"
+	"github.com/keelblock/keelblock/dedupe/blockstore"
 	"github.com/keelblock/keelblock/dedupe/pack"
 	"github.com/keelblock/keelblock/dedupe/recoverypoint"
 )
@@ -39,6 +40,8 @@ type Spec struct {
 	Locations      []string   `json:"locations,omitempty"`
 	BlockSizeBytes int        `json:"blockSizeBytes,omitempty"` // 0: the default
 	Redundancy     Redundancy `json:"redundancy"`
+	// Compression of new blocks, by name; "": the default. See blockstore.Compression.
+	Compression string `json:"compression,omitempty"`
 	// Site is the id of the site that the vault belongs to.
 	Site string `json:"siteId"`
 	// ID of the vault that was last open here, from its superblock; "": none yet. With
@@ -241,6 +244,9 @@ func (s *Set) Plan(spec Spec) (Spec, error) {
 			return spec, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Err: err}
 		}
 	}
+	if _, err := blockstore.ParseCompression(spec.Compression); err != nil {
+		return spec, &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Err: err}
+	}
 	if s.o.Site.ID == "" {
 		return spec, &appliance.Error{Op: op, Kind: appliance.ErrUnavailable, Text: "the site's identity cannot be read, and a vault belongs to a site"}
 	}
@@ -402,13 +408,40 @@ func (s *Set) SetRedundancy(ctx context.Context, name string, r Redundancy) erro
 		return &appliance.Error{Op: op, Kind: appliance.ErrRefused, Text: "its redundancy is fixed since it holds recovery points",
 			Hint: "make another vault: keelblock vault create NAME --redundancy " + string(r)}
 	}
+	return s.change(op, v, func(spec *Spec) { spec.Redundancy = r })
+}
+
+// SetCompression changes how a vault compresses new blocks, from now on; those that it
+// holds stay as they are.
+func (s *Set) SetCompression(ctx context.Context, name, compression string) error {
+	op := fmt.Sprintf("edit vault %q", name)
+	v, err := s.Get(name)
+	if err != nil {
+		return err
+	}
+	c, err := blockstore.ParseCompression(compression)
+	if err != nil {
+		return &appliance.Error{Op: op, Kind: appliance.ErrInvalid, Err: err}
+	}
+	h, err := v.Use(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.change(op, v, func(spec *Spec) { spec.Compression = c.String() }); err != nil {
+		return err
+	}
+	return h.Store.SetCompression(c)
+}
+
+// change changes what vaults.json says of a vault, or nothing.
+func (s *Set) change(op string, v *Vault, edit func(*Spec)) error {
 	v.mu.Lock()
-	old := v.o.Redundancy
-	v.o.Redundancy = r
+	old := v.o.Spec
+	edit(&v.o.Spec)
 	v.mu.Unlock()
 	if err := s.save(); err != nil {
 		v.mu.Lock()
-		v.o.Redundancy = old
+		v.o.Spec.Redundancy, v.o.Spec.Compression = old.Redundancy, old.Compression
 		v.mu.Unlock()
 		return fmt.Errorf("%s: %w", op, err)
 	}

@@ -245,6 +245,9 @@ func (v *Vault) open(ctx context.Context) (h *Handle, err error) {
 		return nil, err
 	}
 	o := v.options()
+	if o.Compression, err = blockstore.ParseCompression(v.Spec().Compression); err != nil {
+		return nil, &appliance.Error{Kind: appliance.ErrInvalid, Err: err, Hint: "a newer release may have written " + vaultsName}
+	}
 	if v.o.Keys != nil {
 		keys, err := v.o.Keys.Open(ctx)
 		if err != nil {

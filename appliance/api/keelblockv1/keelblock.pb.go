@@ -5316,6 +5316,7 @@ type CreateVaultRequest struct {
 	BlockSizeBytes int64                  `protobuf:"varint,4,opt,name=block_size_bytes,json=blockSizeBytes,proto3" json:"block_size_bytes,omitempty"` // 0: 64 KiB
 	Key            string                 `protobuf:"bytes,5,opt,name=key,proto3" json:"key,omitempty"`                                                // "" | KEYFILE | "passphrase" | "kms:URL" | "none"
 	Passphrase     string                 `protobuf:"bytes,6,opt,name=passphrase,proto3" json:"passphrase,omitempty"`                                  // with key "passphrase"
+	Compression    string                 `protobuf:"bytes,7,opt,name=compression,proto3" json:"compression,omitempty"`                                // "": the default | "s2" | "zstd" | "none"
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -5388,6 +5389,13 @@ func (x *CreateVaultRequest) GetKey() string {
 func (x *CreateVaultRequest) GetPassphrase() string {
 	if x != nil {
 		return x.Passphrase
+	}
+	return ""
+}
+
+func (x *CreateVaultRequest) GetCompression() string {
+	if x != nil {
+		return x.Compression
 	}
 	return ""
 }
@@ -5479,6 +5487,7 @@ type EditVaultRequest struct {
 	Immutability            string                 `protobuf:"bytes,3,opt,name=immutability,proto3" json:"immutability,omitempty"`                                                               // "": as it is | "disabled" | "unlocked" | "locked"
 	Redundancy              string                 `protobuf:"bytes,4,opt,name=redundancy,proto3" json:"redundancy,omitempty"`                                                                   // "": as it is; fixed once the vault has points
 	MinimumRetentionSeconds *int64                 `protobuf:"varint,5,opt,name=minimum_retention_seconds,json=minimumRetentionSeconds,proto3,oneof" json:"minimum_retention_seconds,omitempty"` // of a point in an immutable vault
+	Compression             string                 `protobuf:"bytes,6,opt,name=compression,proto3" json:"compression,omitempty"`                                                                 // of new blocks, "": as it is | "s2" | "zstd" | "none"
 	unknownFields           protoimpl.UnknownFields
 	sizeCache               protoimpl.SizeCache
 }
@@ -5546,6 +5555,13 @@ func (x *EditVaultRequest) GetMinimumRetentionSeconds() int64 {
 		return *x.MinimumRetentionSeconds
 	}
 	return 0
+}
+
+func (x *EditVaultRequest) GetCompression() string {
+	if x != nil {
+		return x.Compression
+	}
+	return ""
 }
 
 type Location struct {
@@ -5648,6 +5664,7 @@ type Vault struct {
 	Points                  int64                  `protobuf:"varint,12,opt,name=points,proto3" json:"points,omitempty"`
 	SiteName                string                 `protobuf:"bytes,13,opt,name=site_name,json=siteName,proto3" json:"site_name,omitempty"`
 	MinimumRetentionSeconds int64                  `protobuf:"varint,14,opt,name=minimum_retention_seconds,json=minimumRetentionSeconds,proto3" json:"minimum_retention_seconds,omitempty"`
+	Compression             string                 `protobuf:"bytes,15,opt,name=compression,proto3" json:"compression,omitempty"` // of new blocks: "s2" | "zstd" | "none"
 	unknownFields           protoimpl.UnknownFields
 	sizeCache               protoimpl.SizeCache
 }
@@ -5778,6 +5795,13 @@ func (x *Vault) GetMinimumRetentionSeconds() int64 {
 		return x.MinimumRetentionSeconds
 	}
 	return 0
+}
+
+func (x *Vault) GetCompression() string {
+	if x != nil {
+		return x.Compression
+	}
+	return ""
 }
 
 type CollectRequest struct {
@@ -7243,7 +7267,7 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x06result\x18\x02 \x01(\tR\x06result\x12\x12\n" +
 	"\x04text\x18\x03 \x01(\tR\x04text\"C\n" +
 	"\x0eDoctorResponse\x121\n" +
-	"\bfindings\x18\x01 \x03(\v2\x15.keelblock.v1.FindingR\bfindings\"\xc2\x01\n" +
+	"\bfindings\x18\x01 \x03(\v2\x15.keelblock.v1.FindingR\bfindings\"\xe4\x01\n" +
 	"\x12CreateVaultRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tlocations\x18\x02 \x03(\tR\tlocations\x12\x1e\n" +
@@ -7254,10 +7278,11 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x03key\x18\x05 \x01(\tR\x03key\x12\x1e\n" +
 	"\n" +
 	"passphrase\x18\x06 \x01(\tR\n" +
-	"passphrase\"\x13\n" +
+	"passphrase\x12 \n" +
+	"\vcompression\x18\a \x01(\tR\vcompression\"\x13\n" +
 	"\x11ListVaultsRequest\"A\n" +
 	"\x12ListVaultsResponse\x12+\n" +
-	"\x06vaults\x18\x01 \x03(\v2\x13.keelblock.v1.VaultR\x06vaults\"\x96\x02\n" +
+	"\x06vaults\x18\x01 \x03(\v2\x13.keelblock.v1.VaultR\x06vaults\"\xb8\x02\n" +
 	"\x10EditVaultRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
 	"\x13soft_delete_seconds\x18\x02 \x01(\x03H\x00R\x11softDeleteSeconds\x88\x01\x01\x12\"\n" +
@@ -7265,7 +7290,8 @@ const file_keelblock_proto_rawDesc = "" +
 	"\n" +
 	"redundancy\x18\x04 \x01(\tR\n" +
 	"redundancy\x12?\n" +
-	"\x19minimum_retention_seconds\x18\x05 \x01(\x03H\x01R\x17minimumRetentionSeconds\x88\x01\x01B\x16\n" +
+	"\x19minimum_retention_seconds\x18\x05 \x01(\x03H\x01R\x17minimumRetentionSeconds\x88\x01\x01\x12 \n" +
+	"\vcompression\x18\x06 \x01(\tR\vcompressionB\x16\n" +
 	"\x14_soft_delete_secondsB\x1c\n" +
 	"\x1a_minimum_retention_seconds\"\xa6\x01\n" +
 	"\bLocation\x12\x12\n" +
@@ -7275,7 +7301,7 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x05packs\x18\x04 \x01(\x03R\x05packs\x12#\n" +
 	"\rmissing_packs\x18\x05 \x01(\x03R\fmissingPacks\x12\x1d\n" +
 	"\n" +
-	"free_bytes\x18\x06 \x01(\x03R\tfreeBytes\"\x84\x04\n" +
+	"free_bytes\x18\x06 \x01(\x03R\tfreeBytes\"\xa6\x04\n" +
 	"\x05Vault\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
@@ -7296,7 +7322,8 @@ const file_keelblock_proto_rawDesc = "" +
 	"\fimmutability\x18\v \x01(\tR\fimmutability\x12\x16\n" +
 	"\x06points\x18\f \x01(\x03R\x06points\x12\x1b\n" +
 	"\tsite_name\x18\r \x01(\tR\bsiteName\x12:\n" +
-	"\x19minimum_retention_seconds\x18\x0e \x01(\x03R\x17minimumRetentionSeconds\"?\n" +
+	"\x19minimum_retention_seconds\x18\x0e \x01(\x03R\x17minimumRetentionSeconds\x12 \n" +
+	"\vcompression\x18\x0f \x01(\tR\vcompression\"?\n" +
 	"\x0eCollectRequest\x12\x14\n" +
 	"\x05vault\x18\x01 \x01(\tR\x05vault\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\".\n" +

@@ -240,6 +240,7 @@ type vaultDetailsShape struct {
 	CreatedAt         *string         `json:"createdAt"`
 	BlockSizeBytes    int64           `json:"blockSizeBytes"`
 	Redundancy        string          `json:"redundancy"`
+	Compression       string          `json:"compression"`
 	Locations         []locationShape `json:"locations"`
 	Encryption        string          `json:"encryption"`
 	KeyKind           string          `json:"keyKind"`
@@ -252,7 +253,7 @@ type vaultDetailsShape struct {
 
 func toVaultDetails(v *kb.Vault) vaultDetailsShape {
 	return vaultDetailsShape{Name: v.GetName(), State: v.GetState(), Reason: v.GetReason(), CreatedAt: stamp(v.GetCreatedAt()),
-		BlockSizeBytes: v.GetBlockSizeBytes(), Redundancy: v.GetRedundancy(), Encryption: v.GetEncryption(), KeyKind: v.GetKeyKind(),
+		BlockSizeBytes: v.GetBlockSizeBytes(), Redundancy: v.GetRedundancy(), Compression: v.GetCompression(), Encryption: v.GetEncryption(), KeyKind: v.GetKeyKind(),
 		SoftDeleteSeconds: v.GetSoftDeleteSeconds(), MinimumRetention: v.GetMinimumRetentionSeconds(), Immutability: v.GetImmutability(), Points: v.GetPoints(), SiteName: v.GetSiteName(),
 		Locations: mapped(v.GetLocations(), toLocation)}
 }

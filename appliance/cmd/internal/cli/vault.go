@@ -25,7 +25,7 @@ func (a *app) vaultCreate() *cobra.Command {
 	var noWait bool
 	var passphraseFile string
 	cmd := &cobra.Command{
-		Use:   "create NAME [--location DIR]... [--redundancy LRS|GRS|RA-GRS] [--block-size S] [--key KEYFILE|passphrase|kms:URL|none]",
+		Use:   "create NAME [--location DIR]... [--redundancy LRS|GRS|RA-GRS] [--block-size S] [--compression s2|zstd|none] [--key KEYFILE|passphrase|kms:URL|none]",
 		Short: "make a vault",
 		Long: `Makes a vault beside the one named default, and prints its name. Its packs and index lie in
 the first --location, else in a folder of the appliance's own; what machines it keeps is
@@ -36,6 +36,9 @@ system is not mounted. If it is gone for good, make it anew with its old name.
 
 Nothing is shared between vaults: a block that two vaults hold is stored in both. The
 redundancy can be changed until the vault holds its first point.
+
+Blocks are compressed with s2, which is as fast as the rest of a backup; zstd stores about an
+eighth less and takes three times as long for it. keelblock vault edit changes it for new blocks.
 
 A vault is encrypted, and its keys are wrapped by a key of the appliance unless --key says
 otherwise; see keelblock help keys. Save them: keelblock key backup FILE.`,
@@ -81,12 +84,17 @@ otherwise; see keelblock help keys. Save them: keelblock key backup FILE.`,
 	f.StringArrayVar(&r.Locations, "location", nil, "folder for packs; the first has the index too; may be repeated")
 	f.StringVar(&r.Redundancy, "redundancy", "", "LRS, GRS (the default) or RA-GRS")
 	f.Var(&blockSize, "block-size", "size of a block, a power of two from 16KiB to 1MiB (default 64KiB)")
+	f.StringVar(&r.Compression, "compression", "", "s2 (the default), zstd or none")
 	f.StringVar(&r.Key, "key", "", "what wraps its keys: "+keyFlag+", or none for no encryption")
 	f.StringVar(&passphraseFile, "passphrase-file", "", "file with the passphrase; - is standard input (default: $KEELBLOCK_PASSPHRASE, then asked for)")
 	f.BoolVar(&noWait, "no-wait", false, "print the job's id and return at once")
+	_ = cmd.RegisterFlagCompletionFunc("compression", cobra.FixedCompletions(compressions, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("redundancy", cobra.FixedCompletions([]string{"LRS", "GRS", "RA-GRS"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
+
+// compressions are what --compression takes.
+var compressions = []string{"s2", "zstd", "none"}
 
 // findVault is one vault of the list.
 func (a *app) findVault(ctx context.Context, c *client, name string) (*kb.Vault, error) {

@@ -15,14 +15,16 @@ func (a *app) vaultEdit() *cobra.Command {
 	var softDelete, minimum periodValue
 	r := &kb.EditVaultRequest{}
 	cmd := &cobra.Command{
-		Use:   "edit NAME [--soft-delete D] [--immutability disabled|unlocked|locked] [--minimum-retention D] [--redundancy R]",
-		Short: "change how a vault forgets, or its redundancy",
+		Use:   "edit NAME [--soft-delete D] [--immutability disabled|unlocked|locked] [--minimum-retention D] [--redundancy R] [--compression C]",
+		Short: "change how a vault forgets, its redundancy or its compression",
 		Long: `Changes the settings of a vault. They are kept in the vault itself.
 
 --soft-delete is how long a deleted point can be undeleted; 0 purges it at once.
 --immutability unlocked refuses that a point is deleted before its time; locked does, too,
 and cannot be taken back by anybody while the time of any point lasts. That asks, or needs
---yes. What a point's time is: keelblock help retention.`,
+--yes. What a point's time is: keelblock help retention.
+--compression is that of new blocks: s2, the default, or zstd, which stores about an eighth
+less and takes three times as long, or none. Blocks that are there stay as they are.`,
 		Example: "  keelblock vault edit default --soft-delete 30d\n  keelblock vault edit default --immutability locked --minimum-retention 90d",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -32,8 +34,8 @@ and cannot be taken back by anybody while the time of any point lasts. That asks
 			default:
 				return usageError{fmt.Errorf("--immutability %s: known are disabled, unlocked and locked", r.Immutability)}
 			}
-			if !softDelete.set && !minimum.set && r.Immutability == "" && r.Redundancy == "" {
-				return usageError{errors.New("vault edit needs --soft-delete, --immutability, --minimum-retention or --redundancy")}
+			if !softDelete.set && !minimum.set && r.Immutability == "" && r.Redundancy == "" && r.Compression == "" {
+				return usageError{errors.New("vault edit needs --soft-delete, --immutability, --minimum-retention, --redundancy or --compression")}
 			}
 			c, err := a.client()
 			if err != nil {
@@ -61,6 +63,8 @@ and cannot be taken back by anybody while the time of any point lasts. That asks
 	f.StringVar(&r.Immutability, "immutability", "", "disabled, unlocked or locked")
 	f.Var(&minimum, "minimum-retention", "how long an immutable vault keeps every point (default with --immutability: 30d)")
 	f.StringVar(&r.Redundancy, "redundancy", "", "LRS, GRS or RA-GRS; fixed once the vault holds a point")
+	f.StringVar(&r.Compression, "compression", "", "of new blocks: s2, zstd or none")
+	_ = cmd.RegisterFlagCompletionFunc("compression", cobra.FixedCompletions(compressions, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("immutability", cobra.FixedCompletions([]string{"disabled", "unlocked", "locked"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("redundancy", cobra.FixedCompletions([]string{"LRS", "GRS", "RA-GRS"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
