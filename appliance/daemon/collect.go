@@ -69,8 +69,9 @@ func (d *daemon) collectVaults(ctx context.Context) {
 }
 
 // watchSpace collects a vault that is nearly full, and takes the alert back of one that
-// is not.
+// is not. A ballast that was given up comes back with the space.
 func (d *daemon) watchSpace(h *vault.Handle, early map[string]time.Time) {
+	h.Vault.RestoreBallast()
 	free, low := d.isLow(h)
 	if !low {
 		d.alert(spaceOf(h), "")

@@ -14,7 +14,9 @@ const ballastName = "ballast"
 
 // Ballast is a file of allocated, unused space beside an index. Badger maps a table before
 // it writes it: on a file system without a block left that ends the process by SIGBUS, at a
-// stop and again at the next start, so the file is given up before.
+// stop and again at the next start, so the file is given up before. While the daemon runs it
+// is given up for what frees space, a deletion or a collection, when that would be refused. It
+// is made again when there is room for it.
 type Ballast struct {
 	Path  string
 	Bytes int64
@@ -45,6 +47,23 @@ func (b Ballast) Drop(low int64) (bool, error) {
 		return false, nil
 	}
 	return err == nil, err
+}
+
+// Relieve gives the space back when less than need bytes are free, and as many are with it:
+// for less it is kept for the next stop and start. It reports whether it did.
+func (b Ballast) Relieve(need int64) (bool, error) {
+	st, err := os.Stat(b.Path)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	s, err := SpaceOf(parent(b.Path))
+	if err != nil || s.Free+st.Size() < need {
+		return false, err
+	}
+	return b.Drop(need)
 }
 
 // Fill makes the file when it is absent and four times its size are free above
@@ -99,8 +118,46 @@ func (v *Vault) dropBallast() {
 // fillBallast makes the vault's ballast, if it is to have one.
 func (v *Vault) fillBallast() {
 	if b, ok := v.ballast(); ok {
-		if err := b.Fill(v.o.ReserveBytes); err != nil {
-			v.o.Logger.Warn("there is no ballast", "vault", v.o.Name, "error", err)
-		}
+		v.fill(b)
+	}
+}
+
+func (v *Vault) fill(b Ballast) {
+	if err := b.Fill(v.o.ReserveBytes); err != nil {
+		v.o.Logger.Warn("there is no ballast", "vault", v.o.Name, "error", err)
+	}
+}
+
+// nearBallast is the ballast on the vault's file system: its own or the data folder's.
+func (v *Vault) nearBallast() (Ballast, bool) {
+	if b, ok := v.ballast(); ok {
+		return b, true
+	}
+	if v.o.DataDir == "" {
+		return Ballast{}, false
+	}
+	b, err := BallastOf(v.o.DataDir, v.o.BallastBytes)
+	return b, err == nil
+}
+
+// relieve is for the store: it gives up what lies there for the time when not even what frees
+// space has room.
+func (v *Vault) relieve(need int64) {
+	b, ok := v.nearBallast()
+	if !ok {
+		return
+	}
+	if dropped, err := b.Relieve(need); err != nil {
+		v.o.Logger.Error("the ballast cannot be dropped", "vault", v.o.Name, "error", err)
+	} else if dropped {
+		v.o.Logger.Warn("the file system is full: the ballast is dropped so that space can be freed", "vault", v.o.Name, "bytes", b.Bytes)
+	}
+}
+
+// RestoreBallast makes the ballast on the vault's file system again, if it was given up and
+// there is room for it.
+func (v *Vault) RestoreBallast() {
+	if b, ok := v.nearBallast(); ok {
+		v.fill(b)
 	}
 }

@@ -35,6 +35,7 @@ func (h *Handle) Collect(ctx context.Context, o CollectOptions) (r collection.Re
 		last.FreedBytes, last.KeptBytes = r.FreedBytes, r.PackBytes
 		last.Purged = len(h.Points.Purged())
 		h.Vault.endCollection(last, ctx.Err() != nil, r.NoSpace, err)
+		h.Vault.RestoreBallast() // if it was given up for this, or for the deletions before
 	}()
 	return h.collect(ctx, o)
 }

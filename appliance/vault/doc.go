@@ -19,8 +19,10 @@
 // before a vault is opened, the catalog with the default one, and removed after. A start that finds the
 // marker of two dead ones leaves the vault closed and serves disks; rebuilding the
 // index from the packs is the way out. A [Ballast] file beside them is given up
-// first when the file system is full at a start or a stop; a vault on another file system than
-// the data folder's has one of its own.
+// first when the file system is full at a start or a stop, and before a deletion or a
+// collection is refused for want of room; it is made again after a collection, or when the
+// daemon sees room for it. A vault on another file system than the data folder's has one of
+// its own.
 //
 // # A folder that is empty
 //

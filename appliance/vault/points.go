@@ -365,6 +365,9 @@ func note(ctx context.Context, h *Handle, op string, id dedupe.Digest, kind uint
 		return nil, locked(op, h, err)
 	case errors.Is(err, recoverypoint.ErrNotFound):
 		return nil, appliance.NotFound(op, "recovery-point", id.String())
+	case errors.Is(err, dedupe.ErrNoSpace):
+		return nil, &appliance.Error{Op: op, Kind: appliance.ErrNoSpace, Err: err,
+			Hint: "free a few MiB on the file system of " + h.Dir + " and try again: deleting needs a little room, too"}
 	}
 	return nil, fmt.Errorf("%s: %w", op, err)
 }

@@ -220,7 +220,7 @@ func (v *Vault) noSuperblock() bool {
 
 // options of the store below.
 func (v *Vault) options() blockstore.Options {
-	return blockstore.Options{Locations: v.o.Locations, ReserveBytes: v.o.ReserveBytes, Logger: v.o.Logger}
+	return blockstore.Options{Locations: v.o.Locations, ReserveBytes: v.o.ReserveBytes, Relieve: v.relieve, Logger: v.o.Logger}
 }
 
 // open is one attempt. A damaged table makes Badger panic: that is an error here.

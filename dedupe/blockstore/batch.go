@@ -58,6 +58,7 @@ type shard struct {
 // stream is the packs of one class that a batch writes, one after the other.
 type stream struct {
 	class pack.Class
+	spare int64 // bytes of a commit that lets space be freed, see takePack; set before its first record
 
 	mu      sync.Mutex
 	cur     *openPack
@@ -469,7 +470,7 @@ func (b *Batch) current(ctx context.Context, st *stream) (*openPack, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	p, err := b.s.takePack(st.class)
+	p, err := b.s.takePack(st.class, st.spare)
 	if err != nil {
 		return nil, err
 	}

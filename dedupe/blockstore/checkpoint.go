@@ -137,17 +137,28 @@ func splitCheckpoint(all *pack.Publication) []*pack.Publication {
 }
 
 // writeCheckpoint writes the parts of a checkpoint to a pack of their own, durably.
-func (s *Store) writeCheckpoint(parts []*pack.Publication) (err error) {
+func (s *Store) writeCheckpoint(parts []*pack.Publication) error {
 	contents := make([][]byte, len(parts))
-	size := int64(pack.HeaderSize+2*pack.PageSize) + pack.SealSize(len(parts))
 	for i, p := range parts {
 		contents[i] = pack.EncodePublication(p)
-		size += pack.RecordHeaderSize + int64(len(contents[i]))
 	}
-	if err := s.checkRoom(size + s.indexRoomNow()); err != nil {
+	if err := s.writeAlone(contents, s.indexRoomNow()); err != nil {
+		return fmt.Errorf("write checkpoint: %w", err)
+	}
+	return nil
+}
+
+// writeAlone writes publications to a sealed pack of their own, durably, and leaves keep
+// bytes free for the index.
+func (s *Store) writeAlone(contents [][]byte, keep int64) (err error) {
+	size := int64(pack.HeaderSize+2*pack.PageSize) + pack.SealSize(len(contents))
+	for _, content := range contents {
+		size += pack.RecordHeaderSize + int64(len(content))
+	}
+	if err := s.checkSpare(size, keep); err != nil {
 		return err
 	}
-	p, err := s.makePack(pack.ClassMetadata, size)
+	p, err := s.makePack(pack.ClassMetadata, size, size)
 	if err != nil {
 		return err
 	}
@@ -160,11 +171,11 @@ func (s *Store) writeCheckpoint(parts []*pack.Publication) (err error) {
 		buf := append(make([]byte, pack.RecordHeaderSize, pack.RecordHeaderSize+len(content)), content...)
 		rec := pack.Record{Kind: pack.KindPublication, Domain: s.Domain(), Digest: dedupe.Sum(content), LogicalLength: uint32(len(content))}
 		if _, err := p.w.Append(&rec, buf, nil); err != nil {
-			return fmt.Errorf("write checkpoint: %w", err)
+			return err
 		}
 	}
 	if err := p.w.Seal(); err != nil {
-		return fmt.Errorf("write checkpoint: %w", err)
+		return err
 	}
 	if err := s.enterRow(p, packSealed, len(p.w.Entries(0)), p.w.End()); err != nil {
 		return err

@@ -34,6 +34,9 @@ type CollectOptions struct {
 	// of live nodes, some 6 MiB for each TiB of distinct blocks of 64 KiB, comes on
 	// top.
 	MemoryBytes int64
+	// Freeing says that there is something to free, so that Options.Relieve is asked for the
+	// room that a full disk lacks for that.
+	Freeing bool
 	// MinAge leaves alone what is in packs written to less than that ago. A vault that
 	// receives from a peer sets 24 h: what came before a stop of either site is not
 	// in an open batch any more, and the peer goes on where it was.
@@ -156,8 +159,13 @@ func (s *Store) BeginCollection(ctx context.Context, o CollectOptions) (*Collect
 	c := &Collection{s: s, o: o, old: make(map[uint32]bool), rows: make(map[uint32]packRow),
 		taking: make(map[entry]struct{}), followed: make(map[dedupe.Digest]struct{}), tally: make(map[uint32]*packTally), bundles: make(map[uint64]struct{})}
 	c.report.DryRun = o.DryRun
+	if !o.DryRun {
+		if err := s.settleCommit(); err != nil {
+			return nil, fmt.Errorf("begin collection: %w", err)
+		}
+	}
 	if !o.DryRun && !o.IndexOnly {
-		if err := s.sealIdle(); err != nil {
+		if err := s.sealIdle(o.Freeing); err != nil {
 			return nil, fmt.Errorf("begin collection: %w", err)
 		}
 	}
@@ -699,6 +707,9 @@ func (c *Collection) releaseTaken() {
 
 // removeEntries removes entries that still name the same record, durably.
 func (c *Collection) removeEntries(list []deadEntry) error {
+	if len(list) > 0 {
+		c.s.relieve(c.s.indexRoomNow()) // the index is written to before a byte is freed
+	}
 	for len(list) > 0 {
 		n := min(len(list), sweepEntries)
 		if err := c.s.o.hook("collect", "remove entries"); err != nil {

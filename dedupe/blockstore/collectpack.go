@@ -581,16 +581,17 @@ func (c *Collection) out(class pack.Class, record int64) (*openPack, error) {
 	if *at != nil {
 		return *at, nil
 	}
+	least := pack.HeaderSize + record + pack.SealSize(1) + 2*pack.PageSize
+	c.s.relieve(least + c.s.indexRoomNow())
 	free, err := freeBytes(c.s.dir)
 	if err != nil {
 		return nil, err
 	}
-	least := pack.HeaderSize + record + pack.SealSize(1) + 2*pack.PageSize
 	size := max(least, min(c.s.o.PackBytes, free-c.s.indexRoomNow()))
-	if err := c.s.checkRoom(size + c.s.indexRoomNow()); err != nil {
+	if err := c.s.checkSpare(size, c.s.indexRoomNow()); err != nil {
 		return nil, err
 	}
-	p, err := c.s.makePack(class, size)
+	p, err := c.s.makePack(class, size, size)
 	if err != nil {
 		return nil, noSpace(err)
 	}

@@ -6,12 +6,14 @@ import (
 	"fmt"
 
 	"github.com/keelblock/keelblock/dedupe"
+	"github.com/keelblock/keelblock/dedupe/keyring"
 	"github.com/keelblock/keelblock/dedupe/pack"
 )
 
 // Commit implements dedupe.Batch. After an error that comes when the publication was
-// already durable the commit is cancelled by another record; should that fail too,
-// the Store takes no more batches, and the next Open finds the commit whole.
+// already durable the commit is cancelled by another record. Should that fail too, the
+// Store takes no batches until the record can be written; if it is closed before, the next
+// Open may find the commit whole.
 func (b *Batch) Commit(ctx context.Context, p dedupe.Publication) ([]dedupe.Digest, error) {
 	if err := b.enter(ctx); err != nil {
 		return nil, fmt.Errorf("commit: %w", errors.Join(err, b.abort()))
@@ -51,6 +53,9 @@ func checkPublication(p dedupe.Publication) error {
 func (b *Batch) commit(ctx context.Context, p dedupe.Publication) ([]dedupe.Digest, error) {
 	if err := checkPublication(p); err != nil {
 		return nil, err
+	}
+	if len(p.Manifests) == 0 && len(p.Notes) > 0 {
+		b.useSpare(p.Notes)
 	}
 	if err := b.flushData(); err != nil {
 		return nil, err
@@ -93,6 +98,25 @@ func (b *Batch) commit(ctx context.Context, p dedupe.Publication) ([]dedupe.Dige
 		pub.FirstNote = 0
 	}
 	return ids, b.publish(ctx, &pub, published)
+}
+
+// useSpare lets a commit of notes alone take of the reserve what it needs, and no more:
+// without notes nothing is deleted, and without deletions no space is freed.
+func (b *Batch) useSpare(notes []dedupe.Note) {
+	b.mu.Lock()
+	fresh := len(b.packs) == 0
+	b.mu.Unlock()
+	if !fresh { // something was put
+		return
+	}
+	const around = pack.RecordHeaderSize + keyring.Overhead
+	// The publication, and maybe its cancellation; pads; the seal.
+	spare := 2*int64(around+len(pack.EncodePublication(&pack.Publication{Notes: make([]dedupe.Digest, len(notes))}))) +
+		pack.HeaderSize + 4*pack.PageSize + pack.SealSize(len(notes)+2)
+	for i := range notes {
+		spare += int64(around + len(pack.EncodeNote(&notes[i])))
+	}
+	b.meta.spare = spare
 }
 
 // isBroken is why nothing is committed any more, or nil.
@@ -178,7 +202,7 @@ func (b *Batch) flushMeta() error {
 
 // cancel makes sure that a publication, which may be durable, does not count.
 func (b *Batch) cancel(ctx context.Context, serial uint64, publication dedupe.Digest) error {
-	content := pack.EncodePublication(&pack.Publication{Serial: serial, Cancel: true, Manifests: []dedupe.Digest{publication}})
+	content := cancellation(serial, publication)
 	_, err := b.appendPublished(context.WithoutCancel(ctx), pack.KindPublication, content)
 	if err == nil {
 		_, _, err = b.meta.cur.w.Sync()
@@ -188,11 +212,51 @@ func (b *Batch) cancel(ctx context.Context, serial uint64, publication dedupe.Di
 		b.s.index.useSerial(serial)
 		return nil
 	}
-	err = fmt.Errorf("commit %d is neither published nor cancelled, the vault takes no more until it is opened again: %w", serial, err)
+	err = fmt.Errorf("commit %d is neither published nor cancelled, the vault takes no more until it is: %w", serial, err)
 	b.s.mu.Lock()
-	b.s.broken = err
+	b.s.broken, b.s.unsettled = err, &unsettled{serial, publication}
 	b.s.mu.Unlock()
 	return err
+}
+
+func cancellation(serial uint64, publication dedupe.Digest) []byte {
+	return pack.EncodePublication(&pack.Publication{Serial: serial, Cancel: true, Manifests: []dedupe.Digest{publication}})
+}
+
+// unsettled is a commit of which it is not known whether it is durable.
+type unsettled struct {
+	serial      uint64
+	publication dedupe.Digest
+}
+
+// settle cancels the commit whose fate is not known, if there is one, and then the Store goes
+// on: the disk may have had no room, and has some again. The cancellation goes to a pack of
+// its own, since nothing is known about the one that the commit was written to. With it the
+// index has the serial as used, so that a start after a crash passes the commit over too.
+func (s *Store) settleCommit() error {
+	s.mu.Lock()
+	waiting := s.unsettled != nil
+	s.mu.Unlock()
+	if !waiting {
+		return nil
+	}
+	s.publishing.Lock()
+	defer s.publishing.Unlock()
+	s.mu.Lock()
+	u, broken := s.unsettled, s.broken
+	s.mu.Unlock()
+	if u == nil {
+		return nil
+	}
+	s.index.useSerial(u.serial)
+	if err := s.writeAlone([][]byte{cancellation(u.serial, u.publication)}, s.closeRoom()); err != nil {
+		return errors.Join(broken, err)
+	}
+	s.mu.Lock()
+	s.broken, s.unsettled = nil, nil
+	s.mu.Unlock()
+	s.log.Info("a commit whose fate was not known is cancelled", "vault", s.dir, "serial", u.serial)
+	return nil
 }
 
 // Abort implements dedupe.Batch.

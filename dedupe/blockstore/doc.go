@@ -108,6 +108,10 @@
 // each of them and before each write of the index, because Badger dies of SIGBUS on
 // a full file system.
 //
+// Below Options.ReserveBytes nothing new is stored. What lets space be freed may use the
+// reserve: a commit of notes alone, which allocates what it needs and no whole pack, and what
+// a collection writes. When not even the index's room is left, Options.Relieve is asked first.
+//
 // # Copies
 //
 // Packs stand at one to three locations (package packdir), written all at once. A record

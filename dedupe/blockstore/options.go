@@ -92,6 +92,10 @@ type Options struct {
 	// ReserveBytes of the file system stay free: below it nothing new is stored.
 	// A small part is always kept for the index, also when this is zero.
 	ReserveBytes int64
+	// Relieve is asked to make bytes free on the file system of the vault's folder when
+	// something that lets space be freed, a note or a collection, would be refused without
+	// them; nil: nobody can. It may be called from any goroutine and must not call the Store.
+	Relieve func(bytes int64)
 	// PackBytes is the size of new packs; zero is DefaultPackBytes.
 	PackBytes int64
 	// ScratchDir is where a read-only Open builds an index when it cannot use the

@@ -61,8 +61,9 @@ func (t *writingPacks) remove(p *openPack) {
 	delete(t.packs, p.number)
 }
 
-// takePack is a preallocated pack with room, from the pool or new.
-func (s *Store) takePack(class pack.Class) (*openPack, error) {
+// takePack is a preallocated pack with room, from the pool or new. With spare, which is not
+// 0 for what lets space be freed, it has room for so many bytes only, and may use the reserve.
+func (s *Store) takePack(class pack.Class, spare int64) (*openPack, error) {
 	s.mu.Lock()
 	var p *openPack
 	if list := s.pool[class]; len(list) > 0 {
@@ -71,11 +72,11 @@ func (s *Store) takePack(class pack.Class) (*openPack, error) {
 	}
 	s.mu.Unlock()
 	if p == nil {
-		return s.newPack(class)
+		return s.newPack(class, spare)
 	}
-	err := s.checkPackRoom(s.o.PackBytes - p.w.End())
+	size, err := s.roomFor(p.w.End(), spare)
 	if err == nil {
-		err = p.file.Allocate(p.w.End(), s.o.PackBytes)
+		err = p.file.Allocate(p.w.End(), size)
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.returnPack(p))
@@ -84,15 +85,25 @@ func (s *Store) takePack(class pack.Class) (*openPack, error) {
 }
 
 // newPack makes a pack, preallocated, with its name durable.
-func (s *Store) newPack(class pack.Class) (*openPack, error) {
-	if err := s.checkPackRoom(s.o.PackBytes); err != nil {
+func (s *Store) newPack(class pack.Class, spare int64) (*openPack, error) {
+	size, err := s.roomFor(0, spare)
+	if err != nil {
 		return nil, err
 	}
-	return s.makePack(class, s.o.PackBytes)
+	return s.makePack(class, size, s.o.PackBytes)
 }
 
-// makePack is newPack for any size, without asking for room.
-func (s *Store) makePack(class pack.Class, size int64) (_ *openPack, err error) {
+// roomFor asks for the room of a pack that ends at end, and returns how far to allocate it:
+// whole, or for spare bytes.
+func (s *Store) roomFor(end, spare int64) (size int64, err error) {
+	if spare > 0 {
+		return min(end+spare, s.o.PackBytes), s.checkSpare(spare, s.closeRoom())
+	}
+	return s.o.PackBytes, s.checkPackRoom(s.o.PackBytes - end)
+}
+
+// makePack is newPack without asking for room: of size bytes, which may grow up to limit.
+func (s *Store) makePack(class pack.Class, size, limit int64) (_ *openPack, err error) {
 	number, err := s.index.numberPack()
 	if err != nil {
 		return nil, err
@@ -109,7 +120,7 @@ func (s *Store) makePack(class pack.Class, size int64) (_ *openPack, err error) 
 			err = errors.Join(err, f.Close(), s.packs.Remove(id))
 		}
 	}()
-	p.w, err = pack.NewWriter(p.file, pack.Header{Class: class, ID: id, Vault: s.sb.Vault, Domain: s.Domain(), Created: s.o.Now()}, size)
+	p.w, err = pack.NewWriter(p.file, pack.Header{Class: class, ID: id, Vault: s.sb.Vault, Domain: s.Domain(), Created: s.o.Now()}, limit)
 	if err != nil {
 		return nil, err
 	}
@@ -240,6 +251,7 @@ func (s *Store) removePack(number uint32, id pack.ID) error {
 // after a crash goes on with it and does not read them again; then the files go, durably;
 // then the rows.
 func (s *Store) removePacks(rows []packRow) error {
+	s.relieve(s.indexRoomNow())
 	err := s.index.update(func(ch *change) error {
 		for _, row := range rows {
 			row.state = packDropped
@@ -287,8 +299,8 @@ func (s *Store) abandonPack(p *openPack) error {
 }
 
 // sealIdle seals the packs of the pool if there is room for their footers: only what is
-// sealed can be collected.
-func (s *Store) sealIdle() error {
+// sealed can be collected. With relieve it asks for that room.
+func (s *Store) sealIdle(relieve bool) error {
 	s.mu.Lock()
 	var need int64
 	for _, list := range s.pool {
@@ -297,6 +309,9 @@ func (s *Store) sealIdle() error {
 		}
 	}
 	s.mu.Unlock()
+	if relieve {
+		s.relieve(need + indexRoom)
+	}
 	if err := s.checkRoom(need + indexRoom); errors.Is(err, dedupe.ErrNoSpace) {
 		return nil
 	} else if err != nil {

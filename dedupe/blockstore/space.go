@@ -67,6 +67,27 @@ func (s *Store) checkPackRoom(bytes int64) error {
 	return s.packs.CheckRoom(s.o.ReserveBytes, bytes)
 }
 
+// checkSpare asks for bytes for what lets space be freed: a note, or what a collection
+// writes. It may use the reserve, and what Relieve gives up; keep stays free for the index.
+func (s *Store) checkSpare(bytes, keep int64) error {
+	s.relieve(bytes + keep)
+	if err := s.checkRoom(bytes + keep); err != nil {
+		return err
+	}
+	return s.packs.CheckRoom(0, bytes)
+}
+
+// relieve has the Store's user give up what it keeps for the time when less than bytes are
+// free.
+func (s *Store) relieve(bytes int64) {
+	if s.o.Relieve == nil {
+		return
+	}
+	if free, err := freeBytes(s.dir); err == nil && free < bytes {
+		s.o.Relieve(bytes)
+	}
+}
+
 // indexRoomNow grows with the index: an entry at rest is 68 bytes, and one more copy
 // of a part of them exists while Badger compacts.
 func (s *Store) indexRoomNow() int64 {

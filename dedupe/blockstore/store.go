@@ -67,8 +67,10 @@ type Store struct {
 	closed  bool
 	batches map[*Batch]struct{}
 	pool    map[pack.Class][]*openPack // packs that the next batch goes on with
-	broken  error                      // set for good when a commit's fate is not known
-	active  sync.WaitGroup             // calls under way
+	broken  error                      // set while a commit's fate is not known
+	// unsettled is that commit; see settleCommit.
+	unsettled *unsettled
+	active    sync.WaitGroup // calls under way
 
 	counts counters
 }
@@ -437,6 +439,13 @@ func (s *Store) IndexBytes() int64 {
 // Begin implements dedupe.Store.
 func (s *Store) Begin(ctx context.Context) (dedupe.Batch, error) {
 	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := s.enter(); err != nil {
+		return nil, err
+	}
+	defer s.leave()
+	if err := s.settleCommit(); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()

@@ -97,7 +97,7 @@ func (r *run) tell(format string, args ...any) {
 
 func (r *run) run(ctx context.Context) (report Report, err error) {
 	r.c, err = r.s.BeginCollection(ctx, blockstore.CollectOptions{DryRun: r.o.DryRun, IndexOnly: r.o.IndexOnly,
-		MemoryBytes: r.o.MemoryBytes, MinAge: r.o.MinAge})
+		MemoryBytes: r.o.MemoryBytes, MinAge: r.o.MinAge, Freeing: len(r.x.Purged()) > 0})
 	if err != nil {
 		return report, err
 	}
