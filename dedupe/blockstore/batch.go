@@ -68,8 +68,9 @@ type stream struct {
 
 // sealing is a full pack on its way into the index.
 type sealing struct {
-	done chan struct{}
-	err  error // set before done is closed
+	done   chan struct{}
+	err    error     // set before done is closed
+	failed *openPack // the pack, after an error: readers may look into it until the batch ends
 }
 
 var (
@@ -516,7 +517,7 @@ func (b *Batch) roll(ctx context.Context, st *stream, full *openPack) error {
 		entries, err := b.s.sealPack(full)
 		<-st.slots
 		if err != nil {
-			job.err = b.fail(err)
+			job.failed, job.err = full, b.fail(err)
 			return
 		}
 		b.forget(entries)

@@ -289,6 +289,12 @@ func (b *Batch) finish(fn func(*openPack) error) error {
 	for _, st := range []*stream{&b.data, &b.meta} {
 		st.mu.Lock()
 		_ = st.waitLocked() // what failed has failed the batch
+		for _, job := range st.sealing {
+			if job.failed != nil {
+				errs = append(errs, b.s.rollBackPack(job.failed))
+			}
+		}
+		st.sealing = nil
 		if st.cur != nil {
 			errs = append(errs, fn(st.cur))
 			st.cur = nil

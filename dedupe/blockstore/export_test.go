@@ -2,6 +2,7 @@ package blockstore
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -262,6 +263,16 @@ func (s *Store) checkChildren(d dedupe.Digest, level int, content []byte, found 
 		}
 	}
 	return nil
+}
+
+// PackIDs are the packs that the index knows.
+func (s *Store) PackIDs() (ids []string, err error) {
+	err = s.index.scan(prefixPack, func(key, val []byte) error {
+		row, err := decodePackRow(binary.BigEndian.Uint32(key[1:]), val)
+		ids = append(ids, row.id.String())
+		return err
+	})
+	return ids, err
 }
 
 // PackFileBytes are the sizes of all pack files.

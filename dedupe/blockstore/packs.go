@@ -28,6 +28,7 @@ type openPack struct {
 	// spoilt: the index names records behind durable, since entering them failed halfway.
 	// Nothing may be cut off or written any more.
 	spoilt bool
+	sealed bool // its index entries and its row say so
 }
 
 func (p *openPack) row(state packState) packRow {
@@ -145,7 +146,8 @@ func (s *Store) indexPack(p *openPack) ([]pack.Entry, error) {
 	return fresh, s.enterPack(p, packOpen, fresh, end)
 }
 
-// sealPack seals a pack, enters the rest of its records and closes its file.
+// sealPack seals a pack, enters the rest of its records and closes its file. After an error
+// the pack is its owner's to roll back, as soon as nobody needs the records any more.
 func (s *Store) sealPack(p *openPack) ([]pack.Entry, error) {
 	if err := p.w.Seal(); err != nil {
 		return nil, err
@@ -154,7 +156,19 @@ func (s *Store) sealPack(p *openPack) ([]pack.Entry, error) {
 	if err := s.enterPack(p, packSealed, fresh, p.w.End()); err != nil {
 		return nil, err
 	}
+	p.sealed = true
 	return fresh, s.closePack(p)
+}
+
+// sealOrRollBack is sealPack of a pack whose records nobody needs but those that the index has.
+// One that cannot be sealed stays open for the next batch, or is retired: left as it is, with
+// an open file that nobody knows, it would be collected only after an unclean stop.
+func (s *Store) sealOrRollBack(p *openPack) error {
+	_, err := s.sealPack(p)
+	if err != nil {
+		err = errors.Join(err, s.rollBackPack(p))
+	}
+	return err
 }
 
 // enterRow makes a pack with synced records up to end known to the index, without
@@ -202,8 +216,7 @@ func (s *Store) closePack(p *openPack) error {
 // pool, or sealed when little more would fit.
 func (s *Store) returnPack(p *openPack) error {
 	if p.w.End() > s.o.PackBytes-s.o.PackBytes/16 {
-		_, err := s.sealPack(p)
-		return err
+		return s.sealOrRollBack(p)
 	}
 	if err := p.w.Trim(); err != nil {
 		return errors.Join(err, s.abandonPack(p))
@@ -221,6 +234,9 @@ func (s *Store) poolPack(p *openPack) {
 // rollBackPack takes from a pack all that is not in the index, when its batch is
 // aborted. A pack that then holds nothing is removed.
 func (s *Store) rollBackPack(p *openPack) error {
+	if p.sealed { // only closing it failed
+		return nil
+	}
 	if p.spoilt {
 		return s.abandonPack(p) // all that the index names was synced before
 	}
@@ -292,10 +308,13 @@ func (s *Store) abandonPack(p *openPack) error {
 	s.log.Error("pack is not written any more after an error", "vault", s.dir, "pack", p.id.String())
 	s.writing.remove(p)
 	_ = p.w.Close() // its error is that of the write before
-	if !p.known {
-		return nil
+	row := p.row(packRetired)
+	if now, ok, err := s.index.pack(p.number); err == nil && ok {
+		row.end = max(row.end, now.end) // of a spoilt one
+	} else if err == nil && p.durable == pack.HeaderSize {
+		return s.removePack(p.number, p.id) // nothing in it was ever acknowledged
 	}
-	return s.index.addEntries(p.row(packRetired), 0, nil, true)
+	return s.index.addEntries(row, 0, nil, true)
 }
 
 // sealIdle seals the packs of the pool if there is room for their footers: only what is
@@ -329,7 +348,7 @@ func (s *Store) sealPool() error {
 	var errs []error
 	for _, list := range pool {
 		for _, p := range list {
-			if _, err := s.sealPack(p); err != nil {
+			if err := s.sealOrRollBack(p); err != nil {
 				errs = append(errs, err)
 			}
 		}
