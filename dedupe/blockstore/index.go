@@ -433,10 +433,10 @@ func (x *index) addRows(row packRow, rows []indexRow, set func(c *change, r *ind
 // of a block before its patches, and a patch only over a base that the index has, and
 // counts it as deeper than that, so that following bases always ends. What has no base
 // is left out: it could not be read. Of two records of one content, of the same depth, the
-// one that the index has is kept if intact says so: the other one was stored to heal it.
-func (x *index) addFound(row packRow, entries []pack.Entry, depth uint8, intact func(indexRow) bool) error {
+// one that the index has is kept if f.intact says so: the other one was stored to heal it.
+func (x *index) addFound(row packRow, entries []pack.Entry, depth uint8, f *finding) error {
 	rows := rowsOf(row.number, 0, entries)
-	return x.addRows(row, slices.DeleteFunc(rows, func(r indexRow) bool { return r.place.depth != depth }),
+	return x.addRows(row, slices.DeleteFunc(rows, func(r indexRow) bool { return r.place.depth != depth || f.left[r.patchAt()] }),
 		func(c *change, r *indexRow) error {
 			if r.place.isPatch() {
 				base, ok, err := c.lookup(dedupe.KindBlock, r.place.base)
@@ -446,23 +446,86 @@ func (x *index) addFound(row packRow, entries []pack.Entry, depth uint8, intact 
 				r.place.depth = max(depth, base.depth+1)
 			}
 			old, had, err := c.lookup(r.kind, r.digest)
-			if err != nil || had && keepFound(indexRow{r.kind, r.digest, old}, *r, intact) {
+			if err != nil || had && f.keeps(indexRow{r.kind, r.digest, old}, *r) {
 				return err
 			}
 			return c.putPlace(r.kind, r.digest, r.place, had)
 		})
 }
 
-// keepFound reports whether the index keeps old though r was found.
-func keepFound(old, r indexRow, intact func(indexRow) bool) bool {
+// finding decides which of several records of one content the index has.
+type finding struct {
+	// intact says whether the record of an entry is there and its checksums are right.
+	intact func(indexRow) bool
+	// hiding gets the patches that are damaged and in the index, and would give way to one
+	// that is not, but lies deeper; nil: nobody asks. It must not come instead of them at
+	// once, since others may lie over them already.
+	hiding map[patchAt]bool
+	left   map[patchAt]bool // those that are not entered
+}
+
+// patchAt is where the patch of a block lies.
+type patchAt struct {
+	digest       dedupe.Digest
+	pack, offset uint32
+	slot         uint8
+}
+
+func (r indexRow) patchAt() patchAt {
+	return patchAt{r.digest, r.place.pack, r.place.offset, r.place.slot}
+}
+
+// keeps reports whether the index keeps old though r was found.
+func (f *finding) keeps(old, r indexRow) bool {
 	switch {
-	case old.place.same(r.place) || old.place.depth < r.place.depth:
+	case old.place.same(r.place):
+		return true
+	case old.place.depth < r.place.depth:
+		if f.hiding != nil && old.place.isPatch() && !f.intact(old) && f.intact(r) {
+			f.hiding[old.patchAt()] = true
+		}
 		return true
 	case old.place.depth == r.place.depth:
-		return intact(old)
+		return f.intact(old)
 	default:
-		return r.place.isPatch() && !intact(r)
+		return r.place.isPatch() && !f.intact(r)
 	}
+}
+
+// dropPatches removes the entries of all patches.
+func (x *index) dropPatches() error {
+	for from := []byte{prefixBlock}; from != nil; {
+		var rows []deadEntry
+		next := []byte(nil)
+		err := x.scanFrom(from, func(key, val []byte) error {
+			e, err := decodeEntry(dedupe.KindBlock, key, val)
+			if err != nil || !e.place.isPatch() {
+				return err
+			}
+			if len(rows) == txnEntries {
+				next = slices.Clone(key)
+				return errStop
+			}
+			rows = append(rows, e)
+			return nil
+		})
+		if err != nil && !errors.Is(err, errStop) {
+			return err
+		}
+		err = x.update(func(c *change) error {
+			for i := range rows {
+				if _, err := c.removeAt(rows[i].indexKey(), rows[i].place); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		from = next
+	}
+	return nil
 }
 
 // hideDamaged removes the entries of whole blocks that are not intact and have an intact

@@ -146,6 +146,101 @@ func TestRebuildTakesTheGoodBundle(t *testing.T) {
 	}
 }
 
+// A batch stores a block as a patch over a whole block, another one as a patch over a patch,
+// and a third block lies over it. The bundle of the first is damaged: a rebuilt index has the
+// deeper one, and what lies over the block. With both damaged it has the block and says so,
+// and put again it heals all.
+func TestRebuildTakesDeeperPatchForDamagedOne(t *testing.T) {
+	t.Parallel()
+	for _, both := range []bool{false, true} {
+		dir := newVault(t, blockstore.Options{})
+		s := mustOpen(t, dir, blockstore.Options{})
+		d := newDisk(t, s, 1)
+		zero := bytes.Clone(d.blocks[0])
+		d.write(0, 1)
+		one := bytes.Clone(d.blocks[0])
+		d.write(0, 2)
+		two := bytes.Clone(d.blocks[0])
+		d.write(0, 3)
+		three := bytes.Clone(d.blocks[0])
+		put := func(b dedupe.Batch, content, was []byte) {
+			t.Helper()
+			p := b.(dedupe.PatchBatch).Patches()
+			d.blocks[0] = content
+			d.put(p, 0, was)
+			if _, err := p.Flush(t.Context()); err != nil { // to a pack of its own
+				t.Fatal(err)
+			}
+		}
+		shallow, deep := dedupetest.Begin(t, s), dedupetest.Begin(t, s)
+		put(shallow, two, zero)
+		put(deep, one, zero)
+		put(deep, two, one)
+		dedupetest.Commit(t, deep, "deep")
+		dedupetest.Commit(t, shallow, "shallow")
+		over := dedupetest.Begin(t, s)
+		put(over, three, two)
+		dedupetest.Commit(t, over, "over it")
+		for _, c := range []struct {
+			content []byte
+			depth   int
+		}{{one, 1}, {two, 1}, {three, 2}} {
+			if depth, _, ok := s.PatchOf(s.BlockDigest(c.content)); depth != c.depth || !ok {
+				t.Fatalf("a block is at depth %d, want %d", depth, c.depth)
+			}
+		}
+		path, off, length, err := s.Locate(s.BlockDigest(two))
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustClose(t, s)
+		flip(t, path, off+length-100)
+		if both {
+			damageOthers(t, dir, path, two[2*grain:][:grain])
+		}
+		for range 2 { // also from an index that was rebuilt
+			if err := blockstore.RebuildIndex(t.Context(), dir, blockstore.Options{}, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s = openVault(t, dir, blockstore.Options{})
+		if both {
+			if _, err := s.Get(t.Context(), dedupe.KindBlock, s.BlockDigest(two), nil); !errors.Is(err, dedupe.ErrCorrupt) {
+				t.Errorf("with both damaged: %v", err)
+			}
+			b := dedupetest.Begin(t, s)
+			dedupetest.PutBlock(t, b, one)
+			dedupetest.PutBlock(t, b, two)
+			dedupetest.Commit(t, b, "healed")
+			wantContent(t, s, "put again", zero, one, two, three)
+			continue
+		}
+		wantContent(t, s, "rebuilt", zero, one, two, three)
+		if err := s.CheckIndex(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// damageOthers damages the content wherever it stands in clear in a pack but one.
+func damageOthers(t testing.TB, dir, but string, content []byte) {
+	t.Helper()
+	n := 0
+	for _, path := range glob(t, dir, "packs/*.pack") {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i := bytes.Index(text, content); i >= 0 && path != but {
+			n++
+			flip(t, path, int64(i))
+		}
+	}
+	if n == 0 {
+		t.Fatal("no other pack has the content")
+	}
+}
+
 // A collection drops a pack while an index is built from the packs: what was live in it
 // stands in a newer one, patches too.
 func TestRebuildWhilePacksGo(t *testing.T) {

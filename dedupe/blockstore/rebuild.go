@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -207,8 +208,10 @@ func (s *Store) buildIndex(ctx context.Context, o badger.Options, epoch uint32, 
 
 // enterPatches enters the patches of all packs, whose whole blocks are in the index. A
 // whole block that is damaged gives way to a patch of the same block that is not, before
-// anything is laid over it; one whose patch has no base comes back. gone says that a pack
-// was gone when it came to it: its patches stand in one that was not read yet.
+// anything is laid over it; one whose patch has no base comes back. So does a damaged patch
+// to a deeper one: as that is only found when others may lie over it, all patches are then
+// entered anew without it. gone says that a pack was gone when it came to it: its patches
+// stand in one that was not read yet.
 func (b *builder) enterPatches(ctx context.Context) (gone bool, err error) {
 	x := b.s.index
 	var hidden []indexRow
@@ -220,22 +223,33 @@ func (b *builder) enterPatches(ctx context.Context) (gone bool, err error) {
 		})
 	}
 	b.entered = true
-	enter := func() {
+	enter := func(f *finding) {
 		for depth := uint8(1); depth <= pack.MaxPatchDepth && err == nil; depth++ {
 			var g bool
 			g, err = b.eachPatched(ctx, 1<<depth, func(p *patchedPack, entries []pack.Entry) error {
-				return x.addFound(p.row, entries, depth, b.s.isIntact)
+				return x.addFound(p.row, entries, depth, f)
 			})
 			gone = gone || g
 		}
 	}
-	enter()
-	if len(hidden) > 0 && err == nil {
-		enter() // what lies over a block that is a patch now
-		if err == nil {
-			err = x.restore(hidden)
+	f := &finding{intact: b.s.isIntact, left: make(map[patchAt]bool)}
+	for err == nil {
+		f.hiding = make(map[patchAt]bool)
+		enter(f)
+		if len(hidden) > 0 || len(f.left) > 0 {
+			enter(f) // what lies over a block that is a patch, or a deeper one, now
 		}
-		enter() // what lies over those that came back
+		if len(f.hiding) == 0 || err != nil {
+			break
+		}
+		maps.Copy(f.left, f.hiding) // it grows, so this ends
+		err = x.dropPatches()
+	}
+	if len(hidden) > 0 && err == nil {
+		err = x.restore(hidden)
+	}
+	if len(hidden)+len(f.left) > 0 {
+		enter(&finding{intact: b.s.isIntact}) // what came back, and what lies over it
 	}
 	return gone, err
 }
@@ -452,7 +466,7 @@ func (s *Store) addPack(id pack.ID, wanted map[dedupe.Digest]bool, places map[de
 			return 0, true, err
 		}
 	}
-	if err := s.index.addFound(row, c.entries, 0, s.isIntact); err != nil {
+	if err := s.index.addFound(row, c.entries, 0, &finding{intact: s.isIntact}); err != nil {
 		return 0, true, err
 	}
 	patches.add(row, c.entries, true)

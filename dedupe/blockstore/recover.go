@@ -242,7 +242,7 @@ func (s *Store) recover() error {
 		metaEntries = append(metaEntries, entries...)
 	}
 	if err := patches.enter(func(p *patchedPack, depth uint8) error {
-		return s.index.addFound(p.row, p.entries, depth, s.isIntact)
+		return s.index.addFound(p.row, p.entries, depth, &finding{intact: s.isIntact})
 	}); err != nil {
 		return err
 	}
@@ -449,7 +449,7 @@ func (s *Store) recoverPack(row *packRow, known bool, patches *patchedPacks) ([]
 	now := *row
 	now.state = packOpen
 	// Epoch 0: nothing is believed before it was read back.
-	if err := s.index.addFound(now, c.entries, 0, s.isIntact); err != nil {
+	if err := s.index.addFound(now, c.entries, 0, &finding{intact: s.isIntact}); err != nil {
 		return nil, nil, err
 	}
 	patches.add(now, slices.DeleteFunc(slices.Clone(c.entries), func(e pack.Entry) bool { return e.Kind != pack.KindBundle }), false)
