@@ -2,7 +2,11 @@
 //
 //	volume (a partition) → btrfs.FS (a filesystem.FS) → FUSE, download, tests
 //
-// [Open] takes any io.ReaderAt and returns an [FS]; nothing is ever written.
+// [Open] takes any io.ReaderAt and returns an [FS]; nothing is ever written. A log,
+// which holds what was synced since the last commit, is replayed in memory, so what is
+// shown is what the kernel would show after it mounted the volume. Where that is not
+// possible, the last commit is shown, and [filesystem.Info] says so and why in its
+// State. logtree.go tells how a replay goes.
 //
 //	fs, err := btrfs.Open(volume, size)
 //	ino, err := fs.Lookup(fs.Root(), []byte("etc"))
@@ -36,8 +40,8 @@
 // of the level, the generation, the tree and the keys that the pointer to it says, so
 // that no walk can meet one twice; lengths are checked against what holds them. What
 // does not fit is [filesystem.ErrCorrupt], never zeros. Memory is a cache of
-// [cacheBytes] and [dataBytes], the list of chunks, and a few nodes for each call
-// under way.
+// [cacheBytes] and [dataBytes], the list of chunks, what the log changes up to
+// [maxChangedBytes], and a few nodes for each call under way.
 //
 // # Goroutines
 //
