@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -20,17 +21,28 @@ const (
 	filesMemory = 256 << 20 // bytes: the limit of the readers' heap
 )
 
+// filesParts are the parts of the group, in the order in which they run.
+var filesParts = []string{"many", "large", "small"}
+
 // filesRows measure file recovery as a user has it, on three disks: one of 1 TiB with a
 // million files, one with a file of 1 GiB, one with 20 000 small files. Peers are the
 // kernel's loop mount of the same image, and borg mount of it.
-func (b *bench) filesRows() error {
+func (b *bench) filesRows(pick string) error {
+	chosen, err := regexp.Compile(pick)
+	if err != nil {
+		return err
+	}
 	if !rig.FUSE() || os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "compare: the rows of files need root, loop devices and FUSE")
 		return nil
 	}
-	for _, rows := range []func() error{b.manyFilesRows, b.largeFileRows, b.smallFilesRows} {
-		if err := rows(); err != nil {
-			return err
+	for _, part := range filesParts {
+		if !chosen.MatchString(part) {
+			continue
+		}
+		run := map[string]func() error{"many": b.manyFilesRows, "large": b.largeFileRows, "small": b.smallFilesRows}[part]
+		if err := run(); err != nil {
+			return fmt.Errorf("%s: %w", part, err)
 		}
 	}
 	return nil

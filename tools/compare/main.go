@@ -10,6 +10,7 @@
 //	compare -only nbd|backup|restore|vault|mount|files     one group
 //	compare -only nbd -row REGEXP              some rows of that group
 //	compare -only vault -row REGEXP            some of life, patches, locations, index
+//	compare -only files -row REGEXP            some of many, large, small
 //	compare -results FILE                      also as Markdown, with machine and versions;
 //	                                           rows of the file that are not measured stay
 //
@@ -34,7 +35,7 @@ import (
 func main() {
 	bin := flag.String("bin", "bin/keelblock", "the keelblock binary")
 	only := flag.String("only", "", "one group of rows: nbd, backup, restore, vault, mount, files")
-	pick := flag.String("row", ".", "rows of the group nbd, or parts of the group vault, to measure, a regular expression")
+	pick := flag.String("row", ".", "rows of the group nbd, or parts of the groups vault and files, to measure, a regular expression")
 	content := flag.Int64("content", 768, "MiB of this machine's files on the measured disk")
 	rounds := flag.Int("rounds", 3, "how often each side runs")
 	results := flag.String("results", "", "write the rows to this Markdown file")
@@ -102,7 +103,7 @@ func run(ctx context.Context, bin, only, pick string, contentBytes int64, rounds
 			}
 		}
 		if wanted("files") {
-			if err := b.filesRows(); err != nil {
+			if err := b.filesRows(pick); err != nil {
 				return fmt.Errorf("files: %w", err)
 			}
 		}
