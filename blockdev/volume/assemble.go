@@ -60,6 +60,16 @@ type Node struct {
 	// -1 otherwise.
 	Disk   int
 	Volume Volume
+	// Partition is the number of a partition of an array; of one of a disk it is that of
+	// Volume. 0: none.
+	Partition int
+	// Group and LogicalVolume are the names of LVM, Array and ArrayUUID those of an md
+	// array, as Linux names devices by them.
+	Group, LogicalVolume string
+	Array, ArrayUUID     string
+	// Keys are the UUIDs of the LUKS volumes that it is read through, or is locked by,
+	// outermost first.
+	Keys []string
 	// Layers are the encryptions that were opened, outermost first: "LUKS2
 	// aes-xts-plain64".
 	Layers []string
@@ -204,6 +214,7 @@ func (a *assembler) inspect(n *Node, r io.ReaderAt, size int64) {
 		var v *luks.Volume
 		if err == nil {
 			n.Layers = append(n.Layers, h.String())
+			n.Keys = append(n.Keys, h.UUID)
 			n.Notes = append(n.Notes, h.Warnings...)
 			v, err = a.unlock(h)
 		}
@@ -324,7 +335,7 @@ func (a *assembler) addArray(array *md.Array) {
 	if name == "" {
 		name = array.UUID[:8]
 	}
-	n := &Node{Name: "md-" + name, Disk: -1, What: fmt.Sprintf("md RAID%d array %s, superblock %s", array.Level, name, array.Version), Notes: array.Notes}
+	n := &Node{Name: "md-" + name, Disk: -1, Array: array.Name, ArrayUUID: array.UUID, What: fmt.Sprintf("md RAID%d array %s, superblock %s", array.Level, name, array.Version), Notes: array.Notes}
 	for i, m := range a.members {
 		if slices.Contains(array.Members, m) {
 			n.depth = max(n.depth, a.memberNodes[i].depth+1)
@@ -343,7 +354,7 @@ func (a *assembler) addArray(array *md.Array) {
 		return
 	}
 	for _, v := range volumes {
-		p := &Node{Name: fmt.Sprintf("%s-%d", n.Name, v.Number), Disk: -1, What: fmt.Sprintf("partition %d of %s", v.Number, n.What),
+		p := &Node{Name: fmt.Sprintf("%s-%d", n.Name, v.Number), Disk: -1, Partition: v.Number, Array: n.Array, ArrayUUID: n.ArrayUUID, What: fmt.Sprintf("partition %d of %s", v.Number, n.What),
 			Notes: append(slices.Clone(n.Notes), warnings...), depth: n.depth}
 		if a.add(p) {
 			a.inspect(p, v.Section(array), v.Size)
@@ -375,7 +386,7 @@ func (a *assembler) addGroup(vg *lvm.VG) {
 		}
 	}
 	for _, lv := range vg.LVs {
-		n := &Node{Name: vg.Name + "-" + lv.Name, Disk: -1, What: fmt.Sprintf("LVM volume %s of group %s, %s", lv.Name, vg.Name, lv.Type),
+		n := &Node{Name: vg.Name + "-" + lv.Name, Disk: -1, Group: vg.Name, LogicalVolume: lv.Name, What: fmt.Sprintf("LVM volume %s of group %s, %s", lv.Name, vg.Name, lv.Type),
 			Notes: lv.Notes, depth: depth}
 		if lv.Name == "" {
 			n.Name, n.What = vg.Name, "LVM group "+vg.Name

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"strings"
 	"unicode/utf16"
 )
 
@@ -154,7 +155,8 @@ func (t *gpt) volumes(d *disk) []Volume {
 			continue
 		}
 		first, last := le.Uint64(e[32:]), le.Uint64(e[40:])
-		v := Volume{Number: i + 1, Scheme: SchemeGPT, Name: gptName(e[56:]), TypeGUID: guidString(typeGUID)}
+		v := Volume{Number: i + 1, Scheme: SchemeGPT, Name: gptName(e[56:]), TypeGUID: guidString(typeGUID),
+			UUID: strings.ToLower(guidString([16]byte(e[16:32])))}
 		if last < first || first < t.firstUsable || last > t.lastUsable {
 			d.warn("partition %d is left out: blocks %d to %d are outside the usable range", v.Number, first, last)
 			continue

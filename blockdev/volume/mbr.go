@@ -10,6 +10,7 @@ const (
 	mbrSignature   = 0xAA55 // at byte 510
 	mbrTableOffset = 446
 	mbrEntrySize   = 16
+	mbrDiskID      = 440 // the disk signature
 
 	typeEmpty      = 0x00
 	typeProtective = 0xEE
@@ -29,7 +30,18 @@ func (e mbrEntry) used() bool { return e.code != typeEmpty && e.count != 0 }
 // extended: CHS, LBA and Linux's type of an extended partition.
 func (e mbrEntry) extended() bool { return e.code == 0x05 || e.code == 0x0F || e.code == 0x85 }
 
-type mbr [4]mbrEntry
+type mbr struct {
+	entries [4]mbrEntry
+	diskID  uint32
+}
+
+// partUUID names a partition as the kernel does (block/partitions/msdos.c).
+func (m mbr) partUUID(number int) string {
+	if m.diskID == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%08x-%02x", m.diskID, number)
+}
 
 // parseMBR reads a master boot record. ok is false for what is not one: the boot
 // sectors of FAT, exFAT and NTFS bear the same signature, but hold code where the
@@ -40,9 +52,9 @@ func parseMBR(sector []byte, size int64) (m mbr, ok bool) {
 	if binary.LittleEndian.Uint16(sector[510:]) != mbrSignature {
 		return m, false
 	}
-	m = parseEntries(sector)
+	m = mbr{parseEntries(sector), binary.LittleEndian.Uint32(sector[mbrDiskID:])}
 	used := false
-	for _, e := range m {
+	for _, e := range m.entries {
 		if e.status != 0 && e.status != 0x80 {
 			return m, false
 		}
@@ -59,7 +71,7 @@ func parseMBR(sector []byte, size int64) (m mbr, ok bool) {
 	return m, used
 }
 
-func parseEntries(sector []byte) (m mbr) {
+func parseEntries(sector []byte) (m [4]mbrEntry) {
 	for i := range m {
 		p := sector[mbrTableOffset+i*mbrEntrySize:]
 		m[i] = mbrEntry{
@@ -74,7 +86,7 @@ func parseEntries(sector []byte) (m mbr) {
 
 // protective: one of the entries announces a GPT.
 func (m mbr) protective() bool {
-	for _, e := range m {
+	for _, e := range m.entries {
 		if e.code == typeProtective {
 			return true
 		}
@@ -84,7 +96,7 @@ func (m mbr) protective() bool {
 
 // onlyProtective: nothing but the announcement is in the table.
 func (m mbr) onlyProtective() bool {
-	for _, e := range m {
+	for _, e := range m.entries {
 		if e.used() && e.code != typeProtective {
 			return false
 		}
@@ -94,14 +106,14 @@ func (m mbr) onlyProtective() bool {
 
 func (d *disk) listMBR(m mbr) ([]Volume, error) {
 	var out []Volume
-	for i, e := range m {
+	for i, e := range m.entries {
 		if e.used() && !e.extended() && e.code != typeProtective {
-			v := Volume{Number: i + 1, Scheme: SchemeMBR, TypeCode: e.code}
+			v := Volume{Number: i + 1, Scheme: SchemeMBR, TypeCode: e.code, UUID: m.partUUID(i + 1)}
 			out = d.add(out, v, uint64(e.first), uint64(e.count), sectorSize)
 		}
 	}
 	number := 5
-	for i, e := range m {
+	for i, e := range m.entries {
 		if !e.used() || !e.extended() {
 			continue
 		}
@@ -110,6 +122,7 @@ func (d *disk) listMBR(m mbr) ([]Volume, error) {
 			return nil, err
 		}
 		for _, v := range logical {
+			v.UUID = m.partUUID(v.Number)
 			if len(out) >= MaxPartitions {
 				d.warn("partition %d is left out: more than %d partitions", v.Number, MaxPartitions)
 				break

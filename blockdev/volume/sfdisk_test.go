@@ -2,9 +2,11 @@ package volume_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -39,9 +41,10 @@ func TestSfdiskAgrees(t *testing.T) {
 		}
 		var judge struct {
 			PartitionTable struct {
+				ID         string
 				Partitions []struct {
-					Start, Size int64
-					Type, Name  string
+					Start, Size            int64
+					Node, Type, Name, UUID string
 				}
 			}
 		}
@@ -66,6 +69,17 @@ func TestSfdiskAgrees(t *testing.T) {
 			}
 			v := got[0]
 			got = got[1:]
+			uuid := strings.ToLower(p.UUID)
+			if name == "mbr" {
+				number, err := strconv.Atoi(strings.TrimPrefix(p.Node, path))
+				if err != nil {
+					t.Fatal(err)
+				}
+				uuid = fmt.Sprintf("%s-%02x", strings.TrimPrefix(judge.PartitionTable.ID, "0x"), number)
+			}
+			if v.UUID != uuid {
+				t.Errorf("%s: partition %d has UUID %q, sfdisk has %q", name, v.Number, v.UUID, uuid)
+			}
 			if v.Offset != p.Start*512 || v.Size != p.Size*512 || v.Name != p.Name || (name == "gpt" && v.TypeGUID != p.Type) {
 				t.Errorf("%s: %+v, sfdisk has %+v", name, v, p)
 			}

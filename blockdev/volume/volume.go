@@ -39,6 +39,9 @@ type Volume struct {
 	TypeGUID string
 	// TypeCode is the MBR's partition type, as 0x83.
 	TypeCode byte
+	// UUID is what PARTUUID= names: the GPT entry's GUID in lower case; of an MBR its
+	// disk signature and the partition's number, as "0a1b2c3d-02", and "" when it has none.
+	UUID string
 	// Offset and Size are the range in bytes. It lies inside the disk and Size > 0.
 	Offset, Size int64
 }

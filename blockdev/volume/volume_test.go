@@ -41,8 +41,8 @@ func TestGPTIsRead(t *testing.T) {
 		m.gpt(ss, gptPart{"root", 2048, 4095}, gptPart{"données €😀", 4096, 8191})
 		got, warnings := list(t, m)
 		want := []volume.Volume{
-			{Number: 1, Scheme: "gpt", Name: "root", TypeGUID: linuxGUID, Offset: 2048 * ss, Size: 2048 * ss},
-			{Number: 2, Scheme: "gpt", Name: "données €😀", TypeGUID: linuxGUID, Offset: 4096 * ss, Size: 4096 * ss},
+			{Number: 1, Scheme: "gpt", Name: "root", TypeGUID: linuxGUID, UUID: "00000001-0000-0000-0000-000000000000", Offset: 2048 * ss, Size: 2048 * ss},
+			{Number: 2, Scheme: "gpt", Name: "données €😀", TypeGUID: linuxGUID, UUID: "00000002-0000-0000-0000-000000000000", Offset: 4096 * ss, Size: 4096 * ss},
 		}
 		if d := cmp.Diff(want, got); d != "" {
 			t.Errorf("blocks of %d: %s", ss, d)
@@ -137,13 +137,14 @@ func TestLogicalPartitions(t *testing.T) {
 	m.bootRecord(8192, entry{0x83, 2048, 4096}, entry{0x05, 10000, 4096})
 	m.bootRecord(18192, entry{0x07, 63, 1000}, entry{0x05, 20000, 4096})
 	m.bootRecord(28192, entry{0x83, 63, 65}, entry{})
+	copy(m.sector(0)[440:], "\x04\x03\x02\xa1")
 	got, warnings := list(t, m)
 	want := []volume.Volume{
-		{Number: 1, Scheme: "mbr", TypeCode: 0x83, Offset: 2048 * 512, Size: 2048 * 512},
-		{Number: 3, Scheme: "mbr", TypeCode: 0x82, Offset: 4096 * 512, Size: 100 * 512},
-		{Number: 5, Scheme: "mbr", TypeCode: 0x83, Offset: 10240 * 512, Size: 4096 * 512},
-		{Number: 6, Scheme: "mbr", TypeCode: 0x07, Offset: 18255 * 512, Size: 1000 * 512},
-		{Number: 7, Scheme: "mbr", TypeCode: 0x83, Offset: 28255 * 512, Size: 65 * 512},
+		{Number: 1, Scheme: "mbr", TypeCode: 0x83, UUID: "a1020304-01", Offset: 2048 * 512, Size: 2048 * 512},
+		{Number: 3, Scheme: "mbr", TypeCode: 0x82, UUID: "a1020304-03", Offset: 4096 * 512, Size: 100 * 512},
+		{Number: 5, Scheme: "mbr", TypeCode: 0x83, UUID: "a1020304-05", Offset: 10240 * 512, Size: 4096 * 512},
+		{Number: 6, Scheme: "mbr", TypeCode: 0x07, UUID: "a1020304-06", Offset: 18255 * 512, Size: 1000 * 512},
+		{Number: 7, Scheme: "mbr", TypeCode: 0x83, UUID: "a1020304-07", Offset: 28255 * 512, Size: 65 * 512},
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
