@@ -92,6 +92,9 @@ func (f *files) lookupGuest(v *volume, cancel <-chan struct{}, parent uint64, na
 		return f.fail(v, fmt.Sprintf("look up %q in directory", name), parent, err)
 	}
 	v.names.met(v.guest(parent), name, r.ino)
+	if r.attr.Type != filesystem.TypeDir {
+		v.ahead.lookedUp()
+	}
 	f.fillEntry(v, r, parent&viewBit != 0, out)
 	return fuse.OK
 }
@@ -185,9 +188,9 @@ const (
 func (f *files) readdirGuest(v *volume, cancel <-chan struct{}, in *fuse.ReadIn, plus bool) ([]dirent, fuse.Status) {
 	second := in.NodeId&viewBit != 0
 	dir := v.guest(in.NodeId)
-	least := direntBytes
+	least, files := direntBytes, false // attributes of files
 	if plus {
-		least = direntplusBytes
+		least, files = direntplusBytes, v.ahead.attributes(in.Offset == 0)
 	}
 	list, err := inVolume(f, v, cancel, func(fs filesystem.FS) ([]dirent, error) {
 		var list []dirent
@@ -212,7 +215,7 @@ func (f *files) readdirGuest(v *volume, cancel <-chan struct{}, in *fuse.ReadIn,
 				return true
 			}
 			e := dirent{name: string(d.Name), typ: d.Type, next: d.Next + 2}
-			if plus || d.Type == 0 {
+			if files || plus && d.Type == filesystem.TypeDir || d.Type == 0 {
 				// An entry whose inode cannot be read is listed all the same, and
 				// whoever asks for it learns why.
 				if a, err := fs.Getattr(d.Inode); err == nil {
@@ -230,7 +233,20 @@ func (f *files) readdirGuest(v *volume, cancel <-chan struct{}, in *fuse.ReadIn,
 	if err != nil {
 		return nil, f.fail(v, "list directory", in.NodeId, err)
 	}
+	if plus && !files {
+		v.ahead.listedNames(bare(list))
+	}
 	return list, fuse.OK
+}
+
+// bare counts the entries that come without attributes.
+func bare(list []dirent) (n int) {
+	for _, e := range list {
+		if !e.plus {
+			n++
+		}
+	}
+	return n
 }
 
 // parentNode is the number of "..".

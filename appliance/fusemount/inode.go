@@ -26,6 +26,7 @@ type volume struct {
 	second uint64 // the same on the second path
 	entry  Entry
 	names  names
+	ahead  prefetch
 
 	bigMu  sync.Mutex
 	bigs   map[uint64]uint64 // guest inode → number
