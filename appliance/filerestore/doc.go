@@ -10,6 +10,7 @@
 //	MACHINE/2026-11-21T19:30:00Z/volumes/VG-LV/…     the files of a logical volume of LVM
 //	MACHINE/2026-11-21T19:30:00Z/volumes/md-NAME/…   the files of an md array
 //	MACHINE/2026-11-21T19:30:00Z/STATUS              what could not be read, and why
+//	MACHINE/2026-11-21T19:30:00Z/as-mounted/…        the guest's own tree, if it is asked for
 //	MACHINE/latest/…                                 the same for the newest point
 //
 // A volume for which there is no reader is a file volumes/DISK-N.raw instead, and
@@ -21,6 +22,12 @@
 // of it is missing for instance, is a directory whose use gives an I/O error; STATUS
 // says why. LUKS volumes are opened with [Options.Keys]; the key is kept for the other
 // points of the machine, and never leaves this process.
+//
+// With [Options.AsMounted] there is the tree that the guest saw, too: its /etc/fstab says
+// what was mounted where (blockdev/filesystem/namespace), its /etc/crypttab which encrypted
+// volume has which name, and the kernel's names of disks follow the machine's order. A line
+// that names no volume, or several, is in STATUS. Where the roots of several guests are
+// found, each has a tree, as-mounted-VOLUME.
 //
 // # Life of a disk
 //
@@ -36,5 +43,5 @@
 // file systems make.
 //
 // Concurrency: everything may be used from any number of goroutines. Lock order:
-// pointVolumes.findMu, then Keyring.mu, then Tree.mu, then disk.mu and pointVolumes.mu.
+// pointVolumes.treesMu, pointVolumes.findMu, then Keyring.mu, then Tree.mu, then disk.mu and pointVolumes.mu.
 package filerestore

@@ -45,6 +45,15 @@ func (s statusText) Text(ctx context.Context) ([]byte, error) {
 	if s.list(ctx, &spanning, found, -1) {
 		fmt.Fprintf(&b, "\nvolumes of LVM and md\n%s", spanning.String())
 	}
+	if s.tree.o.AsMounted {
+		trees := points.guestTrees(ctx, p)
+		if len(trees) == 0 {
+			fmt.Fprintf(&b, "\n%s: no volume that can be read has an /etc/fstab\n", AsMounted)
+		}
+		for _, g := range trees {
+			fmt.Fprintf(&b, "\n%s, by /etc/fstab\n  %s\n", g.name, strings.Join(g.notes, "\n  "))
+		}
+	}
 	problems = append(problems, points.problems.lines()...)
 	if len(problems) == 0 {
 		b.WriteString("\nno problems so far\n")

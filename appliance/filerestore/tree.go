@@ -30,6 +30,8 @@ type Options struct {
 	CacheBytes int64
 	// IdleAfter is when an unused disk is closed. 0: 2 min.
 	IdleAfter time.Duration
+	// AsMounted shows beside the volumes the tree as the guest saw it by its fstab.
+	AsMounted bool
 	// Keys are tried on encrypted volumes. They stay in this process. nil: none.
 	Keys *Keyring
 	// Logger; nil: nothing is logged.
@@ -277,13 +279,19 @@ func (d pointDir) Lookup(ctx context.Context, name string) (fusemount.Entry, err
 	return fixed(d.List).Lookup(ctx, name)
 }
 
-// List opens nothing: what it needs is in the list of points.
-func (d pointDir) List(context.Context) ([]fusemount.Entry, error) {
+// List opens nothing: what it needs is in the list of points. Only for the tree as the guest
+// saw it the volumes are looked at.
+func (d pointDir) List(ctx context.Context) ([]fusemount.Entry, error) {
 	when := d.point.FrozenAt
 	var out []fusemount.Entry
 	for _, disk := range d.point.Disks {
 		out = append(out, fusemount.Entry{Name: disk.Name + ".raw", ID: "image:" + d.point.ID + ":" + disk.Name, Time: when,
 			Image: diskImage{d.tree.disk(d.point, disk), 0, disk.SizeBytes}})
+	}
+	if d.tree.o.AsMounted {
+		for _, g := range d.tree.volumes(d.point).guestTrees(ctx, d.point) {
+			out = append(out, fusemount.Entry{Name: g.name, ID: "guest:" + d.point.ID + ":" + g.name, Time: when, Second: d.latest, Volume: g})
+		}
 	}
 	return append(out,
 		fusemount.Entry{Name: "STATUS", Time: when, Text: statusText{d.tree, d.point}},

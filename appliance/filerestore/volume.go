@@ -35,6 +35,10 @@ type pointVolumes struct {
 
 	findMu sync.Mutex // held while the volumes are looked for; taken before mu
 
+	treesMu sync.Mutex // held while guests' trees are looked for; taken before findMu
+	trees   []*guestTree
+	treesOf *foundVolumes // what they were found in
+
 	mu    sync.Mutex
 	found *foundVolumes
 }

@@ -144,7 +144,8 @@ func (e *HiddenError) Error() string {
 }
 
 // Find resolves a path below a point: volumes/DISK-N/…, DISK-N/… or, from a slash on,
-// a path of the guest, which one volume only may have. Symbolic links in the path are
+// a path of the guest, which one volume only may have, or which is looked for in the tree as
+// the guest saw it where there is one. Symbolic links in the path are
 // resolved inside their volume; the last name is not followed, save with follow or a
 // slash at the end.
 func (t *Tree) Find(ctx context.Context, p Point, path string, follow bool) (Found, error) {
@@ -196,6 +197,7 @@ func split(path string) []string {
 // top is what can stand first in a path.
 type top struct {
 	names   []string // of the point's folder
+	guests  []string // those of them that are trees as guests saw them
 	volumes []fusemount.Entry
 	err     error // why volumes could not be listed
 }
@@ -208,6 +210,9 @@ func (t *Tree) top(ctx context.Context, root Found) (*top, error) {
 	tp := &top{}
 	for _, e := range entries {
 		tp.names = append(tp.names, e.Name)
+		if e.Volume != nil {
+			tp.guests = append(tp.guests, e.Name)
+		}
 		if e.Name == volumesDir {
 			tp.volumes, tp.err = e.Directory.List(ctx)
 		}
@@ -232,6 +237,21 @@ func (tp *top) readable() []string {
 	return out
 }
 
+// roots are where a path of the guest may begin, as names below the point.
+func (tp *top) roots() [][]string {
+	var out [][]string
+	for _, name := range tp.guests {
+		out = append(out, []string{name})
+	}
+	if len(out) > 0 {
+		return out
+	}
+	for _, name := range tp.readable() {
+		out = append(out, []string{volumesDir, name})
+	}
+	return out
+}
+
 // missing explains a first name that means nothing.
 func (tp *top) missing(name, path string) error {
 	e := &NotFoundError{Name: name, Names: append(tp.readable(), tp.names...)}
@@ -252,11 +272,8 @@ func (tp *top) missing(name, path string) error {
 func (t *Tree) guestPath(ctx context.Context, root Found, tp *top, names []string, follow bool) (Found, error) {
 	var found []Found
 	var failed, missing error
-	for _, e := range tp.volumes {
-		if e.Volume == nil {
-			continue
-		}
-		f, err := t.walk(ctx, root, append([]string{volumesDir, e.Name}, names...), follow)
+	for _, top := range tp.roots() {
+		f, err := t.walk(ctx, root, append(top, names...), follow)
 		switch {
 		case err == nil:
 			found = append(found, f)
@@ -353,9 +370,13 @@ func (t *Tree) up(ctx context.Context, at Found) (Found, error) {
 	return Found{n, path}, nil
 }
 
-// volumePath is the beginning of a path that names the volume.
+// volumePath is the beginning of a path that names the volume: volumes/DISK-N, or the tree
+// as a guest saw it.
 func volumePath(path string) string {
 	parts := strings.SplitN(path, "/", 3)
+	if parts[0] != volumesDir {
+		return parts[0]
+	}
 	return strings.Join(parts[:min(2, len(parts))], "/")
 }
 

@@ -127,6 +127,16 @@ type Mapper interface {
 	Map(ino Inode, yield func(FileExtent) bool) error
 }
 
+// Subvolumes is an FS of which parts are mounted as if they were file systems of their own
+// (btrfs). Root is the part that is mounted when none is named.
+type Subvolumes interface {
+	// TopLevel is the root above all parts: the option subvol=PATH of mount(8) begins
+	// there.
+	TopLevel() Inode
+	// Subvolume is the root of the part with this number, the option subvolid=N.
+	Subvolume(id uint64) (Inode, error)
+}
+
 // FileExtent is a range of a file.
 type FileExtent struct {
 	Offset, Length int64 // in the file

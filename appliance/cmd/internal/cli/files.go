@@ -30,7 +30,8 @@ const filesPaths = `P names a recovery point (keelblock help points), PATH a fil
   DISK.raw, STATUS   the whole disk; what could not be read, and why
 
 Symbolic links within PATH are resolved inside their volume. Volumes that LUKS encrypts are
-opened with --key-file, as by keelblock mount.`
+opened with --key-file, as by keelblock mount. With --as-mounted a path that begins with a
+slash is one of the tree that the guest's own /etc/fstab describes, through all its volumes.`
 
 func (a *app) filesCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "files", Short: "single files of recovery points: ls, cp, find, diff, tar, versions",
@@ -40,14 +41,16 @@ func (a *app) filesCommand() *cobra.Command {
   keelblock files ls web@latest:web0-1/home
   keelblock files diff web@2026-11-21T19:30:00Z:/etc web@latest:/etc`}
 	addKeyFiles(cmd.PersistentFlags(), &a.files.keyFiles)
+	addAsMounted(cmd.PersistentFlags(), &a.files.asMounted)
 	cmd.AddCommand(a.filesList(), a.filesCopy(), a.filesFind(), a.filesDiff(), a.filesTar(), a.filesVersions())
 	return cmd
 }
 
 // filesFlags are the flags of all verbs of files.
 type filesFlags struct {
-	keyFiles []string
-	keys     *filerestore.Keyring // what they hold, once it was read
+	asMounted bool
+	keyFiles  []string
+	keys      *filerestore.Keyring // what they hold, once it was read
 }
 
 // volumeKeys reads the key files, once: a person types a passphrase once for all points.
@@ -92,7 +95,7 @@ func (a *app) readFiles(ctx context.Context, c *client, points ...*kb.RecoveryPo
 		seen[p.GetId()] = true
 		return twice
 	})
-	tree := filerestore.New(fixedPoints{pointSource{c}, mapped(points, toTreePoint)}, filerestore.Options{Keys: keys})
+	tree := filerestore.New(fixedPoints{pointSource{c}, mapped(points, toTreePoint)}, filerestore.Options{Keys: keys, AsMounted: a.files.asMounted})
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {

@@ -18,6 +18,11 @@ func addKeyFiles(f *pflag.FlagSet, files *[]string) {
 	f.StringArrayVar(files, "key-file", nil, "open encrypted volumes with the content of `FILE`; - asks for the passphrase (may be repeated)")
 }
 
+// addAsMounted adds the flag --as-mounted of those verbs.
+func addAsMounted(f *pflag.FlagSet, asMounted *bool) {
+	f.BoolVar(asMounted, "as-mounted", false, "the guest's volumes as one tree, put together by its own /etc/fstab")
+}
+
 // volumeSecrets reads what --key-file names: the bytes of a file as they are, or with "-"
 // a passphrase from the person at the terminal, else all of standard input.
 func (a *app) volumeSecrets(files []string) ([][]byte, error) {

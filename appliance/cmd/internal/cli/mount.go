@@ -31,8 +31,9 @@ func (a *app) mountCommand() *cobra.Command {
 	var detach, others, verbose bool
 	var ready int
 	var keyFiles []string
+	var asMounted bool
 	cmd := &cobra.Command{
-		Use:   "mount DIR [--machine M] [--point P] [--key-file F] [-d]",
+		Use:   "mount DIR [--machine M] [--point P] [--key-file F] [--as-mounted] [-d]",
 		Short: "show recovery points as files",
 		Long: `Mounts the recovery points at DIR, read-only:
 
@@ -46,6 +47,11 @@ func (a *app) mountCommand() *cobra.Command {
 Volumes that LUKS encrypts are opened with what --key-file gives: the content of FILE, or
 with - the passphrase, which is asked for at a terminal and else read from standard input.
 It may be given several times; each is tried on each volume. It stays in this process.
+
+With --as-mounted there is MACHINE/TIME/as-mounted, too: the tree that the guest saw, its
+volumes put together by its own /etc/fstab. Devices are found by UUID, LABEL, PARTUUID and
+PARTLABEL, by names of LVM, md and /etc/crypttab, and as /dev/sdXN or /dev/vdXN by the order
+of the machine's disks. STATUS names each line, and what could not be mounted.
 
 A point is also found by its id, as MACHINE/ID/…, which is not listed.
 
@@ -74,7 +80,7 @@ stays in the foreground until the mount ends, or with -d returns when it works.`
 			if err != nil {
 				return err
 			}
-			return a.mount(cmd.Context(), c, dir, machine, point, secrets, others || os.Geteuid() == 0, verbose, ready)
+			return a.mount(cmd.Context(), c, dir, filerestore.Options{Machine: machine, AsMounted: asMounted, Keys: filerestore.NewKeyring(secrets)}, point, others || os.Geteuid() == 0, verbose, ready)
 		},
 		ValidArgsFunction: a.completing(false, nil),
 	}
@@ -82,6 +88,7 @@ stays in the foreground until the mount ends, or with -d returns when it works.`
 	f.StringVar(&machine, "machine", "", "list this machine only")
 	f.StringVar(&point, "point", "", "list this recovery point only")
 	addKeyFiles(f, &keyFiles)
+	addAsMounted(f, &asMounted)
 	f.BoolVarP(&detach, "detach", "d", false, "return when the mount works, and leave it")
 	f.BoolVar(&others, "allow-other", false, "let other users in, with the guest's permissions (root: always)")
 	f.BoolVarP(&verbose, "verbose", "v", false, "log what cannot be read")
@@ -109,7 +116,7 @@ func (a *app) mountPoint(dir string) (string, error) {
 
 // mount serves the mount in this process until it ends. With readyFD it is the child
 // of mount -d.
-func (a *app) mount(ctx context.Context, c *client, dir, machine, selector string, secrets [][]byte, others, verbose bool, readyFD int) error {
+func (a *app) mount(ctx context.Context, c *client, dir string, o filerestore.Options, selector string, others, verbose bool, readyFD int) error {
 	if readyFD > 0 { // a detached mount must not keep a folder busy
 		if err := os.Chdir("/"); err != nil {
 			return err
@@ -118,12 +125,12 @@ func (a *app) mount(ctx context.Context, c *client, dir, machine, selector strin
 	debug.SetMemoryLimit(mountMemory)
 	// A crash must not leave the guest's files in a core dump.
 	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
-	o := filerestore.Options{Machine: machine, Keys: filerestore.NewKeyring(secrets), Logger: slog.New(slog.DiscardHandler)}
+	o.Logger = slog.New(slog.DiscardHandler)
 	if verbose {
 		o.Logger = slog.New(slog.NewTextHandler(a.Err, nil))
 	}
-	if machine != "" {
-		if _, err := a.machineOrPoints(ctx, c, machine); err != nil {
+	if o.Machine != "" {
+		if _, err := a.machineOrPoints(ctx, c, o.Machine); err != nil {
 			return err
 		}
 	}
