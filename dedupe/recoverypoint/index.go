@@ -82,8 +82,9 @@ type Index struct {
 
 	publishing sync.Mutex // held over the commit of a note, so that notes take effect in order; before mu
 
-	counting sync.Mutex // held over a count of unique bytes, so that it is done once; before mu
-	counted  *count     // the count before; nil: none. Guarded by counting
+	counting sync.Mutex              // held over a count of unique bytes, so that it is done once; before mu
+	counted  *count                  // the count before; nil: none. Guarded by counting
+	bounded  map[dedupe.Digest]bound // the upper bounds before, by the point's id. Guarded by counting
 
 	mu       sync.RWMutex // guards what follows; not held over I/O
 	points   map[dedupe.Digest]*Point

@@ -1,8 +1,10 @@
 package recoverypoint_test
 
 import (
+	"context"
 	"maps"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -233,4 +235,80 @@ func TestUnique(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("one purged")
+}
+
+// nodeCounter counts the nodes that are read.
+type nodeCounter struct {
+	*blockstore.Store
+	nodes atomic.Int64
+}
+
+func (s *nodeCounter) Get(ctx context.Context, kind dedupe.Kind, d dedupe.Digest, buf []byte) ([]byte, error) {
+	if kind == dedupe.KindNode {
+		s.nodes.Add(1)
+	}
+	return s.Store.Get(ctx, kind, d, buf)
+}
+
+// In a store that is too large for an exact count a new point costs its own changes and those
+// of the point before, and so does the first point of a machine: not all points, nor a disk.
+func TestUniqueOfLargeStoreCostsChanges(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := blockstore.Create(dir, blockstore.Options{BlockSize: 16 << 10}); err != nil {
+		t.Fatal(err)
+	}
+	own, err := blockstore.Open(dir, blockstore.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	s := &nodeCounter{Store: own}
+	x := openIndex(t, s)
+	recoverypoint.LimitCensus(x, 10)
+	disk := randomBytes(30, 64<<20) // 32 leaves
+	var root hashtree.Root
+	var bounds []int64
+	for sequence := range 6 {
+		off, n := 0, len(disk)
+		if sequence > 0 {
+			off, n = 1<<20, 64<<10
+			copy(disk[off:], randomBytes(uint64(30+sequence), n))
+		}
+		b := batchOf(t, s)
+		p, err := ingest.NewPass(s, b, root, int64(len(disk)), ingest.Options{})
+		if err == nil {
+			err = p.Write(t.Context(), int64(off), disk[off:off+n])
+		}
+		if err == nil {
+			root, _, err = p.Finish(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := point("web", 1, uint64(sequence+1), day.Add(time.Duration(sequence)*time.Hour), recoverypoint.Crash)
+		m.Disks = []recoverypoint.Disk{{ID: id(1), Name: "web0", Root: root, Tracking: recoverypoint.TrackingFull}}
+		points, err := x.Publish(t.Context(), b, []*recoverypoint.Manifest{m}, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.nodes.Store(0)
+		u, err := x.Unique(t.Context(), points[0].ID)
+		if err != nil || u.Exact {
+			t.Fatalf("point %d: %+v, %v", sequence, u, err)
+		}
+		bounds = append(bounds, u.Bytes)
+		if got := s.nodes.Load(); sequence > 0 && got > 12 {
+			t.Errorf("point %d: %d nodes are read", sequence, got)
+		}
+	}
+	for i, p := range x.List("", false) {
+		u, err := x.Unique(t.Context(), p.ID)
+		if most := int64(80 << 10); err != nil || u.Bytes > most || u.Bytes < 64<<10 && i > 0 {
+			t.Errorf("point %d: %+v, %v; 64 KiB are its own", i, u, err)
+		}
+	}
+	if bounds[0] < 64<<20 {
+		t.Errorf("a point alone: %d bytes", bounds[0])
+	}
 }
