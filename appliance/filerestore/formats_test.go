@@ -13,7 +13,7 @@ import (
 // What a reader of blockdev/filesystem can open, a point shows.
 func TestPointShowsOtherFileSystems(t *testing.T) {
 	s := &source{}
-	s.add("aaaa", "web", frozen, "t", map[string]*memory{"data": {p: fatImage(t)}, "cold": {p: xfsImage(t)}})
+	s.add("aaaa", "web", frozen, "t", map[string]*memory{"data": {p: fatImage(t)}, "cold": {p: xfsImage(t)}, "old": {p: btrfsImage(t)}})
 	tree := filerestore.New(s, filerestore.Options{})
 	if got, err := readFile(t, walk(t, tree, "web", "latest", "volumes", "data-0").Volume, "A long name.txt"); err != nil || got != "content of a file" {
 		t.Errorf("FAT: %q, %v", got, err)
@@ -21,8 +21,11 @@ func TestPointShowsOtherFileSystems(t *testing.T) {
 	if got, err := readFile(t, walk(t, tree, "web", "latest", "volumes", "cold-0").Volume, "file"); err != nil || got != "content of a file" {
 		t.Errorf("XFS: %q, %v", got, err)
 	}
+	if got, err := readFile(t, walk(t, tree, "web", "latest", "volumes", "old-0").Volume, "file"); err != nil || got != "content of a file" {
+		t.Errorf("btrfs: %q, %v", got, err)
+	}
 	text := status(t, tree, "web", "latest")
-	for _, want := range []string{"volumes/data-0: ", "volumes/cold-0: xfs", "no problems so far"} {
+	for _, want := range []string{"volumes/data-0: ", "volumes/cold-0: xfs", "volumes/old-0: btrfs", "no problems so far"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("STATUS lacks %q:\n%s", want, text)
 		}
@@ -72,4 +75,8 @@ func fatImage(t *testing.T) []byte {
 // xfsImage is filled by mkfs.xfs itself, from a prototype.
 func xfsImage(t *testing.T) []byte {
 	return made(t, 300<<20, "sh|-c|printf '/\\n0 0\\nd--755 0 0\\nfile ---644 0 0 file\\n$\\n' > proto", "mkfs.xfs|-q|-p|proto|IMAGE")
+}
+
+func btrfsImage(t *testing.T) []byte {
+	return made(t, 128<<20, "sh|-c|mkdir content && cp file content/", "mkfs.btrfs|-q|-r|content|IMAGE")
 }

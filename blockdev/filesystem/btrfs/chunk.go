@@ -29,8 +29,8 @@ var profileNames = map[uint64]string{
 const (
 	chunkItemSize = 48 // without stripes
 	stripeSize    = 32
-	// maxChunks bounds how many are kept: 1 Mi of 1 GiB are 1 PiB.
-	maxChunks = 1 << 20
+	// maxChunks bounds how many are kept: 512 Ki of 1 GiB are 512 TiB.
+	maxChunks = 1 << 19
 )
 
 // chunk is a range of logical addresses and where its copies lie on this device.

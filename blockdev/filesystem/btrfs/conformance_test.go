@@ -52,7 +52,7 @@ func (l layout) make(t *testing.T) string {
 	t.Helper()
 	size, content := int64(shortSize), fstest.Content{}
 	if !l.row {
-		content = fstest.Content{Entries: 800, HalfEntries: 300, BigBytes: 2 << 20, StripedParts: 700, GrowSteps: 2}
+		content = fstest.Content{Entries: 300, HalfEntries: 100, BigBytes: 2 << 20, StripedParts: 300, GrowSteps: 1}
 	}
 	if full() {
 		size = l.size
@@ -272,7 +272,7 @@ func TestConformance(t *testing.T) {
 			if s := fs.Info().State; !s.Clean {
 				t.Errorf("an unmounted image is not clean: %s", s.Reason)
 			}
-			plan := fstest.Plan{Reads: 1000}
+			plan := fstest.Plan{Reads: 400}
 			if full() {
 				plan.Reads = 10000
 			}
@@ -284,7 +284,7 @@ func TestConformance(t *testing.T) {
 			unmount()
 			dir, _ = fstest.Mount(t, path, fstest.MountOptions{Type: "btrfs", ReadOnly: true, Data: "subvolid=5"})
 			top := topLevel{fs, lookup(t, fs, ".btrfs")}
-			fstest.Conform(t, dir, withoutNested{top}, fstest.Plan{Reads: 1000, Manifest: func(dir string, _ fstest.Manifest) (fstest.Manifest, error) {
+			fstest.Conform(t, dir, withoutNested{top}, fstest.Plan{Reads: 100, Manifest: func(dir string, _ fstest.Manifest) (fstest.Manifest, error) {
 				m, err := fstest.FromDir(dir)
 				if err != nil {
 					return nil, err

@@ -269,7 +269,7 @@ func FuzzOpenAndWalk(f *testing.F) {
 		}
 		fs, err := timedOpen(t, c)
 		if err == nil {
-			fstest.Walk(t, fs, 2000)
+			fstest.Walk(t, fs, 700)
 		}
 	})
 }

@@ -59,16 +59,13 @@ func (r *replay) fixupLinks() error {
 		}
 		links := uint32(0)
 		for _, kind := range []uint8{typeInodeRef, typeInodeExtref} {
-			items, err := r.items(r.root, object, kind, 0, m64)
+			err := r.each(r.root, object, kind, 0, m64, func(it item) error {
+				names, err := parseNames(it.key, it.data)
+				links += uint32(len(names))
+				return err
+			})
 			if err != nil {
 				return err
-			}
-			for _, it := range items {
-				names, err := parseNames(it.key, it.data)
-				if err != nil {
-					return err
-				}
-				links += uint32(len(names))
 			}
 		}
 		le := binary.LittleEndian

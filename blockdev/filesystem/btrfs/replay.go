@@ -18,8 +18,11 @@ const (
 )
 
 // maxReplaySteps bounds the items and names that a replay looks at: of all logs
-// together, some seconds of work of a guest.
-const maxReplaySteps = 3 << 20
+// together, some seconds of work of a guest. stepBytes of an item count as one.
+const (
+	maxReplaySteps = 3 << 20
+	stepBytes      = 64
+)
 
 // replay replays the log of one subvolume.
 type replay struct {
@@ -102,24 +105,46 @@ func (r *replay) put(k key, data []byte) { r.root.changes.set(k, append([]byte{}
 func (r *replay) remove(k key) { r.root.changes.set(k, nil) }
 
 // get is an item of the subvolume.
-func (r *replay) get(k key) ([]byte, bool, error) {
-	if err := r.step(1); err != nil {
-		return nil, false, err
+func (r *replay) get(k key) ([]byte, bool, error) { return r.getFrom(r.root, k) }
+
+// getFrom is an item of the subvolume or its log. What is looked for in it counts as
+// work, too.
+func (r *replay) getFrom(t *tree, k key) ([]byte, bool, error) {
+	data, ok, err := r.f.get(t, k)
+	if err == nil {
+		err = r.step(1 + len(data)/stepBytes)
 	}
-	return r.f.get(r.root, k)
+	return data, ok, err
 }
 
-// items are those of one type of an inode of a tree, with offsets from to last.
-func (r *replay) items(t *tree, object uint64, kind uint8, from, last uint64) ([]item, error) {
-	var out []item
-	err := r.f.scan(t, key{object, kind, from}, func(it item) (bool, error) {
-		if it.key.object != object || it.key.kind != kind || it.key.offset > last {
-			return false, nil
+// batch is how many items are held at once.
+const batch = 512
+
+// each gives fn the items of one type of an inode, with offsets from to last. fn may
+// change them.
+func (r *replay) each(t *tree, object uint64, kind uint8, from, last uint64, fn func(item) error) error {
+	for {
+		items := make([]item, 0, 8)
+		err := r.f.scan(t, key{object, kind, from}, func(it item) (bool, error) {
+			if it.key.object != object || it.key.kind != kind || it.key.offset > last {
+				return false, nil
+			}
+			items = append(items, it)
+			return len(items) < batch, r.step(1 + len(it.data)/stepBytes)
+		})
+		if err != nil {
+			return err
 		}
-		out = append(out, it)
-		return true, r.step(1)
-	})
-	return out, err
+		for _, it := range items {
+			if err := fn(it); err != nil {
+				return err
+			}
+		}
+		if len(items) < batch || items[batch-1].key.offset == last {
+			return nil
+		}
+		from = items[batch-1].key.offset + 1
+	}
 }
 
 // readInode is an inode item of the subvolume, of the caller's own.
@@ -240,12 +265,8 @@ func (r *replay) overwriteInode(it item) error {
 // deleteXattrs takes away the attributes that the log does not have
 // (replay_xattr_deletes).
 func (r *replay) deleteXattrs(object uint64) error {
-	items, err := r.items(r.root, object, typeXattr, 0, m64)
-	if err != nil {
-		return err
-	}
-	for _, it := range items {
-		logged, _, err := r.f.get(r.log, it.key)
+	return r.each(r.root, object, typeXattr, 0, m64, func(it item) error {
+		logged, _, err := r.getFrom(r.log, it.key)
 		if err != nil {
 			return err
 		}
@@ -261,8 +282,8 @@ func (r *replay) deleteXattrs(object uint64) error {
 			return err
 		}
 		r.putOrRemove(it.key, kept, len(it.data))
-	}
-	return nil
+		return nil
+	})
 }
 
 // putOrRemove puts what is left of an item of a size.

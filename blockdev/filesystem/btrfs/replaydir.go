@@ -46,18 +46,12 @@ func parseNames(k key, p []byte) ([]name, error) {
 
 // hasName looks for a name in the references at a key.
 func (r *replay) hasName(t *tree, k key, parent uint64, want []byte) (bool, error) {
-	if err := r.step(1); err != nil {
-		return false, err
-	}
-	data, ok, err := r.f.get(t, k)
+	data, ok, err := r.getFrom(t, k)
 	if err != nil || !ok {
 		return false, err
 	}
 	names, err := parseNames(k, data)
 	if err != nil {
-		return false, err
-	}
-	if err := r.step(len(names)); err != nil {
 		return false, err
 	}
 	for _, n := range names {
@@ -89,61 +83,38 @@ func (r *replay) deleteEntries(dir uint64, all bool) error {
 	if all {
 		return r.deleteRange(dir, 0, m64, true)
 	}
-	ranges, err := r.items(r.log, dir, typeDirLogIndex, 0, m64)
-	if err != nil {
-		return err
-	}
 	from := uint64(0)
-	for _, it := range ranges {
+	return r.each(r.log, dir, typeDirLogIndex, 0, m64, func(it item) error {
 		if len(it.data) < 8 {
 			return corruptf("range of positions of %d bytes", len(it.data))
 		}
-		last := binary.LittleEndian.Uint64(it.data)
-		if last < max(from, it.key.offset) {
-			continue
+		start, last := max(from, it.key.offset), binary.LittleEndian.Uint64(it.data)
+		if last < start || from == m64 {
+			return nil
 		}
-		if err := r.deleteRange(dir, max(from, it.key.offset), last, false); err != nil {
-			return err
-		}
-		if last == m64 {
-			break
-		}
-		from = last + 1
-	}
-	return nil
+		from = max(last, last+1)
+		return r.deleteRange(dir, start, last, false)
+	})
 }
 
 func (r *replay) deleteRange(dir, from, last uint64, all bool) error {
-	items, err := r.items(r.root, dir, typeDirIndex, from, last)
-	if err != nil {
-		return err
-	}
-	for _, it := range items {
+	return r.each(r.root, dir, typeDirIndex, from, last, func(it item) error {
 		e, err := parseEntry(it.data)
 		if err != nil {
 			return err
 		}
 		if !all {
 			if logged, err := r.entryAt(r.log, it.key, e.name); err != nil || logged != nil {
-				if err != nil {
-					return err
-				}
-				continue
+				return err
 			}
 		}
-		if err := r.drop(dir, &e); err != nil {
-			return err
-		}
-	}
-	return nil
+		return r.drop(dir, &e)
+	})
 }
 
 // entryAt is the entry of this name at a position or hash, or nil.
 func (r *replay) entryAt(t *tree, k key, want []byte) (*entry, error) {
-	if err := r.step(1); err != nil {
-		return nil, err
-	}
-	data, ok, err := r.f.get(t, k)
+	data, ok, err := r.getFrom(t, k)
 	if err != nil || !ok {
 		return nil, err
 	}
@@ -222,9 +193,6 @@ func (r *replay) dropReference(object, dir uint64, what []byte) (index uint64, e
 		}
 		names, err := parseNames(k, data)
 		if err != nil {
-			return 0, err
-		}
-		if err := r.step(len(names)); err != nil {
 			return 0, err
 		}
 		found := false
@@ -467,9 +435,6 @@ func (r *replay) unlinkOthers(k key, logged []name) error {
 	known := make(map[string]bool, len(logged))
 	for _, n := range logged {
 		known[fmt.Sprint(n.parent, "/", string(n.name))] = true
-	}
-	if err := r.step(len(old) + len(logged)); err != nil {
-		return err
 	}
 	for _, o := range old {
 		if known[fmt.Sprint(o.parent, "/", string(o.name))] {

@@ -46,32 +46,26 @@ func (r *replay) dropExtents(object, start, end uint64) (dropped uint64, err err
 	if ok && it.key.object == object && it.key.kind == typeExtentData {
 		from = it.key.offset
 	}
-	items, err := r.items(r.root, object, typeExtentData, from, end-1)
-	if err != nil {
-		return 0, err
-	}
-	for _, it := range items {
+	err = r.each(r.root, object, typeExtentData, from, end-1, func(it item) error {
 		e, err := r.f.parseExtent(it.key.offset, it.data)
-		if err != nil {
-			return 0, err
-		}
-		if e.end() <= start {
-			continue
+		if err != nil || e.end() <= start {
+			return err
 		}
 		if e.kind == extentInline {
 			if start > e.start || end < e.end() {
-				return 0, unsupportedf("a part of an inline extent is to be replaced")
+				return unsupportedf("a part of an inline extent is to be replaced")
 			}
 			r.remove(it.key)
 			dropped += e.ram
-			continue
+			return nil
 		}
 		r.cut(it, &e, start, end)
 		if e.disk != 0 {
 			dropped += min(end, e.end()) - max(start, e.start)
 		}
-	}
-	return dropped, nil
+		return nil
+	})
+	return dropped, err
 }
 
 // cut leaves of an extent what is before start and from end on.

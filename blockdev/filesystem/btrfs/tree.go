@@ -130,7 +130,7 @@ func (f *FS) scan(t *tree, k key, yield func(item) (more bool, err error)) error
 				if c.data == nil {
 					continue
 				}
-				it = item{c.key, c.data}
+				it = item(c)
 			} else {
 				p.slots[0]++
 			}
@@ -173,7 +173,7 @@ func (f *FS) floor(t *tree, k key) (it item, ok bool, err error) {
 		k = it.key.before()
 	}
 	if err == nil && changed && (!ok || c.key.compare(it.key) > 0) {
-		return item{c.key, c.data}, true, nil
+		return item(c), true, nil
 	}
 	return it, ok, err
 }
