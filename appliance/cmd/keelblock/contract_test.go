@@ -36,7 +36,7 @@ var (
 		"locations":      []shape{object{"path": "string", "state": "string", "reason": "string", "packs": "int", "missingPacks": "int", "freeBytes": "int"}},
 		"lastCollection": object{"startedAt": "time?", "endedAt": "time?", "outcome": "string", "reason": "string", "freedBytes": "int", "keptBytes": "int", "error": "string"}}
 	locationShape     = object{"path": "string", "state": "string", "reason": "string", "packs": "int", "missingPacks": "int", "freeBytes": "int"}
-	vaultDetailsShape = object{"name": "string", "state": "string", "reason": "string", "createdAt": "time?", "blockSizeBytes": "int", "redundancy": "string",
+	vaultDetailsShape = object{"name": "string", "state": "string", "reason": "string", "createdAt": "time?", "blockSizeBytes": "int", "redundancy": "string", "compression": "string",
 		"locations": []shape{locationShape}, "encryption": "string", "keyKind": "string", "softDeleteSeconds": "int", "minimumRetentionSeconds": "int",
 		"immutability": "string", "points": "int", "siteName": "string"}
 	usageShape = object{"exact": "bool",
