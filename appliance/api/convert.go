@@ -80,6 +80,17 @@ func (s service) machine(m machine.Machine) *kb.Machine {
 
 // point describes a point. What only it needs is left 0 when it cannot be counted.
 func (s service) point(ctx context.Context, h *vault.Handle, p *recoverypoint.Point) *kb.RecoveryPoint {
+	out := s.briefPoint(h, p)
+	unique, err := h.Points.UniqueBytes(ctx, p.ID)
+	if err != nil {
+		s.Logger.Warn("bytes that only this point needs are not counted", "recovery_point", p.ID, "error", err)
+	}
+	out.UniqueBytes = unique
+	return out
+}
+
+// briefPoint describes a point without what has to be counted.
+func (s service) briefPoint(h *vault.Handle, p *recoverypoint.Point) *kb.RecoveryPoint {
 	m := p.Manifest
 	out := &kb.RecoveryPoint{Id: p.ID.String(), MachineName: m.MachineName, CutId: m.CutID.String(),
 		Generation: int64(m.Generation.Number), Sequence: int64(m.Sequence), FrozenAt: timestamp(m.FrozenAt),
@@ -97,11 +108,6 @@ func (s service) point(ctx context.Context, h *vault.Handle, p *recoverypoint.Po
 	for _, d := range m.Excluded {
 		out.ExcludedDisks = append(out.ExcludedDisks, d.Name)
 	}
-	unique, err := h.Points.UniqueBytes(ctx, p.ID)
-	if err != nil {
-		s.Logger.Warn("bytes that only this point needs are not counted", "recovery_point", p.ID, "error", err)
-	}
-	out.UniqueBytes = unique
 	return out
 }
 

@@ -9,7 +9,8 @@
 //	  --connect-go_out=. --connect-go_opt=module=github.com/keelblock/keelblock appliance/api/keelblock.proto
 //
 // errors.go is the one place where an error of ours becomes a Connect code. The
-// caller's user is taken from the socket (SO_PEERCRED) by [ConnContext].
+// caller's user is taken from the socket (SO_PEERCRED) by [ConnContext], and a file that he
+// hands over by [FileListener].
 //
 // Calls that need the catalog or the vault wait while those are being opened, at most
 // [OpeningTimeout].

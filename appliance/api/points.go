@@ -2,8 +2,11 @@ package api
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -57,6 +60,9 @@ func (s pointsService) Get(ctx context.Context, r *connect.Request[kb.GetPointRe
 	h, p, rest, err := s.Vaults.Find(ctx, r.Msg.Selector)
 	if err != nil {
 		return nil, err
+	}
+	if r.Msg.Brief {
+		return connect.NewResponse(&kb.GetPointResponse{Point: s.briefPoint(h, p), Disk: rest}), nil
 	}
 	out := &kb.GetPointResponse{Point: s.point(ctx, h, p), Disk: rest}
 	def, err := recoverypoint.LoadContent(ctx, h.Store, p.Manifest.Definition)
@@ -180,6 +186,53 @@ func (s pointsService) RestoreDisk(ctx context.Context, r *connect.Request[kb.Re
 		return nil, err
 	}
 	return connect.NewResponse(jobMessage(t.Record())), nil
+}
+
+// progressInterval is how often a stream says how far it is.
+const progressInterval = 200 * time.Millisecond
+
+// RestoreFile writes a disk of a point to the file that came with the call.
+func (s pointsService) RestoreFile(ctx context.Context, r *connect.Request[kb.RestoreFileRequest], stream *connect.ServerStream[kb.RestoreFileResponse]) error {
+	f := handedOver(ctx)
+	if f == nil {
+		return stream.Send(&kb.RestoreFileResponse{Declined: "no file came with the call"})
+	}
+	defer f.Close() // the caller syncs it
+	if uid := peerOf(ctx).UID; uid != os.Geteuid() {
+		// What this user may take of a disk is not what the daemon may.
+		return stream.Send(&kb.RestoreFileResponse{Declined: fmt.Sprintf("the daemon is of another user than %d", uid)})
+	}
+	var done, total atomic.Int64
+	end, told := make(chan struct{}), make(chan error, 1)
+	go func() { // waited for below
+		tick := time.NewTicker(progressInterval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				if err := stream.Send(&kb.RestoreFileResponse{DoneBytes: done.Load(), TotalBytes: total.Load()}); err != nil {
+					<-end
+					told <- err
+					return
+				}
+			case <-end:
+				told <- nil
+				return
+			}
+		}
+	}()
+	size, written, err := s.Restore.ToFile(ctx, r.Msg.Point, r.Msg.Disk, restore.File{File: f, Progress: func(n, of int64) { done.Store(n); total.Store(of) }})
+	close(end)
+	sendErr := <-told
+	switch {
+	case errors.Is(err, restore.ErrUnsuitable):
+		return stream.Send(&kb.RestoreFileResponse{Declined: err.Error()})
+	case err != nil:
+		return err
+	case sendErr != nil:
+		return sendErr
+	}
+	return stream.Send(&kb.RestoreFileResponse{Done: true, SizeBytes: size, WrittenBytes: written})
 }
 
 // OpenReader serves a disk of a point on points.sock for the user who calls.

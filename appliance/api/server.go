@@ -115,11 +115,17 @@ type Peer struct{ UID, PID int }
 
 type peerKey struct{}
 
-// ConnContext puts the peer of a unix socket into the context of its requests; it is
-// for http.Server.ConnContext.
+// ConnContext puts the peer of a unix socket, and the files that it hands over, into the
+// context of its requests; it is for http.Server.ConnContext.
 func ConnContext(ctx context.Context, c net.Conn) context.Context {
-	u, ok := c.(*net.UnixConn)
-	if !ok {
+	var u *net.UnixConn
+	switch c := c.(type) {
+	case *net.UnixConn:
+		u = c
+	case *fileConn:
+		u = c.UnixConn
+		ctx = context.WithValue(ctx, fileKey{}, c)
+	default:
 		return ctx
 	}
 	raw, err := u.SyscallConn()

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/keelblock/keelblock/appliance"
+	"github.com/keelblock/keelblock/appliance/api"
 	"github.com/keelblock/keelblock/appliance/config"
 	"github.com/keelblock/keelblock/blockdev"
 	"github.com/keelblock/keelblock/blockdev/nbd/server"
@@ -189,7 +190,7 @@ func (d *daemon) serveListener(ctx context.Context, l listener) error {
 	case kindPoints:
 		err = d.points.server.Serve(ctx, l.Listener)
 	case kindAPI:
-		err = d.http.Serve(l.Listener)
+		err = d.http.Serve(api.FileListener(l.Listener))
 	}
 	if err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, server.ErrServerClosed) && ctx.Err() == nil {
 		d.alert(l.uri, fmt.Sprintf("clients cannot connect to %s any more: %v; restart the daemon", l.uri, err))

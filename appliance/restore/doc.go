@@ -20,6 +20,9 @@
 // (job.Background). It took 4.2 s and 7.6 s of processor time for 1.5 GB before, 3.6 s
 // and 6.6 s so, on two cores (2026-11-22).
 //
+// [Engine.ToFile] writes to a file that a client has handed over instead, without reading it
+// back: whoever opened it syncs it, and removes it after an error.
+//
 // A block that does not verify fails the restore with its place. The disk appears
 // only when it is complete and durable; a failure or a kill leaves nothing.
 package restore

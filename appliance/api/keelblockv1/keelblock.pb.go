@@ -2806,6 +2806,7 @@ func (x *ListPointsResponse) GetPoints() []*RecoveryPoint {
 type GetPointRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Selector      string                 `protobuf:"bytes,1,opt,name=selector,proto3" json:"selector,omitempty"`
+	Brief         bool                   `protobuf:"varint,2,opt,name=brief,proto3" json:"brief,omitempty"` // without unique_bytes, which may have to be counted, and definition
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2845,6 +2846,13 @@ func (x *GetPointRequest) GetSelector() string {
 		return x.Selector
 	}
 	return ""
+}
+
+func (x *GetPointRequest) GetBrief() bool {
+	if x != nil {
+		return x.Brief
+	}
+	return false
 }
 
 type GetPointResponse struct {
@@ -3640,6 +3648,142 @@ func (x *RestoreDiskRequest) GetName() string {
 	return ""
 }
 
+type RestoreFileRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Point         string                 `protobuf:"bytes,1,opt,name=point,proto3" json:"point,omitempty"`
+	Disk          string                 `protobuf:"bytes,2,opt,name=disk,proto3" json:"disk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreFileRequest) Reset() {
+	*x = RestoreFileRequest{}
+	mi := &file_keelblock_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreFileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreFileRequest) ProtoMessage() {}
+
+func (x *RestoreFileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreFileRequest.ProtoReflect.Descriptor instead.
+func (*RestoreFileRequest) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *RestoreFileRequest) GetPoint() string {
+	if x != nil {
+		return x.Point
+	}
+	return ""
+}
+
+func (x *RestoreFileRequest) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+type RestoreFileResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Declined      string                 `protobuf:"bytes,1,opt,name=declined,proto3" json:"declined,omitempty"`                     // why the daemon does not write to this file; then it is the only message
+	DoneBytes     int64                  `protobuf:"varint,2,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"` // of data
+	TotalBytes    int64                  `protobuf:"varint,3,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	Done          bool                   `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"` // the last message; with it what follows
+	SizeBytes     int64                  `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	WrittenBytes  int64                  `protobuf:"varint,6,opt,name=written_bytes,json=writtenBytes,proto3" json:"written_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreFileResponse) Reset() {
+	*x = RestoreFileResponse{}
+	mi := &file_keelblock_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreFileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreFileResponse) ProtoMessage() {}
+
+func (x *RestoreFileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keelblock_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreFileResponse.ProtoReflect.Descriptor instead.
+func (*RestoreFileResponse) Descriptor() ([]byte, []int) {
+	return file_keelblock_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *RestoreFileResponse) GetDeclined() string {
+	if x != nil {
+		return x.Declined
+	}
+	return ""
+}
+
+func (x *RestoreFileResponse) GetDoneBytes() int64 {
+	if x != nil {
+		return x.DoneBytes
+	}
+	return 0
+}
+
+func (x *RestoreFileResponse) GetTotalBytes() int64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *RestoreFileResponse) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *RestoreFileResponse) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *RestoreFileResponse) GetWrittenBytes() int64 {
+	if x != nil {
+		return x.WrittenBytes
+	}
+	return 0
+}
+
 type OpenReaderRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Point         string                 `protobuf:"bytes,1,opt,name=point,proto3" json:"point,omitempty"`
@@ -3651,7 +3795,7 @@ type OpenReaderRequest struct {
 
 func (x *OpenReaderRequest) Reset() {
 	*x = OpenReaderRequest{}
-	mi := &file_keelblock_proto_msgTypes[59]
+	mi := &file_keelblock_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3663,7 +3807,7 @@ func (x *OpenReaderRequest) String() string {
 func (*OpenReaderRequest) ProtoMessage() {}
 
 func (x *OpenReaderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[59]
+	mi := &file_keelblock_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3676,7 +3820,7 @@ func (x *OpenReaderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenReaderRequest.ProtoReflect.Descriptor instead.
 func (*OpenReaderRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{59}
+	return file_keelblock_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *OpenReaderRequest) GetPoint() string {
@@ -3713,7 +3857,7 @@ type OpenReaderResponse struct {
 
 func (x *OpenReaderResponse) Reset() {
 	*x = OpenReaderResponse{}
-	mi := &file_keelblock_proto_msgTypes[60]
+	mi := &file_keelblock_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3725,7 +3869,7 @@ func (x *OpenReaderResponse) String() string {
 func (*OpenReaderResponse) ProtoMessage() {}
 
 func (x *OpenReaderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[60]
+	mi := &file_keelblock_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3738,7 +3882,7 @@ func (x *OpenReaderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenReaderResponse.ProtoReflect.Descriptor instead.
 func (*OpenReaderResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{60}
+	return file_keelblock_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *OpenReaderResponse) GetExportName() string {
@@ -3785,7 +3929,7 @@ type CloseReaderRequest struct {
 
 func (x *CloseReaderRequest) Reset() {
 	*x = CloseReaderRequest{}
-	mi := &file_keelblock_proto_msgTypes[61]
+	mi := &file_keelblock_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3797,7 +3941,7 @@ func (x *CloseReaderRequest) String() string {
 func (*CloseReaderRequest) ProtoMessage() {}
 
 func (x *CloseReaderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[61]
+	mi := &file_keelblock_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3810,7 +3954,7 @@ func (x *CloseReaderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseReaderRequest.ProtoReflect.Descriptor instead.
 func (*CloseReaderRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{61}
+	return file_keelblock_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *CloseReaderRequest) GetExportName() string {
@@ -3828,7 +3972,7 @@ type CloseReaderResponse struct {
 
 func (x *CloseReaderResponse) Reset() {
 	*x = CloseReaderResponse{}
-	mi := &file_keelblock_proto_msgTypes[62]
+	mi := &file_keelblock_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3840,7 +3984,7 @@ func (x *CloseReaderResponse) String() string {
 func (*CloseReaderResponse) ProtoMessage() {}
 
 func (x *CloseReaderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[62]
+	mi := &file_keelblock_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3853,7 +3997,7 @@ func (x *CloseReaderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseReaderResponse.ProtoReflect.Descriptor instead.
 func (*CloseReaderResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{62}
+	return file_keelblock_proto_rawDescGZIP(), []int{64}
 }
 
 type ExportRequest struct {
@@ -3868,7 +4012,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_keelblock_proto_msgTypes[63]
+	mi := &file_keelblock_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3880,7 +4024,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[63]
+	mi := &file_keelblock_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3893,7 +4037,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{63}
+	return file_keelblock_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ExportRequest) GetPoint() string {
@@ -3939,7 +4083,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_keelblock_proto_msgTypes[64]
+	mi := &file_keelblock_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3951,7 +4095,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[64]
+	mi := &file_keelblock_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3964,7 +4108,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{64}
+	return file_keelblock_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ExportResponse) GetName() string {
@@ -4025,7 +4169,7 @@ type UnexportRequest struct {
 
 func (x *UnexportRequest) Reset() {
 	*x = UnexportRequest{}
-	mi := &file_keelblock_proto_msgTypes[65]
+	mi := &file_keelblock_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4037,7 +4181,7 @@ func (x *UnexportRequest) String() string {
 func (*UnexportRequest) ProtoMessage() {}
 
 func (x *UnexportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[65]
+	mi := &file_keelblock_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4050,7 +4194,7 @@ func (x *UnexportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnexportRequest.ProtoReflect.Descriptor instead.
 func (*UnexportRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{65}
+	return file_keelblock_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *UnexportRequest) GetName() string {
@@ -4068,7 +4212,7 @@ type UnexportResponse struct {
 
 func (x *UnexportResponse) Reset() {
 	*x = UnexportResponse{}
-	mi := &file_keelblock_proto_msgTypes[66]
+	mi := &file_keelblock_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4080,7 +4224,7 @@ func (x *UnexportResponse) String() string {
 func (*UnexportResponse) ProtoMessage() {}
 
 func (x *UnexportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[66]
+	mi := &file_keelblock_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4093,7 +4237,7 @@ func (x *UnexportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnexportResponse.ProtoReflect.Descriptor instead.
 func (*UnexportResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{66}
+	return file_keelblock_proto_rawDescGZIP(), []int{68}
 }
 
 type ListExportsRequest struct {
@@ -4104,7 +4248,7 @@ type ListExportsRequest struct {
 
 func (x *ListExportsRequest) Reset() {
 	*x = ListExportsRequest{}
-	mi := &file_keelblock_proto_msgTypes[67]
+	mi := &file_keelblock_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4116,7 +4260,7 @@ func (x *ListExportsRequest) String() string {
 func (*ListExportsRequest) ProtoMessage() {}
 
 func (x *ListExportsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[67]
+	mi := &file_keelblock_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4129,7 +4273,7 @@ func (x *ListExportsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExportsRequest.ProtoReflect.Descriptor instead.
 func (*ListExportsRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{67}
+	return file_keelblock_proto_rawDescGZIP(), []int{69}
 }
 
 type ListExportsResponse struct {
@@ -4141,7 +4285,7 @@ type ListExportsResponse struct {
 
 func (x *ListExportsResponse) Reset() {
 	*x = ListExportsResponse{}
-	mi := &file_keelblock_proto_msgTypes[68]
+	mi := &file_keelblock_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4153,7 +4297,7 @@ func (x *ListExportsResponse) String() string {
 func (*ListExportsResponse) ProtoMessage() {}
 
 func (x *ListExportsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[68]
+	mi := &file_keelblock_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4166,7 +4310,7 @@ func (x *ListExportsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExportsResponse.ProtoReflect.Descriptor instead.
 func (*ListExportsResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{68}
+	return file_keelblock_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ListExportsResponse) GetExports() []*ExportResponse {
@@ -4184,7 +4328,7 @@ type ListJobsRequest struct {
 
 func (x *ListJobsRequest) Reset() {
 	*x = ListJobsRequest{}
-	mi := &file_keelblock_proto_msgTypes[69]
+	mi := &file_keelblock_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4196,7 +4340,7 @@ func (x *ListJobsRequest) String() string {
 func (*ListJobsRequest) ProtoMessage() {}
 
 func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[69]
+	mi := &file_keelblock_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4209,7 +4353,7 @@ func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsRequest.ProtoReflect.Descriptor instead.
 func (*ListJobsRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{69}
+	return file_keelblock_proto_rawDescGZIP(), []int{71}
 }
 
 type ListJobsResponse struct {
@@ -4221,7 +4365,7 @@ type ListJobsResponse struct {
 
 func (x *ListJobsResponse) Reset() {
 	*x = ListJobsResponse{}
-	mi := &file_keelblock_proto_msgTypes[70]
+	mi := &file_keelblock_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4233,7 +4377,7 @@ func (x *ListJobsResponse) String() string {
 func (*ListJobsResponse) ProtoMessage() {}
 
 func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[70]
+	mi := &file_keelblock_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4246,7 +4390,7 @@ func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsResponse.ProtoReflect.Descriptor instead.
 func (*ListJobsResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{70}
+	return file_keelblock_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ListJobsResponse) GetJobs() []*Job {
@@ -4265,7 +4409,7 @@ type GetJobRequest struct {
 
 func (x *GetJobRequest) Reset() {
 	*x = GetJobRequest{}
-	mi := &file_keelblock_proto_msgTypes[71]
+	mi := &file_keelblock_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4277,7 +4421,7 @@ func (x *GetJobRequest) String() string {
 func (*GetJobRequest) ProtoMessage() {}
 
 func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[71]
+	mi := &file_keelblock_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4290,7 +4434,7 @@ func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobRequest.ProtoReflect.Descriptor instead.
 func (*GetJobRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{71}
+	return file_keelblock_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *GetJobRequest) GetJobId() string {
@@ -4309,7 +4453,7 @@ type CancelJobRequest struct {
 
 func (x *CancelJobRequest) Reset() {
 	*x = CancelJobRequest{}
-	mi := &file_keelblock_proto_msgTypes[72]
+	mi := &file_keelblock_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4321,7 +4465,7 @@ func (x *CancelJobRequest) String() string {
 func (*CancelJobRequest) ProtoMessage() {}
 
 func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[72]
+	mi := &file_keelblock_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4334,7 +4478,7 @@ func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobRequest.ProtoReflect.Descriptor instead.
 func (*CancelJobRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{72}
+	return file_keelblock_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *CancelJobRequest) GetJobId() string {
@@ -4353,7 +4497,7 @@ type WatchJobRequest struct {
 
 func (x *WatchJobRequest) Reset() {
 	*x = WatchJobRequest{}
-	mi := &file_keelblock_proto_msgTypes[73]
+	mi := &file_keelblock_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4365,7 +4509,7 @@ func (x *WatchJobRequest) String() string {
 func (*WatchJobRequest) ProtoMessage() {}
 
 func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[73]
+	mi := &file_keelblock_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4378,7 +4522,7 @@ func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobRequest.ProtoReflect.Descriptor instead.
 func (*WatchJobRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{73}
+	return file_keelblock_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *WatchJobRequest) GetJobId() string {
@@ -4396,7 +4540,7 @@ type AcceptClockRequest struct {
 
 func (x *AcceptClockRequest) Reset() {
 	*x = AcceptClockRequest{}
-	mi := &file_keelblock_proto_msgTypes[74]
+	mi := &file_keelblock_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4408,7 +4552,7 @@ func (x *AcceptClockRequest) String() string {
 func (*AcceptClockRequest) ProtoMessage() {}
 
 func (x *AcceptClockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[74]
+	mi := &file_keelblock_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4421,7 +4565,7 @@ func (x *AcceptClockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptClockRequest.ProtoReflect.Descriptor instead.
 func (*AcceptClockRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{74}
+	return file_keelblock_proto_rawDescGZIP(), []int{76}
 }
 
 type ClockStatus struct {
@@ -4435,7 +4579,7 @@ type ClockStatus struct {
 
 func (x *ClockStatus) Reset() {
 	*x = ClockStatus{}
-	mi := &file_keelblock_proto_msgTypes[75]
+	mi := &file_keelblock_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4447,7 +4591,7 @@ func (x *ClockStatus) String() string {
 func (*ClockStatus) ProtoMessage() {}
 
 func (x *ClockStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[75]
+	mi := &file_keelblock_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4460,7 +4604,7 @@ func (x *ClockStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockStatus.ProtoReflect.Descriptor instead.
 func (*ClockStatus) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{75}
+	return file_keelblock_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ClockStatus) GetBefore() *timestamppb.Timestamp {
@@ -4493,7 +4637,7 @@ type RebuildIndexRequest struct {
 
 func (x *RebuildIndexRequest) Reset() {
 	*x = RebuildIndexRequest{}
-	mi := &file_keelblock_proto_msgTypes[76]
+	mi := &file_keelblock_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4505,7 +4649,7 @@ func (x *RebuildIndexRequest) String() string {
 func (*RebuildIndexRequest) ProtoMessage() {}
 
 func (x *RebuildIndexRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[76]
+	mi := &file_keelblock_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4518,7 +4662,7 @@ func (x *RebuildIndexRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebuildIndexRequest.ProtoReflect.Descriptor instead.
 func (*RebuildIndexRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{76}
+	return file_keelblock_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *RebuildIndexRequest) GetVault() string {
@@ -4536,7 +4680,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_keelblock_proto_msgTypes[77]
+	mi := &file_keelblock_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4548,7 +4692,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[77]
+	mi := &file_keelblock_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4561,7 +4705,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{77}
+	return file_keelblock_proto_rawDescGZIP(), []int{79}
 }
 
 type Alert struct {
@@ -4576,7 +4720,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_keelblock_proto_msgTypes[78]
+	mi := &file_keelblock_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4588,7 +4732,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[78]
+	mi := &file_keelblock_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4601,7 +4745,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{78}
+	return file_keelblock_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *Alert) GetSeverity() string {
@@ -4654,7 +4798,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_keelblock_proto_msgTypes[79]
+	mi := &file_keelblock_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4666,7 +4810,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[79]
+	mi := &file_keelblock_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4679,7 +4823,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{79}
+	return file_keelblock_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -4788,7 +4932,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_keelblock_proto_msgTypes[80]
+	mi := &file_keelblock_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4800,7 +4944,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[80]
+	mi := &file_keelblock_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4813,7 +4957,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{80}
+	return file_keelblock_proto_rawDescGZIP(), []int{82}
 }
 
 type StopResponse struct {
@@ -4825,7 +4969,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_keelblock_proto_msgTypes[81]
+	mi := &file_keelblock_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4837,7 +4981,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[81]
+	mi := &file_keelblock_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4850,7 +4994,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{81}
+	return file_keelblock_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *StopResponse) GetPid() int64 {
@@ -4869,7 +5013,7 @@ type VaultStatusRequest struct {
 
 func (x *VaultStatusRequest) Reset() {
 	*x = VaultStatusRequest{}
-	mi := &file_keelblock_proto_msgTypes[82]
+	mi := &file_keelblock_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4881,7 +5025,7 @@ func (x *VaultStatusRequest) String() string {
 func (*VaultStatusRequest) ProtoMessage() {}
 
 func (x *VaultStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[82]
+	mi := &file_keelblock_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4894,7 +5038,7 @@ func (x *VaultStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultStatusRequest.ProtoReflect.Descriptor instead.
 func (*VaultStatusRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{82}
+	return file_keelblock_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *VaultStatusRequest) GetName() string {
@@ -4929,7 +5073,7 @@ type VaultStatusResponse struct {
 
 func (x *VaultStatusResponse) Reset() {
 	*x = VaultStatusResponse{}
-	mi := &file_keelblock_proto_msgTypes[83]
+	mi := &file_keelblock_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4941,7 +5085,7 @@ func (x *VaultStatusResponse) String() string {
 func (*VaultStatusResponse) ProtoMessage() {}
 
 func (x *VaultStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[83]
+	mi := &file_keelblock_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4954,7 +5098,7 @@ func (x *VaultStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultStatusResponse.ProtoReflect.Descriptor instead.
 func (*VaultStatusResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{83}
+	return file_keelblock_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *VaultStatusResponse) GetName() string {
@@ -5091,7 +5235,7 @@ type Collection struct {
 
 func (x *Collection) Reset() {
 	*x = Collection{}
-	mi := &file_keelblock_proto_msgTypes[84]
+	mi := &file_keelblock_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5103,7 +5247,7 @@ func (x *Collection) String() string {
 func (*Collection) ProtoMessage() {}
 
 func (x *Collection) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[84]
+	mi := &file_keelblock_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5116,7 +5260,7 @@ func (x *Collection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Collection.ProtoReflect.Descriptor instead.
 func (*Collection) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{84}
+	return file_keelblock_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *Collection) GetStartedAt() *timestamppb.Timestamp {
@@ -5176,7 +5320,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_keelblock_proto_msgTypes[85]
+	mi := &file_keelblock_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5188,7 +5332,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[85]
+	mi := &file_keelblock_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5201,7 +5345,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{85}
+	return file_keelblock_proto_rawDescGZIP(), []int{87}
 }
 
 type Finding struct {
@@ -5215,7 +5359,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_keelblock_proto_msgTypes[86]
+	mi := &file_keelblock_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5227,7 +5371,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[86]
+	mi := &file_keelblock_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5240,7 +5384,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{86}
+	return file_keelblock_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *Finding) GetCheck() string {
@@ -5273,7 +5417,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_keelblock_proto_msgTypes[87]
+	mi := &file_keelblock_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5285,7 +5429,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[87]
+	mi := &file_keelblock_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5298,7 +5442,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{87}
+	return file_keelblock_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *DoctorResponse) GetFindings() []*Finding {
@@ -5323,7 +5467,7 @@ type CreateVaultRequest struct {
 
 func (x *CreateVaultRequest) Reset() {
 	*x = CreateVaultRequest{}
-	mi := &file_keelblock_proto_msgTypes[88]
+	mi := &file_keelblock_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5335,7 +5479,7 @@ func (x *CreateVaultRequest) String() string {
 func (*CreateVaultRequest) ProtoMessage() {}
 
 func (x *CreateVaultRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[88]
+	mi := &file_keelblock_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5348,7 +5492,7 @@ func (x *CreateVaultRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVaultRequest.ProtoReflect.Descriptor instead.
 func (*CreateVaultRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{88}
+	return file_keelblock_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *CreateVaultRequest) GetName() string {
@@ -5408,7 +5552,7 @@ type ListVaultsRequest struct {
 
 func (x *ListVaultsRequest) Reset() {
 	*x = ListVaultsRequest{}
-	mi := &file_keelblock_proto_msgTypes[89]
+	mi := &file_keelblock_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5420,7 +5564,7 @@ func (x *ListVaultsRequest) String() string {
 func (*ListVaultsRequest) ProtoMessage() {}
 
 func (x *ListVaultsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[89]
+	mi := &file_keelblock_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5433,7 +5577,7 @@ func (x *ListVaultsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVaultsRequest.ProtoReflect.Descriptor instead.
 func (*ListVaultsRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{89}
+	return file_keelblock_proto_rawDescGZIP(), []int{91}
 }
 
 type ListVaultsResponse struct {
@@ -5445,7 +5589,7 @@ type ListVaultsResponse struct {
 
 func (x *ListVaultsResponse) Reset() {
 	*x = ListVaultsResponse{}
-	mi := &file_keelblock_proto_msgTypes[90]
+	mi := &file_keelblock_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5457,7 +5601,7 @@ func (x *ListVaultsResponse) String() string {
 func (*ListVaultsResponse) ProtoMessage() {}
 
 func (x *ListVaultsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[90]
+	mi := &file_keelblock_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5470,7 +5614,7 @@ func (x *ListVaultsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVaultsResponse.ProtoReflect.Descriptor instead.
 func (*ListVaultsResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{90}
+	return file_keelblock_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ListVaultsResponse) GetVaults() []*Vault {
@@ -5494,7 +5638,7 @@ type EditVaultRequest struct {
 
 func (x *EditVaultRequest) Reset() {
 	*x = EditVaultRequest{}
-	mi := &file_keelblock_proto_msgTypes[91]
+	mi := &file_keelblock_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5506,7 +5650,7 @@ func (x *EditVaultRequest) String() string {
 func (*EditVaultRequest) ProtoMessage() {}
 
 func (x *EditVaultRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[91]
+	mi := &file_keelblock_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5519,7 +5663,7 @@ func (x *EditVaultRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EditVaultRequest.ProtoReflect.Descriptor instead.
 func (*EditVaultRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{91}
+	return file_keelblock_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *EditVaultRequest) GetName() string {
@@ -5578,7 +5722,7 @@ type Location struct {
 
 func (x *Location) Reset() {
 	*x = Location{}
-	mi := &file_keelblock_proto_msgTypes[92]
+	mi := &file_keelblock_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5590,7 +5734,7 @@ func (x *Location) String() string {
 func (*Location) ProtoMessage() {}
 
 func (x *Location) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[92]
+	mi := &file_keelblock_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5603,7 +5747,7 @@ func (x *Location) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Location.ProtoReflect.Descriptor instead.
 func (*Location) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{92}
+	return file_keelblock_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *Location) GetPath() string {
@@ -5671,7 +5815,7 @@ type Vault struct {
 
 func (x *Vault) Reset() {
 	*x = Vault{}
-	mi := &file_keelblock_proto_msgTypes[93]
+	mi := &file_keelblock_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5683,7 +5827,7 @@ func (x *Vault) String() string {
 func (*Vault) ProtoMessage() {}
 
 func (x *Vault) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[93]
+	mi := &file_keelblock_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5696,7 +5840,7 @@ func (x *Vault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Vault.ProtoReflect.Descriptor instead.
 func (*Vault) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{93}
+	return file_keelblock_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *Vault) GetName() string {
@@ -5814,7 +5958,7 @@ type CollectRequest struct {
 
 func (x *CollectRequest) Reset() {
 	*x = CollectRequest{}
-	mi := &file_keelblock_proto_msgTypes[94]
+	mi := &file_keelblock_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5826,7 +5970,7 @@ func (x *CollectRequest) String() string {
 func (*CollectRequest) ProtoMessage() {}
 
 func (x *CollectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[94]
+	mi := &file_keelblock_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5839,7 +5983,7 @@ func (x *CollectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectRequest.ProtoReflect.Descriptor instead.
 func (*CollectRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{94}
+	return file_keelblock_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *CollectRequest) GetVault() string {
@@ -5865,7 +6009,7 @@ type RepairLocationsRequest struct {
 
 func (x *RepairLocationsRequest) Reset() {
 	*x = RepairLocationsRequest{}
-	mi := &file_keelblock_proto_msgTypes[95]
+	mi := &file_keelblock_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5877,7 +6021,7 @@ func (x *RepairLocationsRequest) String() string {
 func (*RepairLocationsRequest) ProtoMessage() {}
 
 func (x *RepairLocationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[95]
+	mi := &file_keelblock_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5890,7 +6034,7 @@ func (x *RepairLocationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairLocationsRequest.ProtoReflect.Descriptor instead.
 func (*RepairLocationsRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{95}
+	return file_keelblock_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *RepairLocationsRequest) GetVault() string {
@@ -5910,7 +6054,7 @@ type UsageRequest struct {
 
 func (x *UsageRequest) Reset() {
 	*x = UsageRequest{}
-	mi := &file_keelblock_proto_msgTypes[96]
+	mi := &file_keelblock_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5922,7 +6066,7 @@ func (x *UsageRequest) String() string {
 func (*UsageRequest) ProtoMessage() {}
 
 func (x *UsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[96]
+	mi := &file_keelblock_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5935,7 +6079,7 @@ func (x *UsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageRequest.ProtoReflect.Descriptor instead.
 func (*UsageRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{96}
+	return file_keelblock_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *UsageRequest) GetMachine() string {
@@ -5967,7 +6111,7 @@ type PointUsage struct {
 
 func (x *PointUsage) Reset() {
 	*x = PointUsage{}
-	mi := &file_keelblock_proto_msgTypes[97]
+	mi := &file_keelblock_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5979,7 +6123,7 @@ func (x *PointUsage) String() string {
 func (*PointUsage) ProtoMessage() {}
 
 func (x *PointUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[97]
+	mi := &file_keelblock_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5992,7 +6136,7 @@ func (x *PointUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointUsage.ProtoReflect.Descriptor instead.
 func (*PointUsage) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{97}
+	return file_keelblock_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *PointUsage) GetPointId() string {
@@ -6062,7 +6206,7 @@ type MachineUsage struct {
 
 func (x *MachineUsage) Reset() {
 	*x = MachineUsage{}
-	mi := &file_keelblock_proto_msgTypes[98]
+	mi := &file_keelblock_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6074,7 +6218,7 @@ func (x *MachineUsage) String() string {
 func (*MachineUsage) ProtoMessage() {}
 
 func (x *MachineUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[98]
+	mi := &file_keelblock_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6087,7 +6231,7 @@ func (x *MachineUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineUsage.ProtoReflect.Descriptor instead.
 func (*MachineUsage) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{98}
+	return file_keelblock_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *MachineUsage) GetMachineName() string {
@@ -6176,7 +6320,7 @@ type VaultUsage struct {
 
 func (x *VaultUsage) Reset() {
 	*x = VaultUsage{}
-	mi := &file_keelblock_proto_msgTypes[99]
+	mi := &file_keelblock_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6188,7 +6332,7 @@ func (x *VaultUsage) String() string {
 func (*VaultUsage) ProtoMessage() {}
 
 func (x *VaultUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[99]
+	mi := &file_keelblock_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6201,7 +6345,7 @@ func (x *VaultUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultUsage.ProtoReflect.Descriptor instead.
 func (*VaultUsage) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{99}
+	return file_keelblock_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *VaultUsage) GetVault() string {
@@ -6271,7 +6415,7 @@ type UsageResponse struct {
 
 func (x *UsageResponse) Reset() {
 	*x = UsageResponse{}
-	mi := &file_keelblock_proto_msgTypes[100]
+	mi := &file_keelblock_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6283,7 +6427,7 @@ func (x *UsageResponse) String() string {
 func (*UsageResponse) ProtoMessage() {}
 
 func (x *UsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[100]
+	mi := &file_keelblock_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6296,7 +6440,7 @@ func (x *UsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
 func (*UsageResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{100}
+	return file_keelblock_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *UsageResponse) GetMachines() []*MachineUsage {
@@ -6328,7 +6472,7 @@ type ShowKeysRequest struct {
 
 func (x *ShowKeysRequest) Reset() {
 	*x = ShowKeysRequest{}
-	mi := &file_keelblock_proto_msgTypes[101]
+	mi := &file_keelblock_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6340,7 +6484,7 @@ func (x *ShowKeysRequest) String() string {
 func (*ShowKeysRequest) ProtoMessage() {}
 
 func (x *ShowKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[101]
+	mi := &file_keelblock_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6353,7 +6497,7 @@ func (x *ShowKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowKeysRequest.ProtoReflect.Descriptor instead.
 func (*ShowKeysRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{101}
+	return file_keelblock_proto_rawDescGZIP(), []int{103}
 }
 
 type KeyDomain struct {
@@ -6374,7 +6518,7 @@ type KeyDomain struct {
 
 func (x *KeyDomain) Reset() {
 	*x = KeyDomain{}
-	mi := &file_keelblock_proto_msgTypes[102]
+	mi := &file_keelblock_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6386,7 +6530,7 @@ func (x *KeyDomain) String() string {
 func (*KeyDomain) ProtoMessage() {}
 
 func (x *KeyDomain) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[102]
+	mi := &file_keelblock_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6399,7 +6543,7 @@ func (x *KeyDomain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyDomain.ProtoReflect.Descriptor instead.
 func (*KeyDomain) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{102}
+	return file_keelblock_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *KeyDomain) GetVault() string {
@@ -6482,7 +6626,7 @@ type ShowKeysResponse struct {
 
 func (x *ShowKeysResponse) Reset() {
 	*x = ShowKeysResponse{}
-	mi := &file_keelblock_proto_msgTypes[103]
+	mi := &file_keelblock_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6494,7 +6638,7 @@ func (x *ShowKeysResponse) String() string {
 func (*ShowKeysResponse) ProtoMessage() {}
 
 func (x *ShowKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[103]
+	mi := &file_keelblock_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6507,7 +6651,7 @@ func (x *ShowKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowKeysResponse.ProtoReflect.Descriptor instead.
 func (*ShowKeysResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{103}
+	return file_keelblock_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *ShowKeysResponse) GetDomains() []*KeyDomain {
@@ -6536,7 +6680,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_keelblock_proto_msgTypes[104]
+	mi := &file_keelblock_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6548,7 +6692,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[104]
+	mi := &file_keelblock_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6561,7 +6705,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{104}
+	return file_keelblock_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *RotateKeyRequest) GetVault() string {
@@ -6601,7 +6745,7 @@ type BackupKeysRequest struct {
 
 func (x *BackupKeysRequest) Reset() {
 	*x = BackupKeysRequest{}
-	mi := &file_keelblock_proto_msgTypes[105]
+	mi := &file_keelblock_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6613,7 +6757,7 @@ func (x *BackupKeysRequest) String() string {
 func (*BackupKeysRequest) ProtoMessage() {}
 
 func (x *BackupKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[105]
+	mi := &file_keelblock_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6626,7 +6770,7 @@ func (x *BackupKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupKeysRequest.ProtoReflect.Descriptor instead.
 func (*BackupKeysRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{105}
+	return file_keelblock_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *BackupKeysRequest) GetSecret() string {
@@ -6649,7 +6793,7 @@ type BackupKeysResponse struct {
 
 func (x *BackupKeysResponse) Reset() {
 	*x = BackupKeysResponse{}
-	mi := &file_keelblock_proto_msgTypes[106]
+	mi := &file_keelblock_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6661,7 +6805,7 @@ func (x *BackupKeysResponse) String() string {
 func (*BackupKeysResponse) ProtoMessage() {}
 
 func (x *BackupKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[106]
+	mi := &file_keelblock_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6674,7 +6818,7 @@ func (x *BackupKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupKeysResponse.ProtoReflect.Descriptor instead.
 func (*BackupKeysResponse) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{106}
+	return file_keelblock_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *BackupKeysResponse) GetEscrow() []byte {
@@ -6721,7 +6865,7 @@ type ConfirmBackupRequest struct {
 
 func (x *ConfirmBackupRequest) Reset() {
 	*x = ConfirmBackupRequest{}
-	mi := &file_keelblock_proto_msgTypes[107]
+	mi := &file_keelblock_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6733,7 +6877,7 @@ func (x *ConfirmBackupRequest) String() string {
 func (*ConfirmBackupRequest) ProtoMessage() {}
 
 func (x *ConfirmBackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[107]
+	mi := &file_keelblock_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6746,7 +6890,7 @@ func (x *ConfirmBackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmBackupRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmBackupRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{107}
+	return file_keelblock_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *ConfirmBackupRequest) GetBackupId() string {
@@ -6766,7 +6910,7 @@ type UnlockKeysRequest struct {
 
 func (x *UnlockKeysRequest) Reset() {
 	*x = UnlockKeysRequest{}
-	mi := &file_keelblock_proto_msgTypes[108]
+	mi := &file_keelblock_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6778,7 +6922,7 @@ func (x *UnlockKeysRequest) String() string {
 func (*UnlockKeysRequest) ProtoMessage() {}
 
 func (x *UnlockKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[108]
+	mi := &file_keelblock_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6791,7 +6935,7 @@ func (x *UnlockKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnlockKeysRequest.ProtoReflect.Descriptor instead.
 func (*UnlockKeysRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{108}
+	return file_keelblock_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *UnlockKeysRequest) GetVault() string {
@@ -6818,7 +6962,7 @@ type RestoreKeysRequest struct {
 
 func (x *RestoreKeysRequest) Reset() {
 	*x = RestoreKeysRequest{}
-	mi := &file_keelblock_proto_msgTypes[109]
+	mi := &file_keelblock_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6830,7 +6974,7 @@ func (x *RestoreKeysRequest) String() string {
 func (*RestoreKeysRequest) ProtoMessage() {}
 
 func (x *RestoreKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelblock_proto_msgTypes[109]
+	mi := &file_keelblock_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6843,7 +6987,7 @@ func (x *RestoreKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreKeysRequest.ProtoReflect.Descriptor instead.
 func (*RestoreKeysRequest) Descriptor() ([]byte, []int) {
-	return file_keelblock_proto_rawDescGZIP(), []int{109}
+	return file_keelblock_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *RestoreKeysRequest) GetEscrow() []byte {
@@ -7092,9 +7236,10 @@ const file_keelblock_proto_rawDesc = "" +
 	"\amachine\x18\x01 \x01(\tR\amachine\x12\x18\n" +
 	"\adeleted\x18\x02 \x01(\bR\adeleted\"I\n" +
 	"\x12ListPointsResponse\x123\n" +
-	"\x06points\x18\x01 \x03(\v2\x1b.keelblock.v1.RecoveryPointR\x06points\"-\n" +
+	"\x06points\x18\x01 \x03(\v2\x1b.keelblock.v1.RecoveryPointR\x06points\"C\n" +
 	"\x0fGetPointRequest\x12\x1a\n" +
-	"\bselector\x18\x01 \x01(\tR\bselector\"Y\n" +
+	"\bselector\x18\x01 \x01(\tR\bselector\x12\x14\n" +
+	"\x05brief\x18\x02 \x01(\bR\x05brief\"Y\n" +
 	"\x10GetPointResponse\x121\n" +
 	"\x05point\x18\x01 \x01(\v2\x1b.keelblock.v1.RecoveryPointR\x05point\x12\x12\n" +
 	"\x04disk\x18\x02 \x01(\tR\x04disk\"@\n" +
@@ -7144,7 +7289,20 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x12RestoreDiskRequest\x12\x14\n" +
 	"\x05point\x18\x01 \x01(\tR\x05point\x12\x12\n" +
 	"\x04disk\x18\x02 \x01(\tR\x04disk\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\tR\x04name\"^\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\">\n" +
+	"\x12RestoreFileRequest\x12\x14\n" +
+	"\x05point\x18\x01 \x01(\tR\x05point\x12\x12\n" +
+	"\x04disk\x18\x02 \x01(\tR\x04disk\"\xc9\x01\n" +
+	"\x13RestoreFileResponse\x12\x1a\n" +
+	"\bdeclined\x18\x01 \x01(\tR\bdeclined\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\x02 \x01(\x03R\tdoneBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\x03 \x01(\x03R\n" +
+	"totalBytes\x12\x12\n" +
+	"\x04done\x18\x04 \x01(\bR\x04done\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x05 \x01(\x03R\tsizeBytes\x12#\n" +
+	"\rwritten_bytes\x18\x06 \x01(\x03R\fwrittenBytes\"^\n" +
 	"\x11OpenReaderRequest\x12\x14\n" +
 	"\x05point\x18\x01 \x01(\tR\x05point\x12\x12\n" +
 	"\x04disk\x18\x02 \x01(\tR\x04disk\x12\x1f\n" +
@@ -7444,7 +7602,7 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x06Create\x12!.keelblock.v1.CreateCursorRequest\x1a\x14.keelblock.v1.Cursor\x12K\n" +
 	"\x04List\x12 .keelblock.v1.ListCursorsRequest\x1a!.keelblock.v1.ListCursorsResponse\x12C\n" +
 	"\aAdvance\x12\".keelblock.v1.AdvanceCursorRequest\x1a\x14.keelblock.v1.Cursor\x12O\n" +
-	"\x06Delete\x12!.keelblock.v1.DeleteCursorRequest\x1a\".keelblock.v1.DeleteCursorResponse2\xdb\b\n" +
+	"\x06Delete\x12!.keelblock.v1.DeleteCursorRequest\x1a\".keelblock.v1.DeleteCursorResponse2\xb1\t\n" +
 	"\x0eRecoveryPoints\x12I\n" +
 	"\x04List\x12\x1f.keelblock.v1.ListPointsRequest\x1a .keelblock.v1.ListPointsResponse\x12D\n" +
 	"\x03Get\x12\x1d.keelblock.v1.GetPointRequest\x1a\x1e.keelblock.v1.GetPointResponse\x12G\n" +
@@ -7455,7 +7613,8 @@ const file_keelblock_proto_rawDesc = "" +
 	"\x05Prune\x12\x1a.keelblock.v1.PruneRequest\x1a\x1b.keelblock.v1.PruneResponse\x12I\n" +
 	"\x04Diff\x12\x1f.keelblock.v1.DiffPointsRequest\x1a .keelblock.v1.DiffPointsResponse\x128\n" +
 	"\x06Verify\x12\x1b.keelblock.v1.VerifyRequest\x1a\x11.keelblock.v1.Job\x12B\n" +
-	"\vRestoreDisk\x12 .keelblock.v1.RestoreDiskRequest\x1a\x11.keelblock.v1.Job\x12O\n" +
+	"\vRestoreDisk\x12 .keelblock.v1.RestoreDiskRequest\x1a\x11.keelblock.v1.Job\x12T\n" +
+	"\vRestoreFile\x12 .keelblock.v1.RestoreFileRequest\x1a!.keelblock.v1.RestoreFileResponse0\x01\x12O\n" +
 	"\n" +
 	"OpenReader\x12\x1f.keelblock.v1.OpenReaderRequest\x1a .keelblock.v1.OpenReaderResponse\x12R\n" +
 	"\vCloseReader\x12 .keelblock.v1.CloseReaderRequest\x1a!.keelblock.v1.CloseReaderResponse\x12C\n" +
@@ -7501,7 +7660,7 @@ func file_keelblock_proto_rawDescGZIP() []byte {
 	return file_keelblock_proto_rawDescData
 }
 
-var file_keelblock_proto_msgTypes = make([]protoimpl.MessageInfo, 110)
+var file_keelblock_proto_msgTypes = make([]protoimpl.MessageInfo, 112)
 var file_keelblock_proto_goTypes = []any{
 	(*Disk)(nil),                   // 0: keelblock.v1.Disk
 	(*Machine)(nil),                // 1: keelblock.v1.Machine
@@ -7562,82 +7721,84 @@ var file_keelblock_proto_goTypes = []any{
 	(*DiffPointsResponse)(nil),     // 56: keelblock.v1.DiffPointsResponse
 	(*VerifyRequest)(nil),          // 57: keelblock.v1.VerifyRequest
 	(*RestoreDiskRequest)(nil),     // 58: keelblock.v1.RestoreDiskRequest
-	(*OpenReaderRequest)(nil),      // 59: keelblock.v1.OpenReaderRequest
-	(*OpenReaderResponse)(nil),     // 60: keelblock.v1.OpenReaderResponse
-	(*CloseReaderRequest)(nil),     // 61: keelblock.v1.CloseReaderRequest
-	(*CloseReaderResponse)(nil),    // 62: keelblock.v1.CloseReaderResponse
-	(*ExportRequest)(nil),          // 63: keelblock.v1.ExportRequest
-	(*ExportResponse)(nil),         // 64: keelblock.v1.ExportResponse
-	(*UnexportRequest)(nil),        // 65: keelblock.v1.UnexportRequest
-	(*UnexportResponse)(nil),       // 66: keelblock.v1.UnexportResponse
-	(*ListExportsRequest)(nil),     // 67: keelblock.v1.ListExportsRequest
-	(*ListExportsResponse)(nil),    // 68: keelblock.v1.ListExportsResponse
-	(*ListJobsRequest)(nil),        // 69: keelblock.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),       // 70: keelblock.v1.ListJobsResponse
-	(*GetJobRequest)(nil),          // 71: keelblock.v1.GetJobRequest
-	(*CancelJobRequest)(nil),       // 72: keelblock.v1.CancelJobRequest
-	(*WatchJobRequest)(nil),        // 73: keelblock.v1.WatchJobRequest
-	(*AcceptClockRequest)(nil),     // 74: keelblock.v1.AcceptClockRequest
-	(*ClockStatus)(nil),            // 75: keelblock.v1.ClockStatus
-	(*RebuildIndexRequest)(nil),    // 76: keelblock.v1.RebuildIndexRequest
-	(*StatusRequest)(nil),          // 77: keelblock.v1.StatusRequest
-	(*Alert)(nil),                  // 78: keelblock.v1.Alert
-	(*StatusResponse)(nil),         // 79: keelblock.v1.StatusResponse
-	(*StopRequest)(nil),            // 80: keelblock.v1.StopRequest
-	(*StopResponse)(nil),           // 81: keelblock.v1.StopResponse
-	(*VaultStatusRequest)(nil),     // 82: keelblock.v1.VaultStatusRequest
-	(*VaultStatusResponse)(nil),    // 83: keelblock.v1.VaultStatusResponse
-	(*Collection)(nil),             // 84: keelblock.v1.Collection
-	(*DoctorRequest)(nil),          // 85: keelblock.v1.DoctorRequest
-	(*Finding)(nil),                // 86: keelblock.v1.Finding
-	(*DoctorResponse)(nil),         // 87: keelblock.v1.DoctorResponse
-	(*CreateVaultRequest)(nil),     // 88: keelblock.v1.CreateVaultRequest
-	(*ListVaultsRequest)(nil),      // 89: keelblock.v1.ListVaultsRequest
-	(*ListVaultsResponse)(nil),     // 90: keelblock.v1.ListVaultsResponse
-	(*EditVaultRequest)(nil),       // 91: keelblock.v1.EditVaultRequest
-	(*Location)(nil),               // 92: keelblock.v1.Location
-	(*Vault)(nil),                  // 93: keelblock.v1.Vault
-	(*CollectRequest)(nil),         // 94: keelblock.v1.CollectRequest
-	(*RepairLocationsRequest)(nil), // 95: keelblock.v1.RepairLocationsRequest
-	(*UsageRequest)(nil),           // 96: keelblock.v1.UsageRequest
-	(*PointUsage)(nil),             // 97: keelblock.v1.PointUsage
-	(*MachineUsage)(nil),           // 98: keelblock.v1.MachineUsage
-	(*VaultUsage)(nil),             // 99: keelblock.v1.VaultUsage
-	(*UsageResponse)(nil),          // 100: keelblock.v1.UsageResponse
-	(*ShowKeysRequest)(nil),        // 101: keelblock.v1.ShowKeysRequest
-	(*KeyDomain)(nil),              // 102: keelblock.v1.KeyDomain
-	(*ShowKeysResponse)(nil),       // 103: keelblock.v1.ShowKeysResponse
-	(*RotateKeyRequest)(nil),       // 104: keelblock.v1.RotateKeyRequest
-	(*BackupKeysRequest)(nil),      // 105: keelblock.v1.BackupKeysRequest
-	(*BackupKeysResponse)(nil),     // 106: keelblock.v1.BackupKeysResponse
-	(*ConfirmBackupRequest)(nil),   // 107: keelblock.v1.ConfirmBackupRequest
-	(*UnlockKeysRequest)(nil),      // 108: keelblock.v1.UnlockKeysRequest
-	(*RestoreKeysRequest)(nil),     // 109: keelblock.v1.RestoreKeysRequest
-	(*timestamppb.Timestamp)(nil),  // 110: google.protobuf.Timestamp
+	(*RestoreFileRequest)(nil),     // 59: keelblock.v1.RestoreFileRequest
+	(*RestoreFileResponse)(nil),    // 60: keelblock.v1.RestoreFileResponse
+	(*OpenReaderRequest)(nil),      // 61: keelblock.v1.OpenReaderRequest
+	(*OpenReaderResponse)(nil),     // 62: keelblock.v1.OpenReaderResponse
+	(*CloseReaderRequest)(nil),     // 63: keelblock.v1.CloseReaderRequest
+	(*CloseReaderResponse)(nil),    // 64: keelblock.v1.CloseReaderResponse
+	(*ExportRequest)(nil),          // 65: keelblock.v1.ExportRequest
+	(*ExportResponse)(nil),         // 66: keelblock.v1.ExportResponse
+	(*UnexportRequest)(nil),        // 67: keelblock.v1.UnexportRequest
+	(*UnexportResponse)(nil),       // 68: keelblock.v1.UnexportResponse
+	(*ListExportsRequest)(nil),     // 69: keelblock.v1.ListExportsRequest
+	(*ListExportsResponse)(nil),    // 70: keelblock.v1.ListExportsResponse
+	(*ListJobsRequest)(nil),        // 71: keelblock.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),       // 72: keelblock.v1.ListJobsResponse
+	(*GetJobRequest)(nil),          // 73: keelblock.v1.GetJobRequest
+	(*CancelJobRequest)(nil),       // 74: keelblock.v1.CancelJobRequest
+	(*WatchJobRequest)(nil),        // 75: keelblock.v1.WatchJobRequest
+	(*AcceptClockRequest)(nil),     // 76: keelblock.v1.AcceptClockRequest
+	(*ClockStatus)(nil),            // 77: keelblock.v1.ClockStatus
+	(*RebuildIndexRequest)(nil),    // 78: keelblock.v1.RebuildIndexRequest
+	(*StatusRequest)(nil),          // 79: keelblock.v1.StatusRequest
+	(*Alert)(nil),                  // 80: keelblock.v1.Alert
+	(*StatusResponse)(nil),         // 81: keelblock.v1.StatusResponse
+	(*StopRequest)(nil),            // 82: keelblock.v1.StopRequest
+	(*StopResponse)(nil),           // 83: keelblock.v1.StopResponse
+	(*VaultStatusRequest)(nil),     // 84: keelblock.v1.VaultStatusRequest
+	(*VaultStatusResponse)(nil),    // 85: keelblock.v1.VaultStatusResponse
+	(*Collection)(nil),             // 86: keelblock.v1.Collection
+	(*DoctorRequest)(nil),          // 87: keelblock.v1.DoctorRequest
+	(*Finding)(nil),                // 88: keelblock.v1.Finding
+	(*DoctorResponse)(nil),         // 89: keelblock.v1.DoctorResponse
+	(*CreateVaultRequest)(nil),     // 90: keelblock.v1.CreateVaultRequest
+	(*ListVaultsRequest)(nil),      // 91: keelblock.v1.ListVaultsRequest
+	(*ListVaultsResponse)(nil),     // 92: keelblock.v1.ListVaultsResponse
+	(*EditVaultRequest)(nil),       // 93: keelblock.v1.EditVaultRequest
+	(*Location)(nil),               // 94: keelblock.v1.Location
+	(*Vault)(nil),                  // 95: keelblock.v1.Vault
+	(*CollectRequest)(nil),         // 96: keelblock.v1.CollectRequest
+	(*RepairLocationsRequest)(nil), // 97: keelblock.v1.RepairLocationsRequest
+	(*UsageRequest)(nil),           // 98: keelblock.v1.UsageRequest
+	(*PointUsage)(nil),             // 99: keelblock.v1.PointUsage
+	(*MachineUsage)(nil),           // 100: keelblock.v1.MachineUsage
+	(*VaultUsage)(nil),             // 101: keelblock.v1.VaultUsage
+	(*UsageResponse)(nil),          // 102: keelblock.v1.UsageResponse
+	(*ShowKeysRequest)(nil),        // 103: keelblock.v1.ShowKeysRequest
+	(*KeyDomain)(nil),              // 104: keelblock.v1.KeyDomain
+	(*ShowKeysResponse)(nil),       // 105: keelblock.v1.ShowKeysResponse
+	(*RotateKeyRequest)(nil),       // 106: keelblock.v1.RotateKeyRequest
+	(*BackupKeysRequest)(nil),      // 107: keelblock.v1.BackupKeysRequest
+	(*BackupKeysResponse)(nil),     // 108: keelblock.v1.BackupKeysResponse
+	(*ConfirmBackupRequest)(nil),   // 109: keelblock.v1.ConfirmBackupRequest
+	(*UnlockKeysRequest)(nil),      // 110: keelblock.v1.UnlockKeysRequest
+	(*RestoreKeysRequest)(nil),     // 111: keelblock.v1.RestoreKeysRequest
+	(*timestamppb.Timestamp)(nil),  // 112: google.protobuf.Timestamp
 }
 var file_keelblock_proto_depIdxs = []int32{
 	0,   // 0: keelblock.v1.Machine.disks:type_name -> keelblock.v1.Disk
 	50,  // 1: keelblock.v1.Machine.keep:type_name -> keelblock.v1.KeepRules
-	110, // 2: keelblock.v1.RecoveryPoint.frozen_at:type_name -> google.protobuf.Timestamp
+	112, // 2: keelblock.v1.RecoveryPoint.frozen_at:type_name -> google.protobuf.Timestamp
 	2,   // 3: keelblock.v1.RecoveryPoint.disks:type_name -> keelblock.v1.PointDisk
-	110, // 4: keelblock.v1.RecoveryPoint.deleted_at:type_name -> google.protobuf.Timestamp
-	110, // 5: keelblock.v1.RecoveryPoint.deleted_until:type_name -> google.protobuf.Timestamp
-	110, // 6: keelblock.v1.RecoveryPoint.retain_until:type_name -> google.protobuf.Timestamp
-	110, // 7: keelblock.v1.RecoveryPoint.locked_until:type_name -> google.protobuf.Timestamp
-	110, // 8: keelblock.v1.Job.started_at:type_name -> google.protobuf.Timestamp
-	110, // 9: keelblock.v1.Job.ended_at:type_name -> google.protobuf.Timestamp
+	112, // 4: keelblock.v1.RecoveryPoint.deleted_at:type_name -> google.protobuf.Timestamp
+	112, // 5: keelblock.v1.RecoveryPoint.deleted_until:type_name -> google.protobuf.Timestamp
+	112, // 6: keelblock.v1.RecoveryPoint.retain_until:type_name -> google.protobuf.Timestamp
+	112, // 7: keelblock.v1.RecoveryPoint.locked_until:type_name -> google.protobuf.Timestamp
+	112, // 8: keelblock.v1.Job.started_at:type_name -> google.protobuf.Timestamp
+	112, // 9: keelblock.v1.Job.ended_at:type_name -> google.protobuf.Timestamp
 	5,   // 10: keelblock.v1.Job.sub_tasks:type_name -> keelblock.v1.SubTask
-	110, // 11: keelblock.v1.SubTask.started_at:type_name -> google.protobuf.Timestamp
-	110, // 12: keelblock.v1.SubTask.ended_at:type_name -> google.protobuf.Timestamp
+	112, // 11: keelblock.v1.SubTask.started_at:type_name -> google.protobuf.Timestamp
+	112, // 12: keelblock.v1.SubTask.ended_at:type_name -> google.protobuf.Timestamp
 	0,   // 13: keelblock.v1.ListDisksResponse.disks:type_name -> keelblock.v1.Disk
 	17,  // 14: keelblock.v1.MapDiskResponse.extents:type_name -> keelblock.v1.Extent
 	1,   // 15: keelblock.v1.ListMachinesResponse.machines:type_name -> keelblock.v1.Machine
 	50,  // 16: keelblock.v1.EditMachineRequest.keep:type_name -> keelblock.v1.KeepRules
 	1,   // 17: keelblock.v1.Group.machines:type_name -> keelblock.v1.Machine
 	27,  // 18: keelblock.v1.ListGroupsResponse.groups:type_name -> keelblock.v1.Group
-	110, // 19: keelblock.v1.Cursor.created_at:type_name -> google.protobuf.Timestamp
-	110, // 20: keelblock.v1.Cursor.advanced_at:type_name -> google.protobuf.Timestamp
-	110, // 21: keelblock.v1.Cursor.frozen_at:type_name -> google.protobuf.Timestamp
+	112, // 19: keelblock.v1.Cursor.created_at:type_name -> google.protobuf.Timestamp
+	112, // 20: keelblock.v1.Cursor.advanced_at:type_name -> google.protobuf.Timestamp
+	112, // 21: keelblock.v1.Cursor.frozen_at:type_name -> google.protobuf.Timestamp
 	35,  // 22: keelblock.v1.ListCursorsResponse.cursors:type_name -> keelblock.v1.Cursor
 	3,   // 23: keelblock.v1.ListPointsResponse.points:type_name -> keelblock.v1.RecoveryPoint
 	3,   // 24: keelblock.v1.GetPointResponse.point:type_name -> keelblock.v1.RecoveryPoint
@@ -7645,33 +7806,33 @@ var file_keelblock_proto_depIdxs = []int32{
 	52,  // 26: keelblock.v1.PruneResponse.decisions:type_name -> keelblock.v1.PruneDecision
 	17,  // 27: keelblock.v1.DiskDiff.extents:type_name -> keelblock.v1.Extent
 	55,  // 28: keelblock.v1.DiffPointsResponse.disks:type_name -> keelblock.v1.DiskDiff
-	64,  // 29: keelblock.v1.ListExportsResponse.exports:type_name -> keelblock.v1.ExportResponse
+	66,  // 29: keelblock.v1.ListExportsResponse.exports:type_name -> keelblock.v1.ExportResponse
 	4,   // 30: keelblock.v1.ListJobsResponse.jobs:type_name -> keelblock.v1.Job
-	110, // 31: keelblock.v1.ClockStatus.before:type_name -> google.protobuf.Timestamp
-	110, // 32: keelblock.v1.ClockStatus.now:type_name -> google.protobuf.Timestamp
-	110, // 33: keelblock.v1.ClockStatus.proven:type_name -> google.protobuf.Timestamp
-	110, // 34: keelblock.v1.Alert.since:type_name -> google.protobuf.Timestamp
-	110, // 35: keelblock.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	112, // 31: keelblock.v1.ClockStatus.before:type_name -> google.protobuf.Timestamp
+	112, // 32: keelblock.v1.ClockStatus.now:type_name -> google.protobuf.Timestamp
+	112, // 33: keelblock.v1.ClockStatus.proven:type_name -> google.protobuf.Timestamp
+	112, // 34: keelblock.v1.Alert.since:type_name -> google.protobuf.Timestamp
+	112, // 35: keelblock.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
 	0,   // 36: keelblock.v1.StatusResponse.disks:type_name -> keelblock.v1.Disk
 	1,   // 37: keelblock.v1.StatusResponse.machines:type_name -> keelblock.v1.Machine
 	3,   // 38: keelblock.v1.StatusResponse.last_points:type_name -> keelblock.v1.RecoveryPoint
-	78,  // 39: keelblock.v1.StatusResponse.alerts:type_name -> keelblock.v1.Alert
-	83,  // 40: keelblock.v1.StatusResponse.vault:type_name -> keelblock.v1.VaultStatusResponse
+	80,  // 39: keelblock.v1.StatusResponse.alerts:type_name -> keelblock.v1.Alert
+	85,  // 40: keelblock.v1.StatusResponse.vault:type_name -> keelblock.v1.VaultStatusResponse
 	4,   // 41: keelblock.v1.StatusResponse.running_jobs:type_name -> keelblock.v1.Job
-	92,  // 42: keelblock.v1.VaultStatusResponse.locations:type_name -> keelblock.v1.Location
-	84,  // 43: keelblock.v1.VaultStatusResponse.last_collection:type_name -> keelblock.v1.Collection
-	110, // 44: keelblock.v1.Collection.started_at:type_name -> google.protobuf.Timestamp
-	110, // 45: keelblock.v1.Collection.ended_at:type_name -> google.protobuf.Timestamp
-	86,  // 46: keelblock.v1.DoctorResponse.findings:type_name -> keelblock.v1.Finding
-	93,  // 47: keelblock.v1.ListVaultsResponse.vaults:type_name -> keelblock.v1.Vault
-	110, // 48: keelblock.v1.Vault.created_at:type_name -> google.protobuf.Timestamp
-	92,  // 49: keelblock.v1.Vault.locations:type_name -> keelblock.v1.Location
-	97,  // 50: keelblock.v1.MachineUsage.points:type_name -> keelblock.v1.PointUsage
-	98,  // 51: keelblock.v1.UsageResponse.machines:type_name -> keelblock.v1.MachineUsage
-	99,  // 52: keelblock.v1.UsageResponse.vaults:type_name -> keelblock.v1.VaultUsage
-	110, // 53: keelblock.v1.KeyDomain.wrapped_at:type_name -> google.protobuf.Timestamp
-	110, // 54: keelblock.v1.KeyDomain.backed_up_at:type_name -> google.protobuf.Timestamp
-	102, // 55: keelblock.v1.ShowKeysResponse.domains:type_name -> keelblock.v1.KeyDomain
+	94,  // 42: keelblock.v1.VaultStatusResponse.locations:type_name -> keelblock.v1.Location
+	86,  // 43: keelblock.v1.VaultStatusResponse.last_collection:type_name -> keelblock.v1.Collection
+	112, // 44: keelblock.v1.Collection.started_at:type_name -> google.protobuf.Timestamp
+	112, // 45: keelblock.v1.Collection.ended_at:type_name -> google.protobuf.Timestamp
+	88,  // 46: keelblock.v1.DoctorResponse.findings:type_name -> keelblock.v1.Finding
+	95,  // 47: keelblock.v1.ListVaultsResponse.vaults:type_name -> keelblock.v1.Vault
+	112, // 48: keelblock.v1.Vault.created_at:type_name -> google.protobuf.Timestamp
+	94,  // 49: keelblock.v1.Vault.locations:type_name -> keelblock.v1.Location
+	99,  // 50: keelblock.v1.MachineUsage.points:type_name -> keelblock.v1.PointUsage
+	100, // 51: keelblock.v1.UsageResponse.machines:type_name -> keelblock.v1.MachineUsage
+	101, // 52: keelblock.v1.UsageResponse.vaults:type_name -> keelblock.v1.VaultUsage
+	112, // 53: keelblock.v1.KeyDomain.wrapped_at:type_name -> google.protobuf.Timestamp
+	112, // 54: keelblock.v1.KeyDomain.backed_up_at:type_name -> google.protobuf.Timestamp
+	104, // 55: keelblock.v1.ShowKeysResponse.domains:type_name -> keelblock.v1.KeyDomain
 	6,   // 56: keelblock.v1.Disks.Create:input_type -> keelblock.v1.CreateDiskRequest
 	7,   // 57: keelblock.v1.Disks.List:input_type -> keelblock.v1.ListDisksRequest
 	9,   // 58: keelblock.v1.Disks.Get:input_type -> keelblock.v1.GetDiskRequest
@@ -7706,96 +7867,98 @@ var file_keelblock_proto_depIdxs = []int32{
 	54,  // 87: keelblock.v1.RecoveryPoints.Diff:input_type -> keelblock.v1.DiffPointsRequest
 	57,  // 88: keelblock.v1.RecoveryPoints.Verify:input_type -> keelblock.v1.VerifyRequest
 	58,  // 89: keelblock.v1.RecoveryPoints.RestoreDisk:input_type -> keelblock.v1.RestoreDiskRequest
-	59,  // 90: keelblock.v1.RecoveryPoints.OpenReader:input_type -> keelblock.v1.OpenReaderRequest
-	61,  // 91: keelblock.v1.RecoveryPoints.CloseReader:input_type -> keelblock.v1.CloseReaderRequest
-	63,  // 92: keelblock.v1.RecoveryPoints.Export:input_type -> keelblock.v1.ExportRequest
-	65,  // 93: keelblock.v1.RecoveryPoints.Unexport:input_type -> keelblock.v1.UnexportRequest
-	67,  // 94: keelblock.v1.RecoveryPoints.ListExports:input_type -> keelblock.v1.ListExportsRequest
-	69,  // 95: keelblock.v1.Jobs.List:input_type -> keelblock.v1.ListJobsRequest
-	71,  // 96: keelblock.v1.Jobs.Get:input_type -> keelblock.v1.GetJobRequest
-	72,  // 97: keelblock.v1.Jobs.Cancel:input_type -> keelblock.v1.CancelJobRequest
-	73,  // 98: keelblock.v1.Jobs.Watch:input_type -> keelblock.v1.WatchJobRequest
-	77,  // 99: keelblock.v1.Appliance.Status:input_type -> keelblock.v1.StatusRequest
-	80,  // 100: keelblock.v1.Appliance.Stop:input_type -> keelblock.v1.StopRequest
-	82,  // 101: keelblock.v1.Appliance.VaultStatus:input_type -> keelblock.v1.VaultStatusRequest
-	85,  // 102: keelblock.v1.Appliance.Doctor:input_type -> keelblock.v1.DoctorRequest
-	76,  // 103: keelblock.v1.Appliance.RebuildIndex:input_type -> keelblock.v1.RebuildIndexRequest
-	74,  // 104: keelblock.v1.Appliance.AcceptClock:input_type -> keelblock.v1.AcceptClockRequest
-	88,  // 105: keelblock.v1.Vaults.Create:input_type -> keelblock.v1.CreateVaultRequest
-	89,  // 106: keelblock.v1.Vaults.List:input_type -> keelblock.v1.ListVaultsRequest
-	91,  // 107: keelblock.v1.Vaults.Edit:input_type -> keelblock.v1.EditVaultRequest
-	94,  // 108: keelblock.v1.Vaults.Collect:input_type -> keelblock.v1.CollectRequest
-	95,  // 109: keelblock.v1.Vaults.RepairLocations:input_type -> keelblock.v1.RepairLocationsRequest
-	96,  // 110: keelblock.v1.Vaults.Usage:input_type -> keelblock.v1.UsageRequest
-	101, // 111: keelblock.v1.Keys.Show:input_type -> keelblock.v1.ShowKeysRequest
-	104, // 112: keelblock.v1.Keys.Rotate:input_type -> keelblock.v1.RotateKeyRequest
-	105, // 113: keelblock.v1.Keys.Backup:input_type -> keelblock.v1.BackupKeysRequest
-	107, // 114: keelblock.v1.Keys.ConfirmBackup:input_type -> keelblock.v1.ConfirmBackupRequest
-	109, // 115: keelblock.v1.Keys.Restore:input_type -> keelblock.v1.RestoreKeysRequest
-	108, // 116: keelblock.v1.Keys.Unlock:input_type -> keelblock.v1.UnlockKeysRequest
-	0,   // 117: keelblock.v1.Disks.Create:output_type -> keelblock.v1.Disk
-	8,   // 118: keelblock.v1.Disks.List:output_type -> keelblock.v1.ListDisksResponse
-	0,   // 119: keelblock.v1.Disks.Get:output_type -> keelblock.v1.Disk
-	11,  // 120: keelblock.v1.Disks.Delete:output_type -> keelblock.v1.DeleteDiskResponse
-	18,  // 121: keelblock.v1.Disks.Map:output_type -> keelblock.v1.MapDiskResponse
-	0,   // 122: keelblock.v1.Disks.Resize:output_type -> keelblock.v1.Disk
-	0,   // 123: keelblock.v1.Disks.Edit:output_type -> keelblock.v1.Disk
-	0,   // 124: keelblock.v1.Disks.Attach:output_type -> keelblock.v1.Disk
-	0,   // 125: keelblock.v1.Disks.Detach:output_type -> keelblock.v1.Disk
-	1,   // 126: keelblock.v1.Machines.Create:output_type -> keelblock.v1.Machine
-	21,  // 127: keelblock.v1.Machines.List:output_type -> keelblock.v1.ListMachinesResponse
-	1,   // 128: keelblock.v1.Machines.Get:output_type -> keelblock.v1.Machine
-	1,   // 129: keelblock.v1.Machines.Edit:output_type -> keelblock.v1.Machine
-	25,  // 130: keelblock.v1.Machines.Delete:output_type -> keelblock.v1.DeleteMachineResponse
-	4,   // 131: keelblock.v1.Machines.Backup:output_type -> keelblock.v1.Job
-	27,  // 132: keelblock.v1.Groups.Create:output_type -> keelblock.v1.Group
-	30,  // 133: keelblock.v1.Groups.List:output_type -> keelblock.v1.ListGroupsResponse
-	27,  // 134: keelblock.v1.Groups.Get:output_type -> keelblock.v1.Group
-	33,  // 135: keelblock.v1.Groups.Delete:output_type -> keelblock.v1.DeleteGroupResponse
-	4,   // 136: keelblock.v1.Groups.Backup:output_type -> keelblock.v1.Job
-	35,  // 137: keelblock.v1.Cursors.Create:output_type -> keelblock.v1.Cursor
-	38,  // 138: keelblock.v1.Cursors.List:output_type -> keelblock.v1.ListCursorsResponse
-	35,  // 139: keelblock.v1.Cursors.Advance:output_type -> keelblock.v1.Cursor
-	41,  // 140: keelblock.v1.Cursors.Delete:output_type -> keelblock.v1.DeleteCursorResponse
-	43,  // 141: keelblock.v1.RecoveryPoints.List:output_type -> keelblock.v1.ListPointsResponse
-	45,  // 142: keelblock.v1.RecoveryPoints.Get:output_type -> keelblock.v1.GetPointResponse
-	3,   // 143: keelblock.v1.RecoveryPoints.Delete:output_type -> keelblock.v1.RecoveryPoint
-	3,   // 144: keelblock.v1.RecoveryPoints.Undelete:output_type -> keelblock.v1.RecoveryPoint
-	3,   // 145: keelblock.v1.RecoveryPoints.Hold:output_type -> keelblock.v1.RecoveryPoint
-	3,   // 146: keelblock.v1.RecoveryPoints.Release:output_type -> keelblock.v1.RecoveryPoint
-	53,  // 147: keelblock.v1.RecoveryPoints.Prune:output_type -> keelblock.v1.PruneResponse
-	56,  // 148: keelblock.v1.RecoveryPoints.Diff:output_type -> keelblock.v1.DiffPointsResponse
-	4,   // 149: keelblock.v1.RecoveryPoints.Verify:output_type -> keelblock.v1.Job
-	4,   // 150: keelblock.v1.RecoveryPoints.RestoreDisk:output_type -> keelblock.v1.Job
-	60,  // 151: keelblock.v1.RecoveryPoints.OpenReader:output_type -> keelblock.v1.OpenReaderResponse
-	62,  // 152: keelblock.v1.RecoveryPoints.CloseReader:output_type -> keelblock.v1.CloseReaderResponse
-	64,  // 153: keelblock.v1.RecoveryPoints.Export:output_type -> keelblock.v1.ExportResponse
-	66,  // 154: keelblock.v1.RecoveryPoints.Unexport:output_type -> keelblock.v1.UnexportResponse
-	68,  // 155: keelblock.v1.RecoveryPoints.ListExports:output_type -> keelblock.v1.ListExportsResponse
-	70,  // 156: keelblock.v1.Jobs.List:output_type -> keelblock.v1.ListJobsResponse
-	4,   // 157: keelblock.v1.Jobs.Get:output_type -> keelblock.v1.Job
-	4,   // 158: keelblock.v1.Jobs.Cancel:output_type -> keelblock.v1.Job
-	4,   // 159: keelblock.v1.Jobs.Watch:output_type -> keelblock.v1.Job
-	79,  // 160: keelblock.v1.Appliance.Status:output_type -> keelblock.v1.StatusResponse
-	81,  // 161: keelblock.v1.Appliance.Stop:output_type -> keelblock.v1.StopResponse
-	83,  // 162: keelblock.v1.Appliance.VaultStatus:output_type -> keelblock.v1.VaultStatusResponse
-	87,  // 163: keelblock.v1.Appliance.Doctor:output_type -> keelblock.v1.DoctorResponse
-	4,   // 164: keelblock.v1.Appliance.RebuildIndex:output_type -> keelblock.v1.Job
-	75,  // 165: keelblock.v1.Appliance.AcceptClock:output_type -> keelblock.v1.ClockStatus
-	4,   // 166: keelblock.v1.Vaults.Create:output_type -> keelblock.v1.Job
-	90,  // 167: keelblock.v1.Vaults.List:output_type -> keelblock.v1.ListVaultsResponse
-	93,  // 168: keelblock.v1.Vaults.Edit:output_type -> keelblock.v1.Vault
-	4,   // 169: keelblock.v1.Vaults.Collect:output_type -> keelblock.v1.Job
-	4,   // 170: keelblock.v1.Vaults.RepairLocations:output_type -> keelblock.v1.Job
-	100, // 171: keelblock.v1.Vaults.Usage:output_type -> keelblock.v1.UsageResponse
-	103, // 172: keelblock.v1.Keys.Show:output_type -> keelblock.v1.ShowKeysResponse
-	102, // 173: keelblock.v1.Keys.Rotate:output_type -> keelblock.v1.KeyDomain
-	106, // 174: keelblock.v1.Keys.Backup:output_type -> keelblock.v1.BackupKeysResponse
-	103, // 175: keelblock.v1.Keys.ConfirmBackup:output_type -> keelblock.v1.ShowKeysResponse
-	103, // 176: keelblock.v1.Keys.Restore:output_type -> keelblock.v1.ShowKeysResponse
-	103, // 177: keelblock.v1.Keys.Unlock:output_type -> keelblock.v1.ShowKeysResponse
-	117, // [117:178] is the sub-list for method output_type
-	56,  // [56:117] is the sub-list for method input_type
+	59,  // 90: keelblock.v1.RecoveryPoints.RestoreFile:input_type -> keelblock.v1.RestoreFileRequest
+	61,  // 91: keelblock.v1.RecoveryPoints.OpenReader:input_type -> keelblock.v1.OpenReaderRequest
+	63,  // 92: keelblock.v1.RecoveryPoints.CloseReader:input_type -> keelblock.v1.CloseReaderRequest
+	65,  // 93: keelblock.v1.RecoveryPoints.Export:input_type -> keelblock.v1.ExportRequest
+	67,  // 94: keelblock.v1.RecoveryPoints.Unexport:input_type -> keelblock.v1.UnexportRequest
+	69,  // 95: keelblock.v1.RecoveryPoints.ListExports:input_type -> keelblock.v1.ListExportsRequest
+	71,  // 96: keelblock.v1.Jobs.List:input_type -> keelblock.v1.ListJobsRequest
+	73,  // 97: keelblock.v1.Jobs.Get:input_type -> keelblock.v1.GetJobRequest
+	74,  // 98: keelblock.v1.Jobs.Cancel:input_type -> keelblock.v1.CancelJobRequest
+	75,  // 99: keelblock.v1.Jobs.Watch:input_type -> keelblock.v1.WatchJobRequest
+	79,  // 100: keelblock.v1.Appliance.Status:input_type -> keelblock.v1.StatusRequest
+	82,  // 101: keelblock.v1.Appliance.Stop:input_type -> keelblock.v1.StopRequest
+	84,  // 102: keelblock.v1.Appliance.VaultStatus:input_type -> keelblock.v1.VaultStatusRequest
+	87,  // 103: keelblock.v1.Appliance.Doctor:input_type -> keelblock.v1.DoctorRequest
+	78,  // 104: keelblock.v1.Appliance.RebuildIndex:input_type -> keelblock.v1.RebuildIndexRequest
+	76,  // 105: keelblock.v1.Appliance.AcceptClock:input_type -> keelblock.v1.AcceptClockRequest
+	90,  // 106: keelblock.v1.Vaults.Create:input_type -> keelblock.v1.CreateVaultRequest
+	91,  // 107: keelblock.v1.Vaults.List:input_type -> keelblock.v1.ListVaultsRequest
+	93,  // 108: keelblock.v1.Vaults.Edit:input_type -> keelblock.v1.EditVaultRequest
+	96,  // 109: keelblock.v1.Vaults.Collect:input_type -> keelblock.v1.CollectRequest
+	97,  // 110: keelblock.v1.Vaults.RepairLocations:input_type -> keelblock.v1.RepairLocationsRequest
+	98,  // 111: keelblock.v1.Vaults.Usage:input_type -> keelblock.v1.UsageRequest
+	103, // 112: keelblock.v1.Keys.Show:input_type -> keelblock.v1.ShowKeysRequest
+	106, // 113: keelblock.v1.Keys.Rotate:input_type -> keelblock.v1.RotateKeyRequest
+	107, // 114: keelblock.v1.Keys.Backup:input_type -> keelblock.v1.BackupKeysRequest
+	109, // 115: keelblock.v1.Keys.ConfirmBackup:input_type -> keelblock.v1.ConfirmBackupRequest
+	111, // 116: keelblock.v1.Keys.Restore:input_type -> keelblock.v1.RestoreKeysRequest
+	110, // 117: keelblock.v1.Keys.Unlock:input_type -> keelblock.v1.UnlockKeysRequest
+	0,   // 118: keelblock.v1.Disks.Create:output_type -> keelblock.v1.Disk
+	8,   // 119: keelblock.v1.Disks.List:output_type -> keelblock.v1.ListDisksResponse
+	0,   // 120: keelblock.v1.Disks.Get:output_type -> keelblock.v1.Disk
+	11,  // 121: keelblock.v1.Disks.Delete:output_type -> keelblock.v1.DeleteDiskResponse
+	18,  // 122: keelblock.v1.Disks.Map:output_type -> keelblock.v1.MapDiskResponse
+	0,   // 123: keelblock.v1.Disks.Resize:output_type -> keelblock.v1.Disk
+	0,   // 124: keelblock.v1.Disks.Edit:output_type -> keelblock.v1.Disk
+	0,   // 125: keelblock.v1.Disks.Attach:output_type -> keelblock.v1.Disk
+	0,   // 126: keelblock.v1.Disks.Detach:output_type -> keelblock.v1.Disk
+	1,   // 127: keelblock.v1.Machines.Create:output_type -> keelblock.v1.Machine
+	21,  // 128: keelblock.v1.Machines.List:output_type -> keelblock.v1.ListMachinesResponse
+	1,   // 129: keelblock.v1.Machines.Get:output_type -> keelblock.v1.Machine
+	1,   // 130: keelblock.v1.Machines.Edit:output_type -> keelblock.v1.Machine
+	25,  // 131: keelblock.v1.Machines.Delete:output_type -> keelblock.v1.DeleteMachineResponse
+	4,   // 132: keelblock.v1.Machines.Backup:output_type -> keelblock.v1.Job
+	27,  // 133: keelblock.v1.Groups.Create:output_type -> keelblock.v1.Group
+	30,  // 134: keelblock.v1.Groups.List:output_type -> keelblock.v1.ListGroupsResponse
+	27,  // 135: keelblock.v1.Groups.Get:output_type -> keelblock.v1.Group
+	33,  // 136: keelblock.v1.Groups.Delete:output_type -> keelblock.v1.DeleteGroupResponse
+	4,   // 137: keelblock.v1.Groups.Backup:output_type -> keelblock.v1.Job
+	35,  // 138: keelblock.v1.Cursors.Create:output_type -> keelblock.v1.Cursor
+	38,  // 139: keelblock.v1.Cursors.List:output_type -> keelblock.v1.ListCursorsResponse
+	35,  // 140: keelblock.v1.Cursors.Advance:output_type -> keelblock.v1.Cursor
+	41,  // 141: keelblock.v1.Cursors.Delete:output_type -> keelblock.v1.DeleteCursorResponse
+	43,  // 142: keelblock.v1.RecoveryPoints.List:output_type -> keelblock.v1.ListPointsResponse
+	45,  // 143: keelblock.v1.RecoveryPoints.Get:output_type -> keelblock.v1.GetPointResponse
+	3,   // 144: keelblock.v1.RecoveryPoints.Delete:output_type -> keelblock.v1.RecoveryPoint
+	3,   // 145: keelblock.v1.RecoveryPoints.Undelete:output_type -> keelblock.v1.RecoveryPoint
+	3,   // 146: keelblock.v1.RecoveryPoints.Hold:output_type -> keelblock.v1.RecoveryPoint
+	3,   // 147: keelblock.v1.RecoveryPoints.Release:output_type -> keelblock.v1.RecoveryPoint
+	53,  // 148: keelblock.v1.RecoveryPoints.Prune:output_type -> keelblock.v1.PruneResponse
+	56,  // 149: keelblock.v1.RecoveryPoints.Diff:output_type -> keelblock.v1.DiffPointsResponse
+	4,   // 150: keelblock.v1.RecoveryPoints.Verify:output_type -> keelblock.v1.Job
+	4,   // 151: keelblock.v1.RecoveryPoints.RestoreDisk:output_type -> keelblock.v1.Job
+	60,  // 152: keelblock.v1.RecoveryPoints.RestoreFile:output_type -> keelblock.v1.RestoreFileResponse
+	62,  // 153: keelblock.v1.RecoveryPoints.OpenReader:output_type -> keelblock.v1.OpenReaderResponse
+	64,  // 154: keelblock.v1.RecoveryPoints.CloseReader:output_type -> keelblock.v1.CloseReaderResponse
+	66,  // 155: keelblock.v1.RecoveryPoints.Export:output_type -> keelblock.v1.ExportResponse
+	68,  // 156: keelblock.v1.RecoveryPoints.Unexport:output_type -> keelblock.v1.UnexportResponse
+	70,  // 157: keelblock.v1.RecoveryPoints.ListExports:output_type -> keelblock.v1.ListExportsResponse
+	72,  // 158: keelblock.v1.Jobs.List:output_type -> keelblock.v1.ListJobsResponse
+	4,   // 159: keelblock.v1.Jobs.Get:output_type -> keelblock.v1.Job
+	4,   // 160: keelblock.v1.Jobs.Cancel:output_type -> keelblock.v1.Job
+	4,   // 161: keelblock.v1.Jobs.Watch:output_type -> keelblock.v1.Job
+	81,  // 162: keelblock.v1.Appliance.Status:output_type -> keelblock.v1.StatusResponse
+	83,  // 163: keelblock.v1.Appliance.Stop:output_type -> keelblock.v1.StopResponse
+	85,  // 164: keelblock.v1.Appliance.VaultStatus:output_type -> keelblock.v1.VaultStatusResponse
+	89,  // 165: keelblock.v1.Appliance.Doctor:output_type -> keelblock.v1.DoctorResponse
+	4,   // 166: keelblock.v1.Appliance.RebuildIndex:output_type -> keelblock.v1.Job
+	77,  // 167: keelblock.v1.Appliance.AcceptClock:output_type -> keelblock.v1.ClockStatus
+	4,   // 168: keelblock.v1.Vaults.Create:output_type -> keelblock.v1.Job
+	92,  // 169: keelblock.v1.Vaults.List:output_type -> keelblock.v1.ListVaultsResponse
+	95,  // 170: keelblock.v1.Vaults.Edit:output_type -> keelblock.v1.Vault
+	4,   // 171: keelblock.v1.Vaults.Collect:output_type -> keelblock.v1.Job
+	4,   // 172: keelblock.v1.Vaults.RepairLocations:output_type -> keelblock.v1.Job
+	102, // 173: keelblock.v1.Vaults.Usage:output_type -> keelblock.v1.UsageResponse
+	105, // 174: keelblock.v1.Keys.Show:output_type -> keelblock.v1.ShowKeysResponse
+	104, // 175: keelblock.v1.Keys.Rotate:output_type -> keelblock.v1.KeyDomain
+	108, // 176: keelblock.v1.Keys.Backup:output_type -> keelblock.v1.BackupKeysResponse
+	105, // 177: keelblock.v1.Keys.ConfirmBackup:output_type -> keelblock.v1.ShowKeysResponse
+	105, // 178: keelblock.v1.Keys.Restore:output_type -> keelblock.v1.ShowKeysResponse
+	105, // 179: keelblock.v1.Keys.Unlock:output_type -> keelblock.v1.ShowKeysResponse
+	118, // [118:180] is the sub-list for method output_type
+	56,  // [56:118] is the sub-list for method input_type
 	56,  // [56:56] is the sub-list for extension type_name
 	56,  // [56:56] is the sub-list for extension extendee
 	0,   // [0:56] is the sub-list for field type_name
@@ -7808,14 +7971,14 @@ func file_keelblock_proto_init() {
 	}
 	file_keelblock_proto_msgTypes[14].OneofWrappers = []any{}
 	file_keelblock_proto_msgTypes[23].OneofWrappers = []any{}
-	file_keelblock_proto_msgTypes[91].OneofWrappers = []any{}
+	file_keelblock_proto_msgTypes[93].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keelblock_proto_rawDesc), len(file_keelblock_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   110,
+			NumMessages:   112,
 			NumExtensions: 0,
 			NumServices:   9,
 		},

@@ -129,6 +129,9 @@ const (
 	// RecoveryPointsRestoreDiskProcedure is the fully-qualified name of the RecoveryPoints's
 	// RestoreDisk RPC.
 	RecoveryPointsRestoreDiskProcedure = "/keelblock.v1.RecoveryPoints/RestoreDisk"
+	// RecoveryPointsRestoreFileProcedure is the fully-qualified name of the RecoveryPoints's
+	// RestoreFile RPC.
+	RecoveryPointsRestoreFileProcedure = "/keelblock.v1.RecoveryPoints/RestoreFile"
 	// RecoveryPointsOpenReaderProcedure is the fully-qualified name of the RecoveryPoints's OpenReader
 	// RPC.
 	RecoveryPointsOpenReaderProcedure = "/keelblock.v1.RecoveryPoints/OpenReader"
@@ -1032,6 +1035,11 @@ type RecoveryPointsClient interface {
 	Verify(context.Context, *connect.Request[keelblockv1.VerifyRequest]) (*connect.Response[keelblockv1.Job], error)
 	// Starts a restore to a new disk of this appliance.
 	RestoreDisk(context.Context, *connect.Request[keelblockv1.RestoreDiskRequest]) (*connect.Response[keelblockv1.Job], error)
+	// Writes a disk of a point to an empty file that the caller hands over, by SCM_RIGHTS
+	// with the first bytes of this call on a unix socket. It is for callers of the daemon's
+	// user and for files on local file systems; else the first message says why not, and
+	// nothing was written. The caller syncs the file.
+	RestoreFile(context.Context, *connect.Request[keelblockv1.RestoreFileRequest]) (*connect.ServerStreamForClient[keelblockv1.RestoreFileResponse], error)
 	// Opens a read-only export of one disk of a point on points.sock under a
 	// one-time name, for the user who calls; it pins the point until closed or until
 	// no connection has used it for its time to live.
@@ -1115,6 +1123,12 @@ func NewRecoveryPointsClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(recoveryPointsMethods.ByName("RestoreDisk")),
 			connect.WithClientOptions(opts...),
 		),
+		restoreFile: connect.NewClient[keelblockv1.RestoreFileRequest, keelblockv1.RestoreFileResponse](
+			httpClient,
+			baseURL+RecoveryPointsRestoreFileProcedure,
+			connect.WithSchema(recoveryPointsMethods.ByName("RestoreFile")),
+			connect.WithClientOptions(opts...),
+		),
 		openReader: connect.NewClient[keelblockv1.OpenReaderRequest, keelblockv1.OpenReaderResponse](
 			httpClient,
 			baseURL+RecoveryPointsOpenReaderProcedure,
@@ -1160,6 +1174,7 @@ type recoveryPointsClient struct {
 	diff        *connect.Client[keelblockv1.DiffPointsRequest, keelblockv1.DiffPointsResponse]
 	verify      *connect.Client[keelblockv1.VerifyRequest, keelblockv1.Job]
 	restoreDisk *connect.Client[keelblockv1.RestoreDiskRequest, keelblockv1.Job]
+	restoreFile *connect.Client[keelblockv1.RestoreFileRequest, keelblockv1.RestoreFileResponse]
 	openReader  *connect.Client[keelblockv1.OpenReaderRequest, keelblockv1.OpenReaderResponse]
 	closeReader *connect.Client[keelblockv1.CloseReaderRequest, keelblockv1.CloseReaderResponse]
 	export      *connect.Client[keelblockv1.ExportRequest, keelblockv1.ExportResponse]
@@ -1217,6 +1232,11 @@ func (c *recoveryPointsClient) RestoreDisk(ctx context.Context, req *connect.Req
 	return c.restoreDisk.CallUnary(ctx, req)
 }
 
+// RestoreFile calls keelblock.v1.RecoveryPoints.RestoreFile.
+func (c *recoveryPointsClient) RestoreFile(ctx context.Context, req *connect.Request[keelblockv1.RestoreFileRequest]) (*connect.ServerStreamForClient[keelblockv1.RestoreFileResponse], error) {
+	return c.restoreFile.CallServerStream(ctx, req)
+}
+
 // OpenReader calls keelblock.v1.RecoveryPoints.OpenReader.
 func (c *recoveryPointsClient) OpenReader(ctx context.Context, req *connect.Request[keelblockv1.OpenReaderRequest]) (*connect.Response[keelblockv1.OpenReaderResponse], error) {
 	return c.openReader.CallUnary(ctx, req)
@@ -1262,6 +1282,11 @@ type RecoveryPointsHandler interface {
 	Verify(context.Context, *connect.Request[keelblockv1.VerifyRequest]) (*connect.Response[keelblockv1.Job], error)
 	// Starts a restore to a new disk of this appliance.
 	RestoreDisk(context.Context, *connect.Request[keelblockv1.RestoreDiskRequest]) (*connect.Response[keelblockv1.Job], error)
+	// Writes a disk of a point to an empty file that the caller hands over, by SCM_RIGHTS
+	// with the first bytes of this call on a unix socket. It is for callers of the daemon's
+	// user and for files on local file systems; else the first message says why not, and
+	// nothing was written. The caller syncs the file.
+	RestoreFile(context.Context, *connect.Request[keelblockv1.RestoreFileRequest], *connect.ServerStream[keelblockv1.RestoreFileResponse]) error
 	// Opens a read-only export of one disk of a point on points.sock under a
 	// one-time name, for the user who calls; it pins the point until closed or until
 	// no connection has used it for its time to live.
@@ -1341,6 +1366,12 @@ func NewRecoveryPointsHandler(svc RecoveryPointsHandler, opts ...connect.Handler
 		connect.WithSchema(recoveryPointsMethods.ByName("RestoreDisk")),
 		connect.WithHandlerOptions(opts...),
 	)
+	recoveryPointsRestoreFileHandler := connect.NewServerStreamHandler(
+		RecoveryPointsRestoreFileProcedure,
+		svc.RestoreFile,
+		connect.WithSchema(recoveryPointsMethods.ByName("RestoreFile")),
+		connect.WithHandlerOptions(opts...),
+	)
 	recoveryPointsOpenReaderHandler := connect.NewUnaryHandler(
 		RecoveryPointsOpenReaderProcedure,
 		svc.OpenReader,
@@ -1393,6 +1424,8 @@ func NewRecoveryPointsHandler(svc RecoveryPointsHandler, opts ...connect.Handler
 			recoveryPointsVerifyHandler.ServeHTTP(w, r)
 		case RecoveryPointsRestoreDiskProcedure:
 			recoveryPointsRestoreDiskHandler.ServeHTTP(w, r)
+		case RecoveryPointsRestoreFileProcedure:
+			recoveryPointsRestoreFileHandler.ServeHTTP(w, r)
 		case RecoveryPointsOpenReaderProcedure:
 			recoveryPointsOpenReaderHandler.ServeHTTP(w, r)
 		case RecoveryPointsCloseReaderProcedure:
@@ -1450,6 +1483,10 @@ func (UnimplementedRecoveryPointsHandler) Verify(context.Context, *connect.Reque
 
 func (UnimplementedRecoveryPointsHandler) RestoreDisk(context.Context, *connect.Request[keelblockv1.RestoreDiskRequest]) (*connect.Response[keelblockv1.Job], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.RecoveryPoints.RestoreDisk is not implemented"))
+}
+
+func (UnimplementedRecoveryPointsHandler) RestoreFile(context.Context, *connect.Request[keelblockv1.RestoreFileRequest], *connect.ServerStream[keelblockv1.RestoreFileResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("keelblock.v1.RecoveryPoints.RestoreFile is not implemented"))
 }
 
 func (UnimplementedRecoveryPointsHandler) OpenReader(context.Context, *connect.Request[keelblockv1.OpenReaderRequest]) (*connect.Response[keelblockv1.OpenReaderResponse], error) {

@@ -19,6 +19,7 @@ import (
 // client talks to the daemon.
 type client struct {
 	address   string
+	socket    string // path of the unix socket; "": another kind of address
 	disks     keelblockv1connect.DisksClient
 	machines  keelblockv1connect.MachinesClient
 	groups    keelblockv1connect.GroupsClient
@@ -48,6 +49,7 @@ func (a *app) client() (*client, error) {
 	hc := &http.Client{Transport: http.DefaultTransport.(*http.Transport).Clone()}
 	transport := hc.Transport.(*http.Transport)
 	base := address
+	var socket string
 	switch {
 	case strings.HasPrefix(address, "unix:"):
 		path, err := filepath.Abs(strings.TrimPrefix(address, "unix:"))
@@ -62,13 +64,13 @@ func (a *app) client() (*client, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", path)
 		}
-		base = "http://keelblock"
+		base, socket = "http://keelblock", path
 	case strings.HasPrefix(address, "https://"):
 	default:
 		return nil, usageError{fmt.Errorf("address %q of the daemon is neither unix:PATH nor https://HOST:PORT", address)}
 	}
 	explain := connect.WithInterceptors(explainer{a, address})
-	return &client{address: address,
+	return &client{address: address, socket: socket,
 		disks:     keelblockv1connect.NewDisksClient(hc, base, explain),
 		machines:  keelblockv1connect.NewMachinesClient(hc, base, explain),
 		groups:    keelblockv1connect.NewGroupsClient(hc, base, explain),

@@ -23,7 +23,13 @@ func (a *app) pointCommand() *cobra.Command {
 
 // point resolves a selector, with the disk behind it.
 func (a *app) point(ctx context.Context, c *client, selector string) (*kb.RecoveryPoint, string, error) {
-	r, err := c.points.Get(ctx, connect.NewRequest(&kb.GetPointRequest{Selector: selector}))
+	return a.findPoint(ctx, c, &kb.GetPointRequest{Selector: selector})
+}
+
+// findPoint is point for a request.
+func (a *app) findPoint(ctx context.Context, c *client, request *kb.GetPointRequest) (*kb.RecoveryPoint, string, error) {
+	selector := request.GetSelector()
+	r, err := c.points.Get(ctx, connect.NewRequest(request))
 	if err != nil {
 		machine, rest, ok := strings.Cut(selector, "@")
 		if !ok || connect.CodeOf(err) != connect.CodeNotFound {
@@ -52,9 +58,10 @@ func holdsDisk(selector string, p *kb.RecoveryPoint, rest string) error {
 	return notFoundError{fmt.Errorf("point %s has no disk %q; it has %s", selector, rest, strings.Join(names, ", "))}
 }
 
-// pointDisk resolves P[:DISK]. Without a disk the point must have one only.
+// pointDisk resolves P[:DISK]. Without a disk the point must have one only. What has to be
+// counted for a point is not in it.
 func (a *app) pointDisk(ctx context.Context, c *client, selector string) (*kb.RecoveryPoint, *kb.PointDisk, error) {
-	p, name, err := a.point(ctx, c, selector)
+	p, name, err := a.findPoint(ctx, c, &kb.GetPointRequest{Selector: selector, Brief: true})
 	if err != nil {
 		return nil, nil, err
 	}

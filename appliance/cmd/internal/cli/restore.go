@@ -99,12 +99,18 @@ whole and durable. Every block is compared with its digest on the way.`,
 				return err
 			}
 			defer out.Discard()
+			shape := fileShape{File: args[1], Format: format, PointID: p.GetId(), DiskName: d.GetName()}
+			if format == "raw" {
+				if done, err := a.writtenByDaemon(ctx, c, out, shape, d.GetSizeBytes()); done || err != nil {
+					return err
+				}
+			}
 			device, err := c.openReader(ctx, p.GetId(), d.GetName(), readerTTL)
 			if err != nil {
 				return err
 			}
 			defer device.Close()
-			return a.writeImage(ctx, out, device, fileShape{File: args[1], Format: format, PointID: p.GetId(), DiskName: d.GetName()})
+			return a.writeImage(ctx, out, device, shape)
 		},
 		ValidArgsFunction: a.completing(false, completePoints, nil),
 	}
@@ -153,6 +159,11 @@ func (a *app) writeImage(ctx context.Context, out *diskimage.Output, d blockdev.
 	if err != nil {
 		return fmt.Errorf("write %q: %w", shape.File, err)
 	}
+	return a.commitImage(out, shape, r)
+}
+
+// commitImage gives the file its name and prints what was done.
+func (a *app) commitImage(out *diskimage.Output, shape fileShape, r diskimage.Report) error {
 	if err := out.Commit(); err != nil {
 		return err
 	}
