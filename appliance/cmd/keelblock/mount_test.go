@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -257,6 +258,96 @@ func TestKilledDaemonIsAnErrorAndComesBack(t *testing.T) {
 	}
 	file.Close()
 	must(t, dir, "keelblock", "umount", mnt)
+	mountsAgain(t, dir, mnt)
+	must(t, dir, "keelblock", "stop")
+}
+
+// mountsAgain mounts at a place that had a mount before, reads, and unmounts.
+func mountsAgain(t *testing.T, dir, mnt string) {
+	t.Helper()
+	must(t, dir, "keelblock", "mount", mnt, "-d")
+	if p, err := os.ReadFile(mnt + "/web/latest/volumes/web0-0/etc/shadow"); err != nil || string(p) != "secret\n" {
+		t.Errorf("mounted again: %q, %v", p, err)
+	}
+	must(t, dir, "keelblock", "umount", mnt)
+}
+
+// TestKilledMountUnmountsAndMountsAgain kills the process of a mount. The kernel answers
+// for it with an error; umount takes it away, and the place can be used again.
+func TestKilledMountUnmountsAndMountsAgain(t *testing.T) {
+	needMount(t)
+	dir := home(t)
+	protected(t, dir)
+	mnt := dir + "/mnt"
+	if out := killMount(t, dir, mnt); out != "" {
+		t.Errorf("a read from a killed mount gave %q", out)
+	}
+	if _, _, status := command(t, dir, "keelblock", "mount", mnt, "-d"); status != 1 {
+		t.Errorf("mount over a dead mount: status %d", status)
+	}
+	must(t, dir, "keelblock", "umount", mnt)
+	if m := mountsBelow(dir); len(m) > 0 {
+		t.Errorf("%v are still mounted", m)
+	}
+	mountsAgain(t, dir, mnt)
+	must(t, dir, "keelblock", "stop")
+}
+
+// killMount mounts, reads a file, kills the mount's process, and gives what a read gives
+// then.
+func killMount(t *testing.T, dir, mnt string) string {
+	t.Helper()
+	var mounted struct{ Pid int }
+	if err := json.Unmarshal([]byte(must(t, dir, "keelblock", "mount", mnt, "-d", "--json")), &mounted); err != nil || mounted.Pid <= 1 {
+		t.Fatalf("mount: %+v, %v", mounted, err)
+	}
+	shadow := mnt + "/web/latest/volumes/web0-0/etc/shadow"
+	if p, err := os.ReadFile(shadow); err != nil || string(p) != "secret\n" {
+		t.Fatalf("%q, %v", p, err)
+	}
+	if err := unix.Kill(mounted.Pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the kernel to notice", func() bool {
+		_, err := os.ReadFile(mnt + "/web/latest/STATUS")
+		return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED)
+	})
+	p, _ := os.ReadFile(shadow)
+	return string(p)
+}
+
+// TestMountPinsItsPoint: what is being looked at is not purged, and the error says who
+// looks; after the end of the mount it is.
+func TestMountPinsItsPoint(t *testing.T) {
+	needMount(t)
+	dir := home(t)
+	protected(t, dir)
+	mnt := dir + "/mnt"
+	must(t, dir, "keelblock", "mount", mnt, "-d")
+	var point struct{ ID string }
+	if err := json.Unmarshal([]byte(must(t, dir, "keelblock", "recovery-point", "show", "web@latest", "--json")), &point); err != nil || point.ID == "" {
+		t.Fatalf("%+v, %v", point, err)
+	}
+	id := point.ID
+	file, err := os.Open(mnt + "/web/latest/volumes/web0-0/big")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if _, err := file.ReadAt(make([]byte, 4096), 0); err != nil {
+		t.Fatal(err)
+	}
+	_, stderr, status := command(t, dir, "keelblock", "recovery-point", "delete", id, "--purge", "--yes")
+	if status != 1 || !strings.Contains(stderr, "a reader of user") {
+		t.Errorf("purge of a mounted point: status %d, %s", status, stderr)
+	}
+	p := make([]byte, 1<<20)
+	if _, err := file.ReadAt(p, 20<<20); err != nil || !bytes.Equal(p, randomBytes()[20<<20:21<<20]) {
+		t.Errorf("read after the refusal: %v", err)
+	}
+	file.Close()
+	must(t, dir, "keelblock", "umount", mnt)
+	must(t, dir, "keelblock", "recovery-point", "delete", id, "--purge", "--yes")
 	must(t, dir, "keelblock", "stop")
 }
 
