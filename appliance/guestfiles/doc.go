@@ -6,7 +6,7 @@
 //
 // A [Tree] stands on the tree that a mount shows. [Tree.Find] resolves a path below a
 // point to a [Node], which is a file of a guest or one of the tree's own (a raw disk,
-// STATUS). [Copy] writes nodes below a folder, [Archive] writes them as a tar archive,
+// STATUS). [Copy] writes nodes below a folder, [Archive] and [Zip] write them as an archive,
 // [Compare] tells how two nodes differ, and [Versions] follows one path through points.
 //
 //	tree := guestfiles.New(filerestore.New(source, filerestore.Options{}), guestfiles.Options{})

@@ -34,7 +34,7 @@ opened with --key-file, as by keelblock mount. With --as-mounted a path that beg
 slash is one of the tree that the guest's own /etc/fstab describes, through all its volumes.`
 
 func (a *app) filesCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "files", Short: "single files of recovery points: ls, cp, find, diff, tar, versions",
+	cmd := &cobra.Command{Use: "files", Short: "single files of recovery points: ls, cp, find, diff, tar, zip, versions",
 		Long: "Lists, copies and compares files of recovery points, without a mount and without root.\n\n" + filesPaths,
 		Example: `  keelblock files versions web:/etc/hostname
   keelblock files cp web@2026-11-21T19:30:00Z:/etc/hostname .
@@ -42,7 +42,7 @@ func (a *app) filesCommand() *cobra.Command {
   keelblock files diff web@2026-11-21T19:30:00Z:/etc web@latest:/etc`}
 	addKeyFiles(cmd.PersistentFlags(), &a.files.keyFiles)
 	addAsMounted(cmd.PersistentFlags(), &a.files.asMounted)
-	cmd.AddCommand(a.filesList(), a.filesCopy(), a.filesFind(), a.filesDiff(), a.filesTar(), a.filesVersions())
+	cmd.AddCommand(a.filesList(), a.filesCopy(), a.filesFind(), a.filesDiff(), a.filesTar(), a.filesZip(), a.filesVersions())
 	return cmd
 }
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -198,14 +199,11 @@ in the middle of a large file, the archive ends there, is not whole, and the exi
 		Example: "  keelblock files tar web@latest:/home | gzip > home.tar.gz\n  keelblock files tar web@latest:web0-1/etc | tar -xC /mnt --xattrs --xattrs-include='*'",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if a.outTerminal {
-				return usageError{errors.New("an archive does not go to a terminal; write it to a file: keelblock files tar … > FILE.tar")}
-			}
-			if a.json {
-				return usageError{errors.New("files tar prints an archive and has no --json")}
+			if err := a.archiveGoes("tar"); err != nil {
+				return err
 			}
 			return a.oneFile(cmd.Context(), args[0], follow, func(_ *fileReader, f fileArg, found guestfiles.Found) error {
-				return a.writeTar(cmd.Context(), f, found)
+				return a.writeArchive(cmd.Context(), f, found, guestfiles.Archive)
 			})
 		},
 		ValidArgsFunction: a.completeFile(false),
@@ -214,7 +212,51 @@ in the middle of a large file, the archive ends there, is not whole, and the exi
 	return cmd
 }
 
-func (a *app) writeTar(ctx context.Context, f fileArg, found guestfiles.Found) error {
+func (a *app) filesZip() *cobra.Command {
+	var follow bool
+	cmd := &cobra.Command{
+		Use:   "zip P:PATH",
+		Short: "write a file or folder of a recovery point to standard output, as a zip archive",
+		Long: `Writes a file, or a folder with all that is below it, as a zip archive: modes, owners as
+numbers, times to the second, symbolic links. Such an archive has no extended attributes,
+hard links, holes or devices; files tar keeps them.
+
+A file that cannot be read, or cannot stand in a zip archive, is left out and named, and the
+exit status is 3. If it shows in the middle of its data that a file cannot be read, the
+archive ends there, is not whole, and the exit status is 1.
+
+` + filesPaths,
+		Example: "  keelblock files zip web@latest:/home/ann > ann.zip",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := a.archiveGoes("zip"); err != nil {
+				return err
+			}
+			return a.oneFile(cmd.Context(), args[0], follow, func(_ *fileReader, f fileArg, found guestfiles.Found) error {
+				return a.writeArchive(cmd.Context(), f, found, guestfiles.Zip)
+			})
+		},
+		ValidArgsFunction: a.completeFile(false),
+	}
+	cmd.Flags().BoolVarP(&follow, "follow", "L", false, "archive what a symbolic link named as PATH leads to")
+	return cmd
+}
+
+// archiveGoes refuses to write an archive where it helps nobody.
+func (a *app) archiveGoes(verb string) error {
+	switch {
+	case a.outTerminal:
+		return usageError{fmt.Errorf("an archive does not go to a terminal; write it to a file: keelblock files %s … > FILE.%s", verb, verb)}
+	case a.json:
+		return usageError{fmt.Errorf("files %s prints an archive and has no --json", verb)}
+	}
+	return nil
+}
+
+// archive is guestfiles.Archive or guestfiles.Zip.
+type archive func(ctx context.Context, w io.Writer, from guestfiles.Found, name string, o guestfiles.ArchiveOptions) error
+
+func (a *app) writeArchive(ctx context.Context, f fileArg, found guestfiles.Found, write archive) error {
 	bad := unreadable{a: a}
 	bar := a.newProgress("archiving", 0)
 	out := bufio.NewWriterSize(a.Out, 256<<10)
@@ -222,7 +264,7 @@ func (a *app) writeTar(ctx context.Context, f fileArg, found guestfiles.Found) e
 	if name == "" {
 		name = "point"
 	}
-	err := guestfiles.Archive(ctx, out, found, name, guestfiles.ArchiveOptions{Failed: bad.add, Progress: bar.add})
+	err := write(ctx, out, found, name, guestfiles.ArchiveOptions{Failed: bad.add, Progress: bar.add})
 	bar.end()
 	if err = errors.Join(err, out.Flush()); err != nil {
 		return fmt.Errorf("%s: %w", f.selector, err)
