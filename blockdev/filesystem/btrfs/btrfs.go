@@ -49,7 +49,7 @@ type FS struct {
 
 	mu sync.Mutex
 	// lost remembers in which directories subvolumes were met that are no more.
-	lost map[filesystem.Inode]lostDir
+	lost map[filesystem.Inode]filesystem.Inode
 }
 
 var _ filesystem.FS = (*FS)(nil)

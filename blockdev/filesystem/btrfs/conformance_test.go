@@ -50,7 +50,7 @@ var layouts = []layout{
 // make makes, fills and unmounts the image and returns its path.
 func (l layout) make(t *testing.T) string {
 	t.Helper()
-	size, content := int64(shortSize), fstest.Content{}
+	size, content := int64(shortSize), fstest.Content{Entries: 2000, HalfEntries: 600, StripedParts: 800}
 	if !l.row {
 		content = fstest.Content{Entries: 300, HalfEntries: 100, BigBytes: 2 << 20, StripedParts: 300, GrowSteps: 1}
 	}

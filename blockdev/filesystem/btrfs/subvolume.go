@@ -194,11 +194,6 @@ func (f *FS) cross(in *inode, e *entry) (filesystem.Inode, error) {
 	return f.loseDir(in, id)
 }
 
-// lostDir is where a subvolume stands that is no more.
-type lostDir struct {
-	dir filesystem.Inode
-}
-
 // maxLost bounds how many are remembered.
 const maxLost = 1 << 16
 
@@ -212,12 +207,12 @@ func (f *FS) loseDir(in *inode, id uint64) (filesystem.Inode, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.lost == nil {
-		f.lost = make(map[filesystem.Inode]lostDir)
+		f.lost = make(map[filesystem.Inode]filesystem.Inode)
 	}
 	if _, ok := f.lost[n]; !ok && len(f.lost) >= maxLost {
 		return 0, unsupportedf("over %d directories of deleted subvolumes", maxLost)
 	}
-	f.lost[n] = lostDir{in.number}
+	f.lost[n] = in.number
 	return n, nil
 }
 
@@ -226,17 +221,17 @@ func (f *FS) loseDir(in *inode, id uint64) (filesystem.Inode, error) {
 // which it was looked for.
 func (f *FS) lostInode(n filesystem.Inode) (*inode, error) {
 	f.mu.Lock()
-	l, ok := f.lost[n]
+	parent, ok := f.lost[n]
 	f.mu.Unlock()
 	if !ok {
 		return nil, fmt.Errorf("inode %d: %w", n, filesystem.ErrNotExist)
 	}
-	dir, err := f.inode(l.dir)
+	dir, err := f.inode(parent)
 	if err != nil {
 		return nil, err
 	}
 	in := *dir
-	in.number, in.object, in.parent = n, objectEmptyDir, l.dir
+	in.number, in.object, in.parent = n, objectEmptyDir, parent
 	in.mode, in.size, in.nlink, in.blocks = 0o40755, 0, 1, 0
 	return &in, nil
 }
