@@ -98,7 +98,7 @@ func (b *bench) backupRows() error {
 	}
 	what := fmt.Sprintf("GPT + ext4, %s of data in %d files", rig.Size(b.allocated), b.files)
 	b.t.add(row{"backup-first-ceiling", mbs(median(ceiling.ours)), mbs(median(ceiling.peer)), ceiling.faster(), 0.9,
-		"first `keelblock backup`, " + what + "; against the slower of read + SHA-256 + zstd-fastest on all cores, and appending the stored bytes + sync"})
+		"first `keelblock backup`, " + what + "; against the slower of read + SHA-256 + s2 on all cores, and appending the stored bytes + sync"})
 	b.t.add(row{"backup-first-restic", mbs(median(first.ours)), mbs(median(first.peer)), first.faster(), 1,
 		"the same against `restic backup` of the image into a new repository (default settings), sync"})
 	b.t.add(row{"backup-first-cp", mbs(median(firstCp.ours)), mbs(median(firstCp.peer)), firstCp.faster(), 0,

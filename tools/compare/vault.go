@@ -113,7 +113,7 @@ func (b *bench) lifeRows() error {
 		p := steps[name]
 		b.t.add(row{name, mib(median(p.ours)), mib(median(p.peer)), p.smaller(), goal, text})
 	}
-	rates("vault-first-ceiling", 0.9, "first `keelblock backup` of "+what+", encrypted, against the slower of read + SHA-256 + zstd-fastest on all cores, and appending the stored bytes + sync")
+	rates("vault-first-ceiling", 0.9, "first `keelblock backup` of "+what+", encrypted, against the slower of read + SHA-256 + s2 on all cores, and appending the stored bytes + sync")
 	seconds("vault-first", 1.4, "the same against the faster of restic and borg (fixed chunks of 64 KiB, not encrypted), sync")
 	sizes("vault-first-bytes", 1/1.06, "what the packs then take on disk, against the repository of that faster peer")
 	sizes("vault-first-bytes-least", 0, "the same against the smaller repository")
