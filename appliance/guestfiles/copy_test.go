@@ -59,6 +59,7 @@ func noDifference(t *testing.T, want, got fstest.Manifest, ignore fstest.Fields)
 // TestCopyIsWhatCpMakes copies a volume as cp -a copies it from the kernel's mount.
 func TestCopyIsWhatCpMakes(t *testing.T) {
 	image, source, dest := filled(t)
+	kernel := manifest(t, source) // before cp has read it: pages in memory are no holes
 	run(t, "cp", "-a", source, dest+"/theirs")
 	s := &images{}
 	p := s.add(t, "aaaa0001", image)
@@ -69,7 +70,7 @@ func TestCopyIsWhatCpMakes(t *testing.T) {
 	theirs, ours := manifest(t, dest+"/theirs"), manifest(t, dest+"/ours")
 	t.Logf("%d names, %d files and %d folders copied", len(ours), stats.Files, stats.Folders)
 	noDifference(t, theirs, ours, notKept|fstest.FieldData)
-	noDifference(t, manifest(t, source), ours, notKept|fstest.FieldData)
+	noDifference(t, kernel, ours, notKept)
 	left, err := filepath.Glob(dest + "/ours/.keelblock-*")
 	if err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
