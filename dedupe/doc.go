@@ -9,7 +9,8 @@
 // # Words
 //
 //	block           the unit of the store: Store.BlockSize bytes of a disk, aligned
-//	digest          the id of a block, node or manifest
+//	digest          the id of a block, node or manifest; that of a block is made of
+//	                those of its grains of 4 KiB, see [Digester]
 //	node            up to [FanOut] child digests of the hash tree; level 0 nodes
 //	                point to blocks, level n nodes to nodes of level n-1
 //	hole            an absent child: all of the range below it reads as zeros

@@ -165,6 +165,20 @@ type Patches interface {
 	Flush(ctx context.Context) (storedBytes int64, err error)
 }
 
+// GrainPatches are the Patches of a Store in whose Domain the digest of a block is made of
+// those of its grains: to put a block of which some grains were written, the others need
+// not be read. Whoever has a PatchBatch asks for it once.
+type GrainPatches interface {
+	// Lay finds out for each edit which block it is and in which grains it differs from
+	// its base. Of the base it reads, and verifies, the list of its grains' digests: that
+	// the grains themselves are whole is for verification and readers to say, as it is for
+	// blocks in which nothing changes.
+	Lay(ctx context.Context, edits []Edit)
+	// PutLaid is PutPatch of a block that Lay has laid. Not ok: the Store wants all of it,
+	// and nothing was put.
+	PutLaid(ctx context.Context, e *Edit) (put Put, ok bool, err error)
+}
+
 // Put says what became of a put.
 type Put struct {
 	Digest Digest

@@ -47,6 +47,7 @@ func sameLength(messages [][]byte, n int) bool {
 type Summed struct {
 	content []byte
 	digest  Digest
+	list    []Digest // of its grains, where the digest is made of them
 }
 
 // Content is the block.
@@ -55,15 +56,19 @@ func (s Summed) Content() []byte { return s.content }
 // Digest is the block's digest.
 func (s Summed) Digest() Digest { return s.digest }
 
-// SumBlocks fills summed[i] with blocks[i] and its digest under the key, as SumAll
-// computes them. The blocks are not copied: they must stay as they are.
-func (k *IDKey) SumBlocks(summed []Summed, blocks [][]byte) {
+// List is the digests of the block's grains, which are only read; nil where the digest is
+// not made of them.
+func (s Summed) List() []Digest { return s.list }
+
+// sumBlocks fills summed[i] with blocks[i] and its digest under the key, as SumAll
+// computes them.
+func (k *IDKey) sumBlocks(summed []Summed, blocks [][]byte) {
 	for len(blocks) > 0 {
 		n := min(len(blocks), sumLanes)
 		var sums [sumLanes]Digest
 		k.SumAll(sums[:n], blocks[:n])
 		for i := range n {
-			summed[i] = Summed{blocks[i], sums[i]}
+			summed[i] = Summed{content: blocks[i], digest: sums[i]}
 		}
 		summed, blocks = summed[n:], blocks[n:]
 	}

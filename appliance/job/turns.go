@@ -73,7 +73,10 @@ func (t *Turns) limit() int {
 	now := t.now()
 	if now.Sub(t.looked) >= turnsLook {
 		if n := t.requests(); n != t.seen {
-			t.seen, t.active = n, now
+			t.seen = n
+			if now.Sub(t.looked) < turnsQuiet { // else it may have been long ago
+				t.active = now
+			}
 		}
 		t.looked = now
 	}

@@ -124,36 +124,41 @@ func (b *Batch) fail(err error) error {
 
 // PutBlock implements dedupe.Batch.
 func (b *Batch) PutBlock(ctx context.Context, p []byte) (dedupe.Put, error) {
-	return b.putBlock(ctx, p, b.ownSum, func(d dedupe.Digest) (dedupe.Put, error) {
-		return b.putContent(ctx, dedupe.KindBlock, 0, d, p)
-	})
+	return b.putBlock(ctx, p, b.storeBlock(ctx))
 }
 
 // SumBlocks implements dedupe.SummingBatch. Without the key, of which a put complains,
 // the digests are not those of the domain.
 func (b *Batch) SumBlocks(summed []dedupe.Summed, blocks [][]byte) {
-	b.s.ownIDs().SumBlocks(summed, blocks)
+	b.s.ownDigester().SumBlocks(summed, blocks)
 }
 
 // PutSummed implements dedupe.SummingBatch.
 func (b *Batch) PutSummed(ctx context.Context, sb dedupe.Summed) (dedupe.Put, error) {
-	return b.putBlock(ctx, sb.Content(), summed(sb), func(d dedupe.Digest) (dedupe.Put, error) {
-		return b.putContent(ctx, dedupe.KindBlock, 0, d, sb.Content())
-	})
+	return b.putSummed(ctx, sb, b.storeBlock(ctx))
 }
 
-// ownSum is the digest of a block that comes without.
-func (b *Batch) ownSum(p []byte) dedupe.Digest { return b.s.BlockDigest(p) }
-
-// summed is the digest of a block that comes with it.
-func summed(sb dedupe.Summed) func([]byte) dedupe.Digest {
-	return func([]byte) dedupe.Digest { return sb.Digest() }
+// storeBlock stores a block as it is.
+func (b *Batch) storeBlock(ctx context.Context) func(sb dedupe.Summed) (dedupe.Put, error) {
+	return func(sb dedupe.Summed) (dedupe.Put, error) {
+		return b.putContent(ctx, newRecord{kind: dedupe.KindBlock, digest: sb.Digest(), content: sb.Content(), list: sb.List()})
+	}
 }
 
-// putBlock is what all puts of a block have in common; store is told its digest.
-func (b *Batch) putBlock(ctx context.Context, p []byte, sum func([]byte) dedupe.Digest, store func(d dedupe.Digest) (dedupe.Put, error)) (dedupe.Put, error) {
+// putBlock is putSummed of a block that comes without its digest.
+func (b *Batch) putBlock(ctx context.Context, p []byte, store func(sb dedupe.Summed) (dedupe.Put, error)) (dedupe.Put, error) {
 	if len(p) != b.s.sb.BlockSize {
 		return dedupe.Put{}, fmt.Errorf("put block of %d bytes, want %d", len(p), b.s.sb.BlockSize)
+	}
+	var sum [1]dedupe.Summed
+	b.SumBlocks(sum[:], [][]byte{p})
+	return b.putSummed(ctx, sum[0], store)
+}
+
+// putSummed is what all puts of a block have in common.
+func (b *Batch) putSummed(ctx context.Context, sb dedupe.Summed, store func(sb dedupe.Summed) (dedupe.Put, error)) (dedupe.Put, error) {
+	if n := len(sb.Content()); n != b.s.sb.BlockSize {
+		return dedupe.Put{}, fmt.Errorf("put block of %d bytes, want %d", n, b.s.sb.BlockSize)
 	}
 	if err := b.enter(ctx); err != nil {
 		return dedupe.Put{}, fmt.Errorf("put block: %w", err)
@@ -162,18 +167,11 @@ func (b *Batch) putBlock(ctx context.Context, p []byte, sum func([]byte) dedupe.
 	if err := b.s.missingKey(); err != nil {
 		return dedupe.Put{}, fmt.Errorf("put block: %w", err)
 	}
-	d := sum(p)
-	put, err := store(d)
+	put, err := store(sb)
 	if err != nil {
-		return put, fmt.Errorf("put block %v: %w", d, err)
+		return put, fmt.Errorf("put block %v: %w", sb.Digest(), err)
 	}
-	c := &b.s.counts
-	c.putBlocks.Add(1)
-	if put.New {
-		c.newBlocks.Add(1)
-		c.newRawBytes.Add(put.RawBytes)
-		c.newBytes.Add(put.StoredBytes)
-	}
+	b.s.counts.countPut(put)
 	return put, nil
 }
 
@@ -189,7 +187,7 @@ func (b *Batch) PutNode(ctx context.Context, level int, children *[dedupe.FanOut
 	var content [pack.NodeSize]byte
 	pack.EncodeNode(content[:], children)
 	d := dedupe.NodeSum(level, children)
-	put, err := b.putContent(ctx, dedupe.KindNode, uint8(level), d, content[:])
+	put, err := b.putContent(ctx, newRecord{kind: dedupe.KindNode, level: uint8(level), digest: d, content: content[:]})
 	if err != nil {
 		return put, fmt.Errorf("put node %v: %w", d, err)
 	}
@@ -198,16 +196,16 @@ func (b *Batch) PutNode(ctx context.Context, level int, children *[dedupe.FanOut
 
 // putContent stores content unless it is held. Two puts of one digest do it once:
 // the second waits for the first's record to be in its pack.
-func (b *Batch) putContent(ctx context.Context, kind dedupe.Kind, level uint8, d dedupe.Digest, content []byte) (dedupe.Put, error) {
-	put := dedupe.Put{Digest: d}
-	sh := b.shard(d)
+func (b *Batch) putContent(ctx context.Context, r newRecord) (dedupe.Put, error) {
+	put := dedupe.Put{Digest: r.digest}
+	sh := b.shard(r.digest)
 	sh.digest.Lock()
 	defer sh.digest.Unlock()
-	held, err := b.held(kind, d)
+	held, err := b.held(r.kind, r.digest)
 	if held || err != nil {
 		return put, err
 	}
-	return b.putWhole(ctx, put, kind, level, content)
+	return b.putWhole(ctx, put, r)
 }
 
 // putWhole stores content that is not held.
@@ -215,15 +213,15 @@ func (b *Batch) putContent(ctx context.Context, kind dedupe.Kind, level uint8, d
 // Another batch may store it at the same time, and be the last to enter it into the index:
 // what this one names is then the other's record, in a pack that this one has no part in. So
 // it is in the window, like what was held.
-func (b *Batch) putWhole(ctx context.Context, put dedupe.Put, kind dedupe.Kind, level uint8, content []byte) (dedupe.Put, error) {
+func (b *Batch) putWhole(ctx context.Context, put dedupe.Put, r newRecord) (dedupe.Put, error) {
 	if !b.s.o.bugs.skipStored {
 		b.window.add(put.Digest)
 	}
-	e, _, err := b.appendRecord(ctx, kind, level, put.Digest, content)
+	e, _, err := b.appendRecord(ctx, r)
 	if err != nil {
 		return put, err
 	}
-	put.New, put.StoredBytes, put.RawBytes = true, e.Size(), int64(len(content))
+	put.New, put.StoredBytes, put.RawBytes = true, e.Size(), int64(len(r.content))
 	return put, nil
 }
 
@@ -238,59 +236,71 @@ const heldTries = 8
 // A patch is held when its base is, too, and less deep: both are read and verified by
 // themselves.
 func (b *Batch) held(kind dedupe.Kind, d dedupe.Digest) (bool, error) {
-	return b.heldBelow(kind, d, 0)
+	h, err := b.hold(kind, d, 0)
+	return h.held, err
 }
 
-// heldBelow is held of what lies below depth patches.
-func (b *Batch) heldBelow(kind dedupe.Kind, d dedupe.Digest, depth int) (bool, error) {
-	if _, ok := b.pending(kind, d); ok {
-		return true, nil
+// holding is what hold has found.
+type holding struct {
+	held  bool
+	known bool  // the index, or the batch, has an entry, held or not
+	place place // where, when it is held
+}
+
+// hold is held of what lies below depth patches, with what was found on the way.
+func (b *Batch) hold(kind dedupe.Kind, d dedupe.Digest, depth int) (h holding, err error) {
+	if p, ok := b.pending(kind, d); ok {
+		return holding{true, true, p}, nil
 	}
 	for range heldTries {
-		p, ok, err := b.claim(kind, d)
-		if err != nil || !ok {
-			return false, err
+		claimed, err := b.claim(kind, d)
+		if h.known = h.known || claimed.known; err != nil || !claimed.held {
+			return h, err
 		}
-		held, err := b.heldAt(kind, d, p, depth)
-		if held || err != nil {
-			return held, err
+		p := claimed.place
+		if held, err := b.heldAt(kind, d, p, depth); held || err != nil {
+			return holding{held, true, p}, err
 		}
 		if again, ok, err := b.s.index.lookup(kind, d); err != nil || !ok || again.same(p) {
-			return false, err
+			return h, err
 		} // a collection moved it meanwhile
 	}
-	return false, nil
+	return h, nil
 }
 
 // claim looks an entry up and says, in the same instant as far as a collection can
 // tell, that it is needed: either the collection has taken the entry before, and it is
-// not there, or it takes it no more.
-func (b *Batch) claim(kind dedupe.Kind, d dedupe.Digest) (place, bool, error) {
+// not there, or it takes it no more. Held of what it returns is the latter.
+func (b *Batch) claim(kind dedupe.Kind, d dedupe.Digest) (holding, error) {
 	s := b.s
 	s.gate.RLock()
 	defer s.gate.RUnlock()
 	p, ok, err := s.index.lookup(kind, d)
 	if err != nil || !ok {
-		return p, false, err
+		return holding{}, err
 	}
 	if c := s.collection; c != nil && !c.hit(kind, d) {
-		return p, false, nil
+		return holding{known: true}, nil
 	}
 	b.window.add(d)
-	return p, true, nil
+	return holding{true, true, p}, nil
 }
 
 // heldAt is held for content whose record is at p, as far as the index knows.
 func (b *Batch) heldAt(kind dedupe.Kind, d dedupe.Digest, p place, depth int) (bool, error) {
-	if p.isPatch() {
+	if p.hasBase() {
 		if depth == pack.MaxPatchDepth {
 			return false, nil
 		}
-		if ok, err := b.heldBelow(kind, p.base, depth+1); !ok || err != nil {
+		base, err := b.hold(kind, p.base, depth+1)
+		if !base.held || err != nil {
 			return false, err
 		}
-		if ok, err := b.isShallower(p.base, p.depth); !ok || err != nil {
-			return false, err
+		// A patch may have come into the index without its base, when a crash or an error was
+		// between the packs of a batch, and the base later and as a deeper patch: then a
+		// rebuilt index could leave the patch out.
+		if base.place.depth >= p.depth {
+			return false, nil
 		}
 	}
 	suspect := b.s.suspect.has(entry{kind, d})
@@ -313,21 +323,6 @@ func (b *Batch) heldAt(kind dedupe.Kind, d dedupe.Digest, p place, depth int) (b
 	}
 	b.s.suspect.clear(entry{kind, d})
 	return true, b.touch(kind, d, p)
-}
-
-// isShallower reports whether a base that is held lies less deep than what lies over it. A
-// patch may have come into the index without its base, when a crash or an error was between
-// the packs of a batch, and the base later and as a deeper patch: then a rebuilt index could
-// leave the patch out.
-func (b *Batch) isShallower(base dedupe.Digest, depth uint8) (bool, error) {
-	p, ok := b.pending(dedupe.KindBlock, base)
-	if !ok {
-		var err error
-		if p, ok, err = b.s.index.lookup(dedupe.KindBlock, base); !ok || err != nil {
-			return false, err
-		}
-	}
-	return p.depth < depth, nil
 }
 
 // reaches reports whether the pack of a believed entry is there and long enough: a
@@ -387,19 +382,30 @@ func (b *Batch) writeTouched() error {
 	})
 }
 
-// appendRecord compresses content, seals it where that is due, and appends it to the batch's pack of its kind. It
-// returns the record's entry and the pack's number.
-func (b *Batch) appendRecord(ctx context.Context, kind dedupe.Kind, level uint8, d dedupe.Digest, content []byte) (pack.Entry, uint32, error) {
-	return b.appendContent(ctx, pack.Record{Kind: kind, Level: level, Digest: d}, nil, content, b.placed)
+// newRecord is content that is to be stored by itself.
+type newRecord struct {
+	kind    dedupe.Kind
+	level   uint8 // of a node
+	digest  dedupe.Digest
+	content []byte
+	list    []dedupe.Digest // of a block's grains, where its digest is made of them
 }
 
-// appendContent is appendRecord with what else the record's header says, with a part of
-// the payload that stays in clear, and with who is told its place.
-func (b *Batch) appendContent(ctx context.Context, rec pack.Record, clear, content []byte, placed func(number uint32, e *pack.Entry)) (pack.Entry, uint32, error) {
-	buf := b.s.codec.buffer(len(clear) + len(content))
+// appendRecord compresses content, seals it where that is due, and appends it to the batch's pack of its kind. It
+// returns the record's entry and the pack's number.
+func (b *Batch) appendRecord(ctx context.Context, r newRecord) (pack.Entry, uint32, error) {
+	rec := pack.Record{Kind: r.kind, Level: r.level, Digest: r.digest}
+	head := b.s.withList(&rec, r.list)
+	return b.appendContent(ctx, rec, head, r.content, b.placed)
+}
+
+// appendContent is appendRecord with what else the record's header says, with what stands
+// before the content, and with who is told its place.
+func (b *Batch) appendContent(ctx context.Context, rec pack.Record, head, content []byte, placed func(number uint32, e *pack.Entry)) (pack.Entry, uint32, error) {
+	buf := b.s.codec.buffer(len(head) + len(content))
 	defer b.s.codec.put(buf)
 	rec.Domain, rec.LogicalLength = b.s.Domain(), uint32(len(content))
-	*buf, rec.Codec = b.s.codec.appendPayload(append(*buf, clear...), content, rec.Kind == pack.KindBundle)
+	*buf, rec.Codec = b.s.codec.appendPayload(append(*buf, head...), content, rec.Kind == pack.KindBundle)
 	var err error
 	if *buf, err = b.s.seal(&rec, *buf); err != nil {
 		return pack.Entry{}, 0, err

@@ -90,7 +90,7 @@ func (s *Store) verifyLayer(l layer, base, d dedupe.Digest) error {
 		return s.atBase(base, err)
 	}
 	l.over(r.content)
-	return checkSum(l.ids, dedupe.KindBlock, 0, r.content, d)
+	return checkSum(l.digester, dedupe.KindBlock, 0, r.content, d)
 }
 
 // flushBundle writes the patches that were taken out of bundles as one, and returns their
@@ -104,7 +104,7 @@ func (c *Collection) flushBundle() ([]move, error) {
 	dir := pack.Bundle{BlockSize: c.s.sb.BlockSize, Members: r.members}
 	directory := dir.Append(nil)
 	rec := pack.Record{Kind: pack.KindBundle, Encoding: pack.EncodingPatch, GrainSize: pack.GrainSize,
-		Digest: pack.BundleDigest(directory), ClearLength: uint32(len(directory))}
+		Digest: pack.BundleDigest(directory), HeadLength: uint32(len(directory))}
 	e, number, err := c.appendNew(rec, directory, r.grains)
 	if err != nil {
 		return nil, err
@@ -118,13 +118,14 @@ func (c *Collection) flushBundle() ([]move, error) {
 	return r.moves, nil
 }
 
-// appendNew compresses and seals content and appends it to a pack of the collection.
-func (c *Collection) appendNew(rec pack.Record, clear, content []byte) (e pack.Entry, number uint32, err error) {
+// appendNew compresses and seals content, with what stands before it, and appends it to a
+// pack of the collection.
+func (c *Collection) appendNew(rec pack.Record, head, content []byte) (e pack.Entry, number uint32, err error) {
 	s := c.s
-	buf := s.codec.buffer(len(clear) + len(content))
+	buf := s.codec.buffer(len(head) + len(content))
 	defer s.codec.put(buf)
 	rec.Domain, rec.LogicalLength = s.Domain(), uint32(len(content))
-	*buf, rec.Codec = s.codec.appendPayload(append(*buf, clear...), content, rec.Kind == pack.KindBundle)
+	*buf, rec.Codec = s.codec.appendPayload(append(*buf, head...), content, rec.Kind == pack.KindBundle)
 	if *buf, err = s.seal(&rec, *buf); err != nil {
 		return e, 0, err
 	}
@@ -135,7 +136,7 @@ func (c *Collection) appendNew(rec pack.Record, clear, content []byte) (e pack.E
 func (c *Collection) appendOut(rec *pack.Record, stored []byte) (pack.Entry, uint32, error) {
 	class := pack.ClassOf(rec.Kind)
 	for {
-		p, err := c.out(class, int64(len(stored))+int64(rec.ClearLength)) // a bundle's footer is as long as its directory
+		p, err := c.out(class, int64(len(stored))+int64(rec.HeadLength)) // a bundle's footer is as long as its directory
 		if err != nil {
 			return pack.Entry{}, 0, err
 		}
@@ -184,7 +185,7 @@ func (c *Collection) storeLoneWhole(ctx context.Context) (n int, err error) {
 	}
 	err = c.s.index.scan(prefixBlock, func(key, val []byte) error {
 		e, err := decodeEntry(dedupe.KindBlock, key, val)
-		if err != nil || !e.place.isPatch() {
+		if err != nil || !e.place.hasBase() {
 			return errors.Join(err, ctx.Err())
 		}
 		if l := c.lone[e.place.base]; l != nil {
@@ -276,7 +277,8 @@ func (c *Collection) storeWhole(l *loneBase) (m move, ok bool, err error) {
 	if int64(len(payload))*100 >= freed*keepPercent {
 		return m, false, nil
 	}
-	e, number, err := c.appendNew(rec, nil, content)
+	head := s.withList(&rec, s.listOf(content))
+	e, number, err := c.appendNew(rec, head, content)
 	if err != nil {
 		return m, false, err
 	}

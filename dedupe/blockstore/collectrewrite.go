@@ -268,7 +268,7 @@ func (s *Store) verifyRecord(rec *pack.Record, record []byte, e *pack.Entry, liv
 		return fmt.Errorf("record there is %s %v: %w", kindName(rec.Kind), rec.Digest, dedupe.ErrCorrupt)
 	}
 	if rec.Kind == pack.KindBundle {
-		if _, err := s.ids(rec); errors.Is(err, dedupe.ErrNoKey) && rec.HasCiphertextHash {
+		if _, err := s.digester(rec); errors.Is(err, dedupe.ErrNoKey) && rec.HasCiphertextHash {
 			return compareSum(dedupe.Sum(record[pack.RecordHeaderSize:]), rec.CiphertextHash)
 		}
 		for _, m := range live {
@@ -278,7 +278,7 @@ func (s *Store) verifyRecord(rec *pack.Record, record []byte, e *pack.Entry, liv
 		}
 		return nil
 	}
-	ids, err := s.ids(rec)
+	digester, err := s.digester(rec)
 	if errors.Is(err, dedupe.ErrNoKey) && rec.HasCiphertextHash {
 		return compareSum(dedupe.Sum(record[pack.RecordHeaderSize:]), rec.CiphertextHash)
 	}
@@ -295,5 +295,5 @@ func (s *Store) verifyRecord(rec *pack.Record, record []byte, e *pack.Entry, liv
 	if err != nil {
 		return err
 	}
-	return checkSum(ids, rec.Kind, rec.Level, content, rec.Digest)
+	return checkSum(digester, rec.Kind, rec.Level, content, rec.Digest)
 }

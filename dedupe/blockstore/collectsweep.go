@@ -181,7 +181,7 @@ func (c *Collection) findBases(ctx context.Context) error {
 	c.bases = nil
 	return c.s.index.scan(prefixBlock, func(_, val []byte) error {
 		p, err := decodePlace(val)
-		if err == nil && p.isPatch() {
+		if err == nil && p.hasBase() {
 			if c.bases == nil {
 				c.bases = newFilter(int(c.s.Stats().Blocks))
 			}

@@ -145,7 +145,7 @@ func (s *Store) nextPublication() (serial, sequence uint64) {
 // appendPublished appends a manifest, note or publication to the metadata packs.
 func (b *Batch) appendPublished(ctx context.Context, kind dedupe.Kind, content []byte) (publishedRecord, error) {
 	r := publishedRecord{kind: kind, digest: b.s.metadataDigest(kind, content)}
-	e, number, err := b.appendRecord(ctx, kind, 0, r.digest, content)
+	e, number, err := b.appendRecord(ctx, newRecord{kind: kind, digest: r.digest, content: content})
 	r.place = placeOf(number, b.s.Epoch(), &e)
 	return r, err
 }

@@ -220,6 +220,9 @@ func (s *Store) readHealed(p place, kind dedupe.Kind, d dedupe.Digest, buf []byt
 			break
 		}
 		s.bundles.drop(bundleKey{at.pack, at.offset}) // read before it was healed
+		if !at.hasBase() {
+			break
+		}
 		base, ok, err := s.find(kind, at.base)
 		if err != nil || !ok {
 			break

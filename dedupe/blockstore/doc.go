@@ -56,6 +56,11 @@
 // sealed together: alone a grain hardly compresses, and a database's increment took
 // twice as much. Until its bundle is written a patch is read from the batch's memory.
 //
+// In a key domain where the digest of a block is that of the list of its grains' digests
+// the list stands in the block's record, sealed apart from the content: [Batch.Patches]
+// makes a patch then from the grains that were written and the base's list, without the
+// base's content.
+//
 // A read follows the bases to a whole block and lays the grains of each patch over it;
 // the outcome is compared with the block's digest, which speaks for all of them. If it
 // is wrong, the first of the bases that does not verify is named, and not believed any

@@ -158,6 +158,12 @@ func (o Options) WithoutStoredInWindow() Options {
 	return o
 }
 
+// WithWholeDigests makes an unencrypted vault with the id scheme of the first ones.
+func (o Options) WithWholeDigests() Options {
+	o.wholeDigests = true
+	return o
+}
+
 // WithPackBytes is PackBytes, also below its limit, so that a few records fill a pack.
 func (o Options) WithPackBytes(n int64) Options {
 	o.packBytes = n
@@ -219,7 +225,7 @@ func (s *Store) CheckIndex() error {
 			}
 			if kind == dedupe.KindNode && p.epoch > 0 {
 				err = s.checkChildren(d, int(p.level), content, found)
-			} else if p.isPatch() {
+			} else if p.hasBase() {
 				err = s.checkBase(d, p)
 			}
 			if err != nil {

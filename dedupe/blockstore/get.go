@@ -142,10 +142,10 @@ func (s *Store) counted(p place, kind dedupe.Kind, d dedupe.Digest, id pack.ID, 
 // fetched is what stands in a record. Its content was not compared with the digest:
 // nobody else may see it before that.
 type fetched struct {
-	content []byte
-	level   uint8
-	ids     *dedupe.IDKey // which its digest was made by
-	pack    pack.ID
+	content  []byte
+	level    uint8
+	digester dedupe.Digester // of its domain
+	pack     pack.ID
 }
 
 // fetch reads a record and decodes it. The pack is known with an error too.
@@ -179,7 +179,7 @@ func (s *Store) fetchFrom(r *fetched, f *os.File, p place, kind dedupe.Kind, d d
 		return err
 	}
 	r.level = rec.Level
-	if r.ids, err = s.ids(&rec); err != nil {
+	if r.digester, err = s.digester(&rec); err != nil {
 		return err
 	}
 	payload, err := s.payload(&rec, grown, buf)
@@ -192,12 +192,12 @@ func (s *Store) fetchFrom(r *fetched, f *os.File, p place, kind dedupe.Kind, d d
 
 // checkContent compares what was fetched with its digest.
 func checkContent(r *fetched, kind dedupe.Kind, d dedupe.Digest) error {
-	return checkSum(r.ids, kind, r.level, r.content, d)
+	return checkSum(r.digester, kind, r.level, r.content, d)
 }
 
 // checkSum compares content with its digest.
-func checkSum(ids *dedupe.IDKey, kind dedupe.Kind, level uint8, content []byte, d dedupe.Digest) error {
-	sum, err := pack.Sum(ids, kind, level, content)
+func checkSum(g dedupe.Digester, kind dedupe.Kind, level uint8, content []byte, d dedupe.Digest) error {
+	sum, err := pack.Sum(g, kind, level, content)
 	if err != nil {
 		return err
 	}
@@ -216,21 +216,26 @@ func compareSum(sum, d dedupe.Digest) error {
 // payload's CRC would, which is not computed. Not ok: it is no such record.
 func (s *Store) fetchRaw(r *fetched, f *os.File, p place, kind dedupe.Kind, d dedupe.Digest, buf []byte) (ok bool, err error) {
 	want := s.contentSize(kind)
-	if want == 0 || int(p.stored) != want || cap(buf) < want {
+	head := int(p.stored) - want
+	if want == 0 || head != 0 && (kind != dedupe.KindBlock || head != pack.ListLength(want, pack.CipherNone)) || cap(buf) < want {
 		return false, nil
 	}
-	rec, err := pack.ReadRawRecord(f, int64(p.offset), buf[:want])
+	list := s.codec.buffer(head)
+	defer s.codec.put(list)
+	rec, err := pack.ReadRawRecord(f, int64(p.offset), (*list)[:head], buf[:want])
 	if err != nil {
 		return true, err
 	}
-	if rec.Codec != pack.CodecRaw || rec.Cipher != pack.CipherNone || rec.Encoding != pack.EncodingWhole {
+	if rec.Codec != pack.CodecRaw || rec.Cipher != pack.CipherNone || rec.Encoding != pack.EncodingWhole || int(rec.HeadLength) != head {
 		return false, nil
 	}
 	r.content, r.level = buf[:want], rec.Level
 	if err := s.checkRecord(&rec, p, kind, d); err != nil {
 		return true, err
 	}
-	r.ids, err = s.ids(&rec)
+	if r.digester, err = s.digester(&rec); err == nil && rec.HasGrainList {
+		err = checkList(r.digester, make([]dedupe.Digest, want/pack.GrainSize), (*list)[:head], d)
+	}
 	return true, err
 }
 
@@ -345,7 +350,7 @@ func (s *Store) Measure(kind dedupe.Kind, d dedupe.Digest) (length int64, patch 
 }
 
 // Base is the block that a block is made of, when it is stored as a patch; not ok when it
-// is stored whole, or not at all. Whatever needs the block needs its base.
+// is stored whole, or over zeros, or not at all. Whatever needs the block needs its base.
 func (s *Store) Base(d dedupe.Digest) (base dedupe.Digest, ok bool, err error) {
 	if err := s.enter(); err != nil {
 		return base, false, err
@@ -355,7 +360,7 @@ func (s *Store) Base(d dedupe.Digest) (base dedupe.Digest, ok bool, err error) {
 	if err != nil {
 		return base, false, fmt.Errorf("base of block %v: %w", d, err)
 	}
-	return p.base, ok && p.isPatch(), nil
+	return p.base, ok && p.hasBase(), nil
 }
 
 // errStop ends a scan of the index early.

@@ -83,15 +83,15 @@ func (s *Store) getBlocks(digests []dedupe.Digest, bufs [][]byte, errs []error) 
 // one key domain.
 func sumAll(sums []dedupe.Digest, records []fetched, contents [][]byte) {
 	for i := range records {
-		if records[i].ids != records[0].ids {
+		if records[i].digester != records[0].digester {
 			for i := range records {
-				sums[i] = records[i].ids.Sum(contents[i])
+				sums[i] = records[i].digester.Block(contents[i])
 			}
 			return
 		}
 	}
 	if len(records) > 0 {
-		records[0].ids.SumAll(sums, contents)
+		records[0].digester.Blocks(sums, contents)
 	}
 }
 

@@ -11,9 +11,9 @@ import (
 
 // layer is the grains that one patch lays over its base.
 type layer struct {
-	set    pack.Grains
-	grains []byte // only read: others look at them too
-	ids    *dedupe.IDKey
+	set      dedupe.Grains
+	grains   []byte // only read: others look at them too
+	digester dedupe.Digester
 }
 
 // over lays the grains over a block.
@@ -42,15 +42,20 @@ func (s *Store) fetchPatch(r *fetched, p place, d dedupe.Digest, buf []byte, dep
 		return s.atBase(p.base, err)
 	}
 	l.over(r.content)
-	r.ids = l.ids
+	r.digester = l.digester
 	return nil
 }
 
 // baseTries bounds how often the base of a patch may move while it is read.
 const baseTries = 8
 
-// fetchBase fetches the base of a patch, without comparing it with its digest.
+// fetchBase fetches the base of a patch, without comparing it with its digest; zeros when
+// it has none.
 func (s *Store) fetchBase(r *fetched, d dedupe.Digest, buf []byte, depth int) (err error) {
+	if d.IsZero() {
+		r.content = s.zeros(buf)
+		return nil
+	}
 	for range baseTries {
 		p, ok, ferr := s.find(dedupe.KindBlock, d)
 		if ferr != nil {
@@ -71,13 +76,23 @@ func (s *Store) fetchBase(r *fetched, d dedupe.Digest, buf []byte, depth int) (e
 	return err
 }
 
+// zeros is a block of zeros, in buf's storage if there is room.
+func (s *Store) zeros(buf []byte) []byte {
+	n := s.sb.BlockSize
+	if cap(buf) < n {
+		return make([]byte, n)
+	}
+	clear(buf[:n])
+	return buf[:n]
+}
+
 // fetchWhole fetches the whole block at the end of a patch's bases.
 func (s *Store) fetchWhole(r *fetched, p place, d dedupe.Digest, buf []byte) error {
 	whole, err := s.fetch(p, dedupe.KindBlock, d, buf)
 	if err != nil {
 		return fmt.Errorf("in pack %v at %d: %w", whole.pack, p.offset, err)
 	}
-	r.content, r.ids = whole.content, whole.ids
+	r.content, r.digester = whole.content, whole.digester
 	return nil
 }
 
@@ -103,7 +118,7 @@ func (s *Store) atBase(base dedupe.Digest, err error) error {
 // layer is the grains of the patch of d at p. Set in r is the pack, if r has none yet.
 func (s *Store) layer(r *fetched, p place, d dedupe.Digest) (layer, error) {
 	if p.memory != nil {
-		return layer{p.memory.set, p.memory.grains, s.ownIDs()}, nil
+		return layer{p.memory.set, p.memory.grains, s.ownDigester()}, nil
 	}
 	f, id, err := s.openPackFile(p.pack)
 	if r.pack == (pack.ID{}) {
@@ -130,9 +145,9 @@ func (s *Store) layer(r *fetched, p place, d dedupe.Digest) (layer, error) {
 // openBundle is a bundle that was read and decoded. It is never changed.
 type openBundle struct {
 	pack.Bundle
-	at     []int // where the grains of each patch begin
-	grains []byte
-	ids    *dedupe.IDKey // which the digests of its patches were made by
+	at       []int // where the grains of each patch begin
+	grains   []byte
+	digester dedupe.Digester // which the digests of its patches were made by
 }
 
 // patch is the patch of d over base in a slot.
@@ -140,7 +155,7 @@ func (bu *openBundle) patch(slot int, d, base dedupe.Digest) (layer, bool) {
 	if slot >= len(bu.Members) || bu.Members[slot].Digest != d || bu.Members[slot].Base != base {
 		return layer{}, false
 	}
-	return layer{bu.Members[slot].Grains, bu.grains[bu.at[slot]:bu.at[slot+1]], bu.ids}, true
+	return layer{bu.Members[slot].Grains, bu.grains[bu.at[slot]:bu.at[slot+1]], bu.digester}, true
 }
 
 // readBundle reads the bundle at p from a file of its pack. Of its grains nothing is
@@ -169,7 +184,7 @@ func (s *Store) decodeBundle(rec *pack.Record, dir *pack.Bundle, record []byte) 
 	for i := range dir.Members {
 		bu.at[i+1] = bu.at[i] + dir.Members[i].Grains.Count()*pack.GrainSize
 	}
-	if bu.ids, err = s.ids(rec); err != nil {
+	if bu.digester, err = s.digester(rec); err != nil {
 		return nil, err
 	}
 	payload, err := s.payload(rec, record, nil)
@@ -191,6 +206,9 @@ func (s *Store) blame(p place, d dedupe.Digest, err error) error {
 	var bases []dedupe.Digest
 	for n := 0; p.isPatch() && n < pack.MaxPatchDepth; n++ {
 		s.bundles.drop(bundleKey{p.pack, p.offset})
+		if !p.hasBase() {
+			break
+		}
 		bases = append(bases, p.base)
 		var ok bool
 		var ferr error

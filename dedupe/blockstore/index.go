@@ -438,7 +438,7 @@ func (x *index) addFound(row packRow, entries []pack.Entry, depth uint8, f *find
 	rows := rowsOf(row.number, 0, entries)
 	return x.addRows(row, slices.DeleteFunc(rows, func(r indexRow) bool { return r.place.depth != depth || f.left[r.patchAt()] }),
 		func(c *change, r *indexRow) error {
-			if r.place.isPatch() {
+			if r.place.hasBase() {
 				base, ok, err := c.lookup(dedupe.KindBlock, r.place.base)
 				if err != nil || !ok || base.depth >= pack.MaxPatchDepth {
 					return err

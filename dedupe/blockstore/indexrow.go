@@ -73,6 +73,9 @@ func (p place) account() int64 {
 
 func (p place) isPatch() bool { return p.encoding != pack.EncodingWhole }
 
+// hasBase reports whether it is a patch over another block, and not over zeros.
+func (p place) hasBase() bool { return p.isPatch() && !p.base.IsZero() }
+
 // same reports whether both are of the same bytes of a pack.
 func (p place) same(q place) bool {
 	return p.pack == q.pack && p.offset == q.offset && p.encoding == q.encoding && p.slot == q.slot

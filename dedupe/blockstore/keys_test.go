@@ -104,7 +104,7 @@ func TestCreateWithKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, k := range []*keyring.Keys{b, a} {
-		want := pack.Domain{ID: k.Domain(), Scheme: pack.SchemeHMAC, Cipher: pack.CipherXAES, Check: k.Check(), KeyID: k.DataKeys()[0]}
+		want := pack.Domain{ID: k.Domain(), Scheme: pack.SchemeKeyedGrains, Cipher: pack.CipherXAES, Check: k.Check(), KeyID: k.DataKeys()[0]}
 		if sb.Domains[i] != want {
 			t.Errorf("domain %d is %+v, want %+v", i, sb.Domains[i], want)
 		}
@@ -188,7 +188,7 @@ func TestDomainsInOneVault(t *testing.T) {
 		for seed := range uint64(10) {
 			p := testBlock(s, seed)
 			put := dedupetest.PutBlock(t, batch, p)
-			if !put.New || put.Digest != k.IDKey().Sum(p) {
+			if !put.New || put.Digest != k.Digester().Block(p) {
 				t.Errorf("block %d in domain %x: %+v", seed, k.Domain(), put)
 			}
 			if again := dedupetest.PutBlock(t, batch, p); again.New {

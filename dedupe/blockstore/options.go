@@ -110,6 +110,8 @@ type Options struct {
 	// a file, with its name and the file's, and may fail it: tests cut the power
 	// and fill the disk here.
 	hook packdir.Hook
+	// wholeDigests makes an unencrypted vault with the id scheme of the first ones.
+	wholeDigests bool
 	// packBytes, when not zero, is PackBytes for tests, also below its limit.
 	packBytes int64
 	// bugs are mistakes that the tests of collection must find.

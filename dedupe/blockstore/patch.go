@@ -40,15 +40,30 @@ type bundle struct {
 	grains  []byte // of all of them; never moves, as readers look into it
 }
 
+// grainPatches is the patches of a Batch in a key domain where a block's digest is made of
+// those of its grains.
+type grainPatches struct{ *patches }
+
 // newPatch is a block to be kept as a patch.
 type newPatch struct {
-	member  pack.Member
-	content []byte // the whole block
+	member pack.Member
+	grains [][]byte // of the patch, in ascending order
+}
+
+// patchWith is a patch whose grains are those of a block.
+func patchWith(m pack.Member, content []byte) *newPatch {
+	p := &newPatch{member: m, grains: make([][]byte, 0, m.Grains.Count())}
+	for i := range len(content) / pack.GrainSize {
+		if m.Grains.Has(i) {
+			p.grains = append(p.grains, content[i*pack.GrainSize:][:pack.GrainSize])
+		}
+	}
+	return p
 }
 
 // patchInMemory is a patch that is kept back. It is never changed.
 type patchInMemory struct {
-	set    pack.Grains
+	set    dedupe.Grains
 	grains []byte
 }
 
@@ -56,6 +71,7 @@ var (
 	_ dedupe.PatchBatch     = (*Batch)(nil)
 	_ dedupe.Patches        = (*patches)(nil)
 	_ dedupe.SummingPatches = (*patches)(nil)
+	_ dedupe.GrainPatches   = (*grainPatches)(nil)
 )
 
 // Patches implements dedupe.PatchBatch.
@@ -64,31 +80,35 @@ func (b *Batch) Patches() dedupe.Patches {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.patches = append(b.patches, w)
+	if b.s.ownDigester().Grains() {
+		return grainPatches{w}
+	}
 	return w
 }
 
 // PutPatch implements dedupe.Patches.
 func (w *patches) PutPatch(ctx context.Context, p []byte, base dedupe.Digest, was func() ([]byte, error)) (dedupe.Put, error) {
-	return w.b.putBlock(ctx, p, w.b.ownSum, func(d dedupe.Digest) (dedupe.Put, error) {
-		return w.put(ctx, d, p, base, was)
+	return w.b.putBlock(ctx, p, func(sum dedupe.Summed) (dedupe.Put, error) {
+		return w.put(ctx, sum, base, was)
 	})
 }
 
 // PutSummedPatch implements dedupe.SummingPatches.
 func (w *patches) PutSummedPatch(ctx context.Context, b dedupe.Summed, base dedupe.Digest, was func() ([]byte, error)) (dedupe.Put, error) {
-	return w.b.putBlock(ctx, b.Content(), summed(b), func(d dedupe.Digest) (dedupe.Put, error) {
-		return w.put(ctx, d, b.Content(), base, was)
+	return w.b.putSummed(ctx, b, func(sum dedupe.Summed) (dedupe.Put, error) {
+		return w.put(ctx, sum, base, was)
 	})
 }
 
 // put is putContent with the choice of a patch.
-func (w *patches) put(ctx context.Context, d dedupe.Digest, p []byte, base dedupe.Digest, was func() ([]byte, error)) (dedupe.Put, error) {
+func (w *patches) put(ctx context.Context, sum dedupe.Summed, base dedupe.Digest, was func() ([]byte, error)) (dedupe.Put, error) {
+	d, p := sum.Digest(), sum.Content()
 	put := dedupe.Put{Digest: d}
 	sh := w.b.shard(d)
 	sh.digest.Lock()
 	defer sh.digest.Unlock()
-	held, err := w.b.held(dedupe.KindBlock, d)
-	if held || err != nil {
+	h, err := w.b.hold(dedupe.KindBlock, d, 0)
+	if h.held || err != nil {
 		return put, err
 	}
 	// Another batch may store d, too, and be the first to enter it into the index: what
@@ -96,32 +116,33 @@ func (w *patches) put(ctx context.Context, d dedupe.Digest, p []byte, base dedup
 	if !w.b.s.o.bugs.skipPatch {
 		w.b.window.add(d)
 	}
-	m, ok, err := w.b.patchOf(d, p, base, was)
+	var m pack.Member
+	ok := false
+	if !h.known {
+		m, ok, err = w.b.patchOf(d, p, base, was)
+	}
 	if err != nil {
 		return put, err
 	}
 	if !ok {
-		return w.b.putWhole(ctx, put, dedupe.KindBlock, 0, p)
+		return w.b.putWhole(ctx, put, newRecord{kind: dedupe.KindBlock, digest: d, content: p, list: sum.List()})
 	}
 	put.New, put.RawBytes = true, int64(m.Grains.Count())*pack.GrainSize
-	return put, w.add(ctx, &newPatch{m, p})
+	return put, w.add(ctx, patchWith(m, p))
 }
 
 // patchOf is d, whose content is p, as a patch over base, or over the whole block that
 // base is made from; not ok when it is to be stored whole.
 //
-// A block that the index has in any form is: its record does not verify, and a whole
+// A block that the index has in any form is stored whole: its record does not verify, and a whole
 // one heals whatever was laid over it. For the same reason no block ever comes to lie
 // over itself, however records are lost and stored again: a patch is only made of a
 // block that nobody can have as a base.
 func (b *Batch) patchOf(d dedupe.Digest, p []byte, base dedupe.Digest, was func() ([]byte, error)) (m pack.Member, ok bool, err error) {
-	if b.s.o.WholeBlocks || base.IsZero() || base == d {
+	if base.IsZero() {
 		return m, false, nil
 	}
-	if _, known, err := b.s.index.lookup(dedupe.KindBlock, d); known || err != nil {
-		return m, false, err
-	}
-	chain, ok, err := b.chain(base, d)
+	chain, ok, err := b.patchable(d, base)
 	if !ok || err != nil {
 		return m, false, err
 	}
@@ -132,16 +153,35 @@ func (b *Batch) patchOf(d dedupe.Digest, p []byte, base dedupe.Digest, was func(
 		}
 		return m, false, nil
 	}
-	m = pack.Member{Digest: d, Base: base, Depth: chain.depth + 1, Grains: differing(p, old)}
-	most, n := maxPatchGrains(len(p)), m.Grains.Count()
-	if n == 0 || n > most {
-		return m, false, nil
-	}
-	if m.Depth <= maxPatchDepth && int(chain.total)+n <= most {
-		m.Total = chain.total + uint8(n)
+	differ := differing(p, old)
+	if m, ok := chain.patch(d, base, differ, len(p)); ok {
 		return m, true, nil
 	}
+	if n := differ.Count(); n == 0 || n > maxPatchGrains(len(p)) {
+		return m, false, nil
+	}
 	return b.patchOverRoot(d, p, chain)
+}
+
+// patchable is what base is made from, if d may be a patch over it.
+func (b *Batch) patchable(d, base dedupe.Digest) (c chain, ok bool, err error) {
+	if b.s.o.WholeBlocks || base == d {
+		return c, false, nil
+	}
+	if base.IsZero() {
+		return c, true, nil
+	}
+	return b.chain(base, d)
+}
+
+// patch is d as one patch more over base, which is made from the chain; not ok when that
+// would be too deep, or too much.
+func (c *chain) patch(d, base dedupe.Digest, differ dedupe.Grains, blockSize int) (m pack.Member, ok bool) {
+	n := differ.Count()
+	if n == 0 || c.depth >= maxPatchDepth || int(c.total)+n > maxPatchGrains(blockSize) {
+		return m, false
+	}
+	return pack.Member{Digest: d, Base: base, Depth: c.depth + 1, Total: c.total + uint8(n), Grains: differ}, true
 }
 
 // patchOverRoot is the patch over the whole block at a chain's end, when one more over
@@ -151,7 +191,11 @@ func (b *Batch) patchOf(d dedupe.Digest, p []byte, base dedupe.Digest, was func(
 // The root is claimed for itself: what lay between may have been stored over another one
 // meanwhile, and may come to be stored whole, and then nothing else keeps it.
 func (b *Batch) patchOverRoot(d dedupe.Digest, p []byte, c chain) (m pack.Member, ok bool, err error) {
-	if held, err := b.holdsBase(c.root); !held || err != nil {
+	if c.root.IsZero() {
+		m, ok = overRoot(d, c.root, differing(p, make([]byte, len(p))), len(p))
+		return m, ok, nil
+	}
+	if h, err := b.holdsBase(c.root); !h.held || err != nil {
 		return m, false, err
 	}
 	buf := b.s.codec.buffer(len(p))
@@ -163,10 +207,14 @@ func (b *Batch) patchOverRoot(d dedupe.Digest, p []byte, c chain) (m pack.Member
 	if err != nil {
 		return m, false, err
 	}
-	m = pack.Member{Digest: d, Base: c.root, Depth: 1, Grains: differing(p, old)}
-	n := m.Grains.Count()
-	m.Total = uint8(n)
-	return m, n > 0 && n <= maxPatchGrains(len(p)), nil
+	m, ok = overRoot(d, c.root, differing(p, old), len(p))
+	return m, ok, nil
+}
+
+// overRoot is the patch of d over the whole block at the end of a chain.
+func overRoot(d, root dedupe.Digest, differ dedupe.Grains, blockSize int) (pack.Member, bool) {
+	whole := chain{root: root}
+	return whole.patch(d, root, differ, blockSize)
 }
 
 // maxPatchGrains bounds the grains of a patch, and of all patches over one whole block: a
@@ -175,7 +223,7 @@ func (b *Batch) patchOverRoot(d dedupe.Digest, p []byte, c chain) (m pack.Member
 func maxPatchGrains(blockSize int) int { return blockSize / pack.GrainSize / 4 }
 
 // differing are the grains in which two blocks differ.
-func differing(p, q []byte) (set pack.Grains) {
+func differing(p, q []byte) (set dedupe.Grains) {
 	for at := 0; at < len(p); at += pack.GrainSize {
 		if string(p[at:at+pack.GrainSize]) != string(q[at:at+pack.GrainSize]) {
 			set.Add(at / pack.GrainSize)
@@ -187,24 +235,20 @@ func differing(p, q []byte) (set pack.Grains) {
 // chain is what a block is made from.
 type chain struct {
 	depth, total uint8         // patches, and their grains
-	root         dedupe.Digest // the whole block
+	root         dedupe.Digest // the whole block, or zero: the patches lie over zeros
 	place        place         // of root
 }
 
 // chain follows the bases of a block that is to become the base of d. Not ok: it is not
 // held, or d is among its bases.
 func (b *Batch) chain(base, d dedupe.Digest) (c chain, ok bool, err error) {
-	if held, err := b.holdsBase(base); !held || err != nil {
+	h, err := b.holdsBase(base)
+	if !h.held || err != nil {
 		return c, false, err
 	}
 	c.root = base
+	p := h.place
 	for range pack.MaxPatchDepth + 1 {
-		p, ok := b.pending(dedupe.KindBlock, c.root)
-		if !ok {
-			if p, ok, err = b.s.index.lookup(dedupe.KindBlock, c.root); !ok || err != nil {
-				return c, false, err
-			}
-		}
 		c.depth, c.total = max(c.depth, p.depth), max(c.total, p.total)
 		if !p.isPatch() {
 			c.place = p
@@ -213,17 +257,32 @@ func (b *Batch) chain(base, d dedupe.Digest) (c chain, ok bool, err error) {
 		if c.root = p.base; c.root == d {
 			return c, false, nil
 		}
+		if c.root.IsZero() {
+			return c, true, nil
+		}
+		if p, ok, err = b.lookup(dedupe.KindBlock, c.root); !ok || err != nil {
+			return c, false, err
+		}
 	}
 	return c, false, nil
 }
 
-// holdsBase is held of a block that is to become a base: a collection that is under way
+// holdsBase is hold of a block that is to become a base: a collection that is under way
 // sees the claim, and leaves it.
-func (b *Batch) holdsBase(base dedupe.Digest) (bool, error) {
+func (b *Batch) holdsBase(base dedupe.Digest) (h holding, err error) {
 	if b.s.o.bugs.skipBase {
-		return true, nil
+		h.place, h.held, err = b.lookup(dedupe.KindBlock, base)
+		return h, err
 	}
-	return b.held(dedupe.KindBlock, base)
+	return b.hold(dedupe.KindBlock, base, 0)
+}
+
+// lookup is the place of content in the batch or in the index.
+func (b *Batch) lookup(kind dedupe.Kind, d dedupe.Digest) (place, bool, error) {
+	if p, ok := b.pending(kind, d); ok {
+		return p, true, nil
+	}
+	return b.s.index.lookup(kind, d)
 }
 
 // add puts a patch into the open bundle, from where it can be read at once, and writes
@@ -231,13 +290,11 @@ func (b *Batch) holdsBase(base dedupe.Digest) (bool, error) {
 func (w *patches) add(ctx context.Context, p *newPatch) error {
 	w.mu.Lock()
 	if w.open == nil {
-		w.open = &bundle{grains: make([]byte, 0, bundleBytes+len(p.content)/2)}
+		w.open = &bundle{grains: make([]byte, 0, bundleBytes+maxPatchGrains(w.b.s.sb.BlockSize)*pack.GrainSize)}
 	}
 	at := len(w.open.grains)
-	for i := range len(p.content) / pack.GrainSize {
-		if p.member.Grains.Has(i) {
-			w.open.grains = append(w.open.grains, p.content[i*pack.GrainSize:][:pack.GrainSize]...)
-		}
+	for _, grain := range p.grains {
+		w.open.grains = append(w.open.grains, grain...)
 	}
 	w.open.members = append(w.open.members, p.member)
 	m := &p.member
@@ -271,7 +328,7 @@ func (w *patches) write(ctx context.Context, bu *bundle) error {
 	dir := pack.Bundle{BlockSize: b.s.sb.BlockSize, Members: bu.members}
 	directory := dir.Append(nil)
 	rec := pack.Record{Kind: pack.KindBundle, Encoding: pack.EncodingPatch, GrainSize: pack.GrainSize,
-		Digest: pack.BundleDigest(directory), ClearLength: uint32(len(directory))}
+		Digest: pack.BundleDigest(directory), HeadLength: uint32(len(directory))}
 	e, number, err := b.appendContent(context.WithoutCancel(ctx), rec, directory, bu.grains, func(number uint32, e *pack.Entry) {
 		b.placedPatches(number, e, bu)
 	})

@@ -51,7 +51,7 @@ func (d *disk) write(block int, grains ...int) {
 // put stores block i as a patch over was.
 func (d *disk) put(p dedupe.Patches, i int, was []byte) dedupe.Put {
 	d.t.Helper()
-	put, err := p.PutPatch(context.Background(), d.blocks[i], d.s.BlockDigest(was), func() ([]byte, error) { return was, nil })
+	put, err := dedupetest.PutOver(context.Background(), d.s, p, d.blocks[i], was)
 	if err != nil {
 		d.t.Fatalf("put block %d: %v", i, err)
 	}

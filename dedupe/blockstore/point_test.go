@@ -100,7 +100,7 @@ func putVersion(ctx context.Context, s dedupe.Store, b dedupe.Batch, patches ded
 		return b.PutBlock(ctx, testBlock(s, seed))
 	}
 	was := testBlock(s, seed-1)
-	return patches.PutPatch(ctx, testBlock(s, seed), s.BlockDigest(was), func() ([]byte, error) { return was, nil })
+	return dedupetest.PutOver(ctx, s, patches, testBlock(s, seed), was)
 }
 
 // writePoint is one batch from begin to commit.

@@ -73,11 +73,23 @@ type Store struct {
 	active    sync.WaitGroup // calls under way
 
 	counts counters
+
+	zeroList []dedupe.Digest // the list of the grains of zeros; only read
 }
 
 // counters since the Store was opened.
 type counters struct {
 	putBlocks, newBlocks, newRawBytes, newBytes, readBlocks, corruptBlocks, repairedBlocks, freeBytes atomic.Int64
+}
+
+// countPut counts a block that was put.
+func (c *counters) countPut(put dedupe.Put) {
+	c.putBlocks.Add(1)
+	if put.New {
+		c.newBlocks.Add(1)
+		c.newRawBytes.Add(put.RawBytes)
+		c.newBytes.Add(put.StoredBytes)
+	}
 }
 
 var (
@@ -171,7 +183,7 @@ func newStore(dir string, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{dir: dir, o: o, sb: sb, codec: c, keys: k, files: newFileCache(), bundles: newBundleCache(), log: o.Logger,
+	s := &Store{dir: dir, o: o, sb: sb, zeroList: dedupe.ZeroList(sb.BlockSize / pack.GrainSize), codec: c, keys: k, files: newFileCache(), bundles: newBundleCache(), log: o.Logger,
 		batches: make(map[*Batch]struct{}), pool: make(map[pack.Class][]*openPack)}
 	s.keys.own = k.domains[s.Domain()]
 	return s, nil

@@ -9,6 +9,7 @@ import (
 	"github.com/keelblock/keelblock/dedupe"
 	"github.com/keelblock/keelblock/dedupe/blockstore"
 	"github.com/keelblock/keelblock/dedupe/dedupetest"
+	"github.com/keelblock/keelblock/dedupe/keyring"
 )
 
 // newVault makes a vault in a folder of its own.
@@ -71,6 +72,8 @@ func TestConformance(t *testing.T) {
 		{"encrypted, small blocks and packs, zstd", encrypted(blockstore.Options{BlockSize: dedupe.MinBlockSize, PackBytes: blockstore.MinPackBytes, Compression: blockstore.CompressionZstd})},
 		{"encrypted, large blocks", encrypted(blockstore.Options{BlockSize: dedupe.MaxBlockSize, PackBytes: 2 * blockstore.MinPackBytes})},
 		{"encrypted, raw", encrypted(blockstore.Options{BlockSize: dedupe.MinBlockSize, Compression: blockstore.CompressionNone})},
+		{"ids of the first vaults", blockstore.Options{}.WithWholeDigests()},
+		{"ids of the first vaults, encrypted", blockstore.Options{Keys: []*keyring.Keys{keyring.NewWhole(dedupe.DomainID{2})}}},
 		{"raw", blockstore.Options{BlockSize: dedupe.MinBlockSize, Compression: blockstore.CompressionNone}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -109,7 +109,7 @@ func (o *openTree) putVersion(ctx context.Context, s dedupe.Store, seed uint64, 
 	}
 	was := make([]byte, len(buf))
 	fillVersion(was, seed-back<<versionShift)
-	return o.patches.PutPatch(ctx, buf, s.BlockDigest(was), func() ([]byte, error) { return was, nil })
+	return dedupetest.PutOver(ctx, s, o.patches, buf, was)
 }
 
 // putMore puts a further tree of n nodes over the last blocks that were put, in an order

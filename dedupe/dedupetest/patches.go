@@ -2,6 +2,7 @@ package dedupetest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -72,9 +73,29 @@ func testPatches(t *testing.T, s dedupe.Store) {
 	}
 }
 
+// testLay finds out which block some grains make of another one, and which do not differ.
+func testLay(t testing.TB, s dedupe.Store, g dedupe.GrainPatches, next, was []byte) {
+	e := EditBetween(s.BlockDigest(was), was, next)
+	edits := []dedupe.Edit{e, {Base: s.BlockDigest(was), Content: next}, {Base: dedupe.Digest{1}, Content: next}}
+	g.Lay(context.Background(), edits)
+	differ := edits[0].Differ()
+	if !edits[0].Laid() || edits[0].Digest() != s.BlockDigest(next) || !differ.Within(&e.Given) || differ.Count() == 0 {
+		t.Errorf("laid %v, want %v, of the grains %v those in %v differ: %v", edits[0].Digest(), s.BlockDigest(next), e.Given, differ, edits[0].Err)
+	}
+	if !edits[1].Laid() || edits[1].Digest() != s.BlockDigest(was) || edits[1].Differ() != (dedupe.Grains{}) {
+		t.Errorf("laid no grain over %v: %v, %v", s.BlockDigest(was), edits[1].Digest(), edits[1].Err)
+	}
+	if edits[2].Laid() || !errors.Is(edits[2].Err, dedupe.ErrNotFound) {
+		t.Errorf("laid grains over a block that is not there: %v", edits[2].Err)
+	}
+}
+
 // putPatch puts one version of a block over another, and then again.
 func putPatch(t testing.TB, s dedupe.Store, p dedupe.Patches, next, was []byte, unreadable bool) {
 	ctx := context.Background()
+	if g, ok := p.(dedupe.GrainPatches); ok {
+		testLay(t, s, g, next, was)
+	}
 	asked := 0
 	put, err := p.PutPatch(ctx, next, s.BlockDigest(was), func() ([]byte, error) {
 		if asked++; unreadable {

@@ -30,8 +30,10 @@
 // A block that is much like the base's is put as a patch over it where the Batch makes
 // patches, so that scattered changes cost about their own bytes and not a block each.
 // The comparison is the Batch's; here it is only known which block was there before.
-// It is read for a block of which some grains are given, and for a full compare
-// ([Options.Trim]); a block that is given in full otherwise is put as it is.
+// It matters for a block of which some grains are given, and for a full compare
+// ([Options.Trim]); a block that is given in full otherwise is put as it is. Where the
+// Batch knows the digests of the base's grains (dedupe.GrainPatches) those decide, and the
+// base's content is read only for a block that becomes no patch.
 //
 // # Rules
 //

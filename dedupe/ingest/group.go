@@ -3,7 +3,6 @@ package ingest
 import (
 	"context"
 	"fmt"
-	"math/bits"
 
 	"github.com/keelblock/keelblock/blockdev"
 	"github.com/keelblock/keelblock/dedupe"
@@ -22,6 +21,10 @@ type group struct {
 	jobs [groupSize]*job
 	base [groupSize]baseBlock // of each job
 	n    int
+
+	edits [groupSize]dedupe.Edit
+	laid  [groupSize]int // the jobs of edits
+	nlaid int
 }
 
 // baseBlock is what the base has in the place of a block.
@@ -60,7 +63,7 @@ func (g *group) prepare() {
 		return
 	default:
 	}
-	defer g.p.turn()()
+	g.nlaid = 0
 	var partial []int
 	var room [groupSize]int
 	partial = room[:0]
@@ -71,22 +74,87 @@ func (g *group) prepare() {
 			partial = append(partial, i)
 		}
 	}
+	partial = g.lay(partial)
 	g.readBases(partial)
 	for _, i := range partial {
 		g.p.complete(g.jobs[i], &g.base[i])
 	}
 	g.sum()
+	g.layWhole()
+}
+
+// lay has the store find out which blocks the partial ones are, from what it knows of the
+// base's grains, and returns those that have to be completed instead.
+func (g *group) lay(partial []int) (left []int) {
+	if g.p.grains == nil {
+		return partial
+	}
+	for _, i := range partial {
+		j, b := g.jobs[i], &g.base[i]
+		if !g.p.canLay(j, b) {
+			left = append(left, i)
+			continue
+		}
+		g.addEdit(dedupe.Edit{Base: b.digest, Content: j.buf, Given: j.grain}, i)
+	}
+	return append(left, g.layEdits(0)...)
+}
+
+// canLay reports whether a partial block is worth laying over the base's: not many grains
+// over a hole, which are no patch; nor over a block that is cut by the disk's end, behind
+// which the base's may go on.
+func (p *Pass) canLay(j *job, b *baseBlock) bool {
+	if b.digest.IsZero() {
+		return j.grain.Count() <= p.blockSize/blockdev.GrainSize/4
+	}
+	return p.size-j.index*int64(p.blockSize) >= int64(p.blockSize)
+}
+
+// layWhole is lay of blocks that were given whole and are another one than the base's, when
+// it matters in what they differ.
+func (g *group) layWhole() {
+	if g.p.grains == nil || !g.p.o.Trim {
+		return
+	}
+	from := g.nlaid
+	for i, j := range g.jobs[:g.n] {
+		b := &g.base[i]
+		if j.edit != nil || b.err != nil || b.known || b.digest.IsZero() || j.sum.Content() == nil || j.sum.Digest() == b.digest {
+			continue
+		}
+		g.addEdit(dedupe.EditOf(&j.sum, b.digest), i)
+	}
+	g.layEdits(from)
+}
+
+// addEdit adds the edit of a job.
+func (g *group) addEdit(e dedupe.Edit, job int) {
+	g.edits[g.nlaid], g.laid[g.nlaid] = e, job
+	g.nlaid++
+}
+
+// layEdits lays the edits from a number on, and returns the jobs for which that failed.
+func (g *group) layEdits(from int) (failed []int) {
+	edits := g.edits[from:g.nlaid]
+	if len(edits) == 0 {
+		return nil
+	}
+	g.p.grains.Lay(g.jobs[0].ctx, edits)
+	for k, i := range g.laid[from:g.nlaid] {
+		if edits[k].Laid() {
+			g.jobs[i].edit = &edits[k]
+		} else {
+			failed = append(failed, i)
+		}
+	}
+	return failed
 }
 
 // lookUp finds the base's block of a job, and reports whether some of its grains have to
 // come from there.
 func (p *Pass) lookUp(j *job, b *baseBlock) (partial bool) {
 	at := j.index * int64(p.blockSize)
-	count := 0
-	for _, w := range j.grain {
-		count += bits.OnesCount64(w)
-	}
-	partial = count < p.grainsOf(j)
+	partial = p.isPartial(j)
 	if end := p.size - at; end < int64(p.blockSize) {
 		clear(j.buf[end:]) // the disk ends here; the base's may have been larger
 	}
@@ -101,6 +169,9 @@ func (p *Pass) lookUp(j *job, b *baseBlock) (partial bool) {
 	} // else the whole block is given: it heals the base
 	return partial && b.err == nil
 }
+
+// isPartial reports whether some of a block's grains were not given.
+func (p *Pass) isPartial(j *job) bool { return j.grain.Count() < p.grainsOf(j) }
 
 // grainsOf is how many grains of a block are on the disk.
 func (p *Pass) grainsOf(j *job) int {
@@ -150,7 +221,7 @@ func (p *Pass) complete(j *job, b *baseBlock) {
 		return
 	}
 	for i := range p.grainsOf(j) {
-		if j.grain[i/64]&(1<<(i%64)) != 0 {
+		if j.grain.Has(i) {
 			continue
 		}
 		from := i * blockdev.GrainSize
@@ -173,7 +244,7 @@ func (g *group) sum() {
 	var of [groupSize]*job
 	n := 0
 	for i, j := range g.jobs[:g.n] {
-		if g.base[i].err == nil && !allZero(j.buf) {
+		if j.edit == nil && g.base[i].err == nil && !allZero(j.buf) {
 			blocks[n], of[n] = j.buf, j
 			n++
 		}

@@ -20,8 +20,8 @@ type Options struct {
 	// Begin is called by each worker on its goroutine, before its first block. The
 	// goroutine is not used again afterwards. nil: nothing.
 	Begin func()
-	// Turn, if there is one, is taken by a worker for what it does for a few blocks
-	// together and for each block, and then given back. A worker holds one turn at most.
+	// Turn, if there is one, is taken by a worker for a few blocks together, and then given
+	// back. A worker holds one turn at most.
 	Turn Turn
 	// Progress is called with the total of bytes given to Write that have gone
 	// through, from one goroutine of the Pass, often; it must not block. nil: none.
@@ -75,6 +75,7 @@ var ErrOrder = errors.New("range out of order or not of whole grains")
 type Pass struct {
 	batch     dedupe.Batch
 	patches   dedupe.Patches      // nil when the batch makes none
+	grains    dedupe.GrainPatches // patches, or nil when those are none
 	summing   dedupe.SummingBatch // nil when the batch is none
 	source    hashtree.Getter     // reads the base: committed content, and the batch's own
 	several   dedupe.BlocksGetter // source, or nil when it reads one block after the other
@@ -123,6 +124,7 @@ func NewPass(s dedupe.Store, b dedupe.Batch, base hashtree.Root, sizeBytes int64
 		blockSize: s.BlockSize(), o: o, changes: recoverypoint.NewChangeSet()}
 	if pb, ok := b.(dedupe.PatchBatch); ok && !base.IsZero() {
 		p.patches = pb.Patches()
+		p.grains, _ = p.patches.(dedupe.GrainPatches)
 	}
 	p.summing, _ = b.(dedupe.SummingBatch)
 	p.several, _ = source.(dedupe.BlocksGetter)

@@ -19,20 +19,21 @@ type job struct {
 	holes int64           // blocks that become holes; then nothing below is used
 	buf   []byte          // one block; owned by the job until the collector gives it back
 	given int64           // bytes given by Write
-	grain [dedupe.MaxBlockSize / blockdev.GrainSize / 64]uint64
-	sum   dedupe.Summed // the block with its digest, if that was computed ahead
+	grain dedupe.Grains   // those of them
+	sum   dedupe.Summed   // the block with its digest, if that was computed ahead
+	edit  *dedupe.Edit    // the block by its grains, if it was laid over the base's
 
-	done   chan struct{}                                         // closed by the worker
-	put    dedupe.Put                                            // zero when the block is all zeros
-	differ [dedupe.MaxBlockSize / blockdev.GrainSize / 64]uint64 // grains that differ from the base
-	same   bool                                                  // the block is the base's
+	done   chan struct{} // closed by the worker
+	put    dedupe.Put    // zero when the block is all zeros
+	differ dedupe.Grains // grains that differ from the base
+	same   bool          // the block is the base's
 	err    error
 }
 
 // fill marks the grains of [at, at+n) as given.
 func (j *job) fill(at, n int) {
 	for g := at / blockdev.GrainSize; g*blockdev.GrainSize < at+n; g++ {
-		j.grain[g/64] |= 1 << (g % 64)
+		j.grain.Add(g)
 	}
 }
 
@@ -105,22 +106,25 @@ func (p *Pass) worker() {
 	g := group{p: p}
 	for j := range p.pipe.work {
 		g.gather(j)
-		g.prepare()
-		for i, j := range g.jobs[:g.n] {
-			select {
-			case <-p.pipe.failed:
-			default:
-				j.err = p.inTurn(j, &g.base[i])
-			}
-			close(j.done)
-		}
+		g.inTurn()
 	}
 }
 
-// inTurn processes the block when it is this worker's turn.
-func (p *Pass) inTurn(j *job, base *baseBlock) error {
-	defer p.turn()()
-	return p.process(j, base)
+// inTurn prepares and stores the blocks of a group when it is this worker's turn: once for
+// all of them, since handing a turn on for each block costs as much as a scattered one.
+func (g *group) inTurn() {
+	defer g.p.turn()()
+	g.prepare()
+	for i, j := range g.jobs[:g.n] {
+		select {
+		case <-g.p.pipe.failed:
+		default:
+			j.err = g.p.process(j, &g.base[i])
+		}
+	}
+	for _, j := range g.jobs[:g.n] { // at the end: the collector wakes once for all of them
+		close(j.done)
+	}
 }
 
 // turn waits for this worker's turn to compute; what it returns ends it.
@@ -137,6 +141,9 @@ func (p *Pass) process(j *job, base *baseBlock) error {
 	if base.err != nil {
 		return base.err
 	}
+	if done, err := p.putLaid(j, base); done || err != nil {
+		return err
+	}
 	at := j.index * int64(p.blockSize)
 	if j.sum.Content() != nil || !allZero(j.buf) {
 		if err := p.put(j, base); err != nil {
@@ -144,10 +151,11 @@ func (p *Pass) process(j *job, base *baseBlock) error {
 		}
 	}
 	j.same = j.put.Digest == base.digest
+	if j.same || j.edit != nil {
+		return nil // what differs is known
+	}
 	j.differ = j.grain
 	switch {
-	case j.same:
-		return nil
 	case base.known || base.digest.IsZero():
 	case !p.o.Trim:
 		return nil
@@ -165,17 +173,44 @@ func (p *Pass) process(j *job, base *baseBlock) error {
 			from := g * blockdev.GrainSize
 			now := j.buf[from:min(int64(from+blockdev.GrainSize), p.size-at)]
 			if base.known && string(now) == string(base.buf[from:from+len(now)]) || !base.known && allZero(now) {
-				j.differ[w] &^= 1 << (g % 64)
+				j.differ.Remove(g)
 			}
 		}
 	}
 	return nil
 }
 
+// putLaid stores a block that was laid over the base's, unless the store wants all of it:
+// then it is completed.
+func (p *Pass) putLaid(j *job, base *baseBlock) (done bool, err error) {
+	if j.edit == nil {
+		return false, nil
+	}
+	if j.differ = j.edit.Differ(); j.edit.Zero() {
+		return true, nil
+	}
+	var ok bool
+	if j.put, ok, err = p.grains.PutLaid(j.ctx, j.edit); err != nil {
+		return false, fmt.Errorf("ingest block at %d: %w", j.index*int64(p.blockSize), err)
+	}
+	if ok {
+		j.same = j.put.Digest == base.digest
+		return true, nil
+	}
+	if !p.isPartial(j) {
+		return false, nil
+	}
+	if !base.digest.IsZero() {
+		base.err = base.read(p, j.ctx)
+	}
+	p.complete(j, base)
+	return false, base.err
+}
+
 // put stores the block: as a patch over the base's block where that is known to be much
 // like it, or will be read to see what differs.
 func (p *Pass) put(j *job, base *baseBlock) (err error) {
-	if p.patches == nil || base.digest.IsZero() || !(base.known || p.o.Trim) {
+	if p.patches == nil || base.digest.IsZero() || !base.known && (!p.o.Trim || j.edit != nil) {
 		if j.sum.Content() != nil {
 			j.put, err = p.summing.PutSummed(j.ctx, j.sum)
 		} else {

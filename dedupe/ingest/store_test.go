@@ -44,6 +44,9 @@ var stores = map[string]func(t testing.TB, blockSize int) dedupe.Store{
 	"blockstore": func(t testing.TB, blockSize int) dedupe.Store {
 		return openVault(t, blockstore.Options{BlockSize: blockSize})
 	},
+	"blockstore with ids of the first vaults": func(t testing.TB, blockSize int) dedupe.Store {
+		return openVault(t, blockstore.Options{BlockSize: blockSize, Keys: []*keyring.Keys{keyring.NewWhole(dedupe.DomainID{1})}})
+	},
 	"encrypted blockstore": func(t testing.TB, blockSize int) dedupe.Store {
 		return openVault(t, blockstore.Options{BlockSize: blockSize, Keys: []*keyring.Keys{keyring.New(dedupe.DomainID{1})}})
 	},

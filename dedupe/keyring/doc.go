@@ -4,7 +4,7 @@
 // # Place in the data path
 //
 //	appliance/keys (wrapped keys) → Unmarshal → Keys → blockstore.Options
-//	blockstore: compress → Keys.Seal → pack → Keys.Open → decompress → Keys.IDKey
+//	blockstore: compress → Keys.Seal → pack → Keys.Open → decompress → Keys.Digester
 //
 // # The keys of a domain
 //
@@ -25,7 +25,9 @@
 // for 2^80. It is never made from the content, as one digest can be stored in different
 // bytes: compressed by another codec, or as a patch. The header of the record is
 // authenticated with it, so a payload is not to be opened under another digest, kind,
-// length or domain.
+// length or domain. A block's list of grain digests is sealed beside its content, under the
+// same key with another nonce, so that it can be read alone; a list tells which grains are
+// alike, so it does not stand in clear.
 //
 // No Go module of it could be fetched when this was written, and it is little more than
 // two calls of AES before the standard library's GCM, so it stands here, with the vectors

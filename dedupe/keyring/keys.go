@@ -25,7 +25,9 @@ const (
 	headerSize  = 64
 	dataKeySize = 16 + secretSize
 	crcSize     = 4
-	version     = 1
+	// versionWhole is of domains with the id scheme of the first vaults, version names it.
+	versionWhole = 1
+	version      = 2
 )
 
 var (
@@ -60,7 +62,8 @@ func Derive(secret []byte, label Label, context []byte, n int) []byte {
 type Keys struct {
 	domain   dedupe.DomainID
 	idSecret []byte
-	ids      *dedupe.IDKey
+	scheme   uint8 // how ids of blocks are made, see pack.Domain
+	digester dedupe.Digester
 
 	mu   sync.RWMutex
 	data []*dataKey // the first seals; a slice that was handed out is never changed
@@ -75,7 +78,15 @@ type dataKey struct {
 
 // New makes the keys of a new domain: an id key and one data key, at random.
 func New(domain dedupe.DomainID) *Keys {
-	k := &Keys{domain: domain, idSecret: random()}
+	return newKeys(domain, pack.SchemeKeyedGrains)
+}
+
+// NewWhole is New with the id scheme of the first vaults, in which the id of a block is
+// made of all of its bytes.
+func NewWhole(domain dedupe.DomainID) *Keys { return newKeys(domain, pack.SchemeHMAC) }
+
+func newKeys(domain dedupe.DomainID, scheme uint8) *Keys {
+	k := &Keys{domain: domain, idSecret: random(), scheme: scheme}
 	k.deriveIDKey()
 	k.AddDataKey()
 	return k
@@ -89,8 +100,12 @@ func random() []byte {
 
 func (k *Keys) deriveIDKey() {
 	key := Derive(k.idSecret, LabelBlockID, k.domain[:], secretSize)
-	k.ids = dedupe.NewIDKey(key)
-	clear(key)
+	defer clear(key)
+	if k.scheme == pack.SchemeKeyedGrains {
+		k.digester = dedupe.GrainDigests(dedupe.NewIDKey(key))
+	} else {
+		k.digester = dedupe.WholeDigests(dedupe.NewIDKey(key))
+	}
 }
 
 func (k *Keys) newDataKey(id pack.KeyID, secret []byte) *dataKey {
@@ -134,8 +149,12 @@ func (k *Keys) dataKeys() []*dataKey {
 	return k.data
 }
 
-// IDKey makes the ids of the domain's blocks and notes.
-func (k *Keys) IDKey() *dedupe.IDKey { return k.ids }
+// Digester makes the ids of the domain's blocks and notes.
+func (k *Keys) Digester() dedupe.Digester { return k.digester }
+
+// Scheme is how ids of blocks are made, as the superblock of a vault has it. It never
+// changes: a block has the same id in all vaults of the domain.
+func (k *Keys) Scheme() uint8 { return k.scheme }
 
 // Check is what the superblock of a vault keeps, to recognise another key.
 func (k *Keys) Check() pack.KeyCheck {
@@ -149,7 +168,11 @@ func (k *Keys) Marshal() []byte {
 	b := make([]byte, headerSize, headerSize+len(list)*dataKeySize+crcSize)
 	copy(b, magic[:])
 	le := binary.LittleEndian
-	le.PutUint16(b[8:], version)
+	le.PutUint16(b[8:], versionWhole)
+	if k.scheme != pack.SchemeHMAC {
+		le.PutUint16(b[8:], version)
+		b[12] = k.scheme
+	}
 	le.PutUint16(b[10:], uint16(len(list)))
 	copy(b[16:], k.domain[:])
 	copy(b[32:], k.idSecret)
@@ -172,14 +195,15 @@ func Unmarshal(b []byte) (*Keys, error) {
 	if crc32.Checksum(b[:end], castagnoli) != le.Uint32(b[end:]) {
 		return nil, fmt.Errorf("keys of a domain: checksum: %w", dedupe.ErrCorrupt)
 	}
-	if v := le.Uint16(b[8:]); v != version {
-		return nil, fmt.Errorf("keys of a domain: version %d: %w", v, dedupe.ErrUnknownFormat)
+	scheme, err := schemeOf(le.Uint16(b[8:]), b[12])
+	if err != nil {
+		return nil, err
 	}
 	n := int(le.Uint16(b[10:]))
-	if n < 1 || n > MaxDataKeys || end != headerSize+n*dataKeySize || le.Uint32(b[12:]) != 0 {
+	if n < 1 || n > MaxDataKeys || end != headerSize+n*dataKeySize || [3]byte(b[13:]) != [3]byte{} {
 		return nil, fmt.Errorf("%d data keys in %d bytes: %w", n, len(b), dedupe.ErrCorrupt)
 	}
-	k := &Keys{domain: dedupe.DomainID(b[16:32]), idSecret: slices.Clone(b[32:headerSize])}
+	k := &Keys{domain: dedupe.DomainID(b[16:32]), idSecret: slices.Clone(b[32:headerSize]), scheme: scheme}
 	k.deriveIDKey()
 	for p := b[headerSize:end]; len(p) > 0; p = p[dataKeySize:] {
 		id := pack.KeyID(p[:16])
@@ -189,6 +213,21 @@ func Unmarshal(b []byte) (*Keys, error) {
 		k.data = append(k.data, k.newDataKey(id, slices.Clone(p[16:dataKeySize])))
 	}
 	return k, nil
+}
+
+// schemeOf is the id scheme that a file of some version names.
+func schemeOf(v uint16, named uint8) (uint8, error) {
+	switch {
+	case v == versionWhole && named == 0:
+		return pack.SchemeHMAC, nil
+	case v == versionWhole:
+		return 0, fmt.Errorf("keys of a domain: id scheme %d in version %d: %w", named, v, dedupe.ErrCorrupt)
+	case v != version:
+		return 0, fmt.Errorf("keys of a domain: version %d: %w", v, dedupe.ErrUnknownFormat)
+	case named != pack.SchemeKeyedGrains:
+		return 0, fmt.Errorf("keys of a domain: id scheme %d: %w", named, dedupe.ErrUnknownFormat)
+	}
+	return named, nil
 }
 
 // String names the domain and nothing else.

@@ -17,29 +17,47 @@ import (
 	"github.com/keelblock/keelblock/dedupe/pack"
 )
 
-var update = flag.Bool("update", false, "write golden files of the present format")
+const goldenCheckV2 = "94ed43f12408ff63458d2e170c12"
 
-const (
-	goldenKeys  = "testdata/keys-v1.bin"
-	goldenCheck = "7cd6e2a0f8af0c8bf7b8c337feb4"
-)
+var update = flag.Bool("update", false, "write golden files of the present format")
 
 // TestGoldenKeys: keys of every released version open, and make the ids and open the
 // records that they made then.
 func TestGoldenKeys(t *testing.T) {
-	if *update {
+	t.Run("ids of blocks", func(t *testing.T) {
+		testGoldenKeys(t, "v1", "7cd6e2a0f8af0c8bf7b8c337feb4", pack.SchemeHMAC, nil)
+	})
+	t.Run("ids of grains", func(t *testing.T) {
+		testGoldenKeys(t, "v2", goldenCheckV2, pack.SchemeKeyedGrains, goldenList())
+	})
+}
+
+// goldenList is the list of grains of the golden record of version 2.
+func goldenList() []dedupe.Digest { return []dedupe.Digest{{1}, {2}, {3}, {4: 4}} }
+
+func testGoldenKeys(t *testing.T, version, goldenCheck string, scheme uint8, list []dedupe.Digest) {
+	keysFile, recordFile := "testdata/keys-"+version+".bin", "testdata/record-"+version+".bin"
+	content := bytes.Repeat([]byte("golden!!"), len(list)*dedupe.GrainSize/8)
+	if list == nil {
+		content = []byte("golden")
+	}
+	if *update && version == "v2" {
 		k := keyring.New(dedupe.DomainID{1, 2, 3})
 		k.AddDataKey()
-		r := pack.Record{Kind: dedupe.KindBlock, Digest: k.IDKey().Sum([]byte("golden")), LogicalLength: 6}
-		buf, err := k.Seal(&r, append(make([]byte, pack.RecordHeaderSize), "golden"...))
+		r := pack.Record{Kind: dedupe.KindBlock, Digest: k.Digester().List(list), LogicalLength: uint32(len(content)),
+			HasGrainList: true, HeadLength: uint32(pack.ListLength(len(content), pack.CipherXAES))}
+		buf := pack.AppendList(make([]byte, pack.RecordHeaderSize), list)
+		buf, err := k.Seal(&r, append(append(buf, make([]byte, keyring.Overhead)...), content...))
 		if err == nil {
 			err = pack.EncodeRecord(&r, buf)
 		}
-		if err = errors.Join(err, os.WriteFile(goldenKeys, k.Marshal(), 0o600), os.WriteFile("testdata/record-v1.bin", buf, 0o600)); err != nil {
+		if err = errors.Join(err, os.WriteFile(keysFile, k.Marshal(), 0o600), os.WriteFile(recordFile, buf, 0o600)); err != nil {
 			t.Fatal(err)
 		}
+		check := k.Check()
+		t.Logf("check %x", check[:])
 	}
-	b, err := os.ReadFile(goldenKeys)
+	b, err := os.ReadFile(keysFile)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +72,10 @@ func TestGoldenKeys(t *testing.T) {
 	if got := hex.EncodeToString(check[:]); got != goldenCheck {
 		t.Errorf("check is %s, want %s", got, goldenCheck)
 	}
-	record, err := os.ReadFile("testdata/record-v1.bin")
+	if k.Scheme() != scheme {
+		t.Errorf("id scheme %d, want %d", k.Scheme(), scheme)
+	}
+	record, err := os.ReadFile(recordFile)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,8 +83,16 @@ func TestGoldenKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := k.Open(&r, record, nil); err != nil || string(got) != "golden" || k.IDKey().Sum(got) != r.Digest {
-		t.Errorf("record opens to %q, %v", got, err)
+	if list != nil {
+		stored, err := k.OpenList(&r, bytes.Clone(record[:pack.RecordHeaderSize+int(r.HeadLength)]))
+		got := make([]dedupe.Digest, len(list))
+		if err = errors.Join(err, pack.DecodeList(got, stored)); err != nil || !slices.Equal(got, list) || k.Digester().List(got) != r.Digest {
+			t.Errorf("list of grains opens to %v, %v", got, err)
+		}
+	}
+	got, err := k.Open(&r, record, nil)
+	if err != nil || !bytes.Equal(got, content) || list == nil && k.Digester().Note(got) != r.Digest {
+		t.Errorf("record opens to %d bytes, %v", len(got), err)
 	}
 }
 
@@ -87,7 +116,7 @@ func TestMarshal(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got.Domain() != k.Domain() || !slices.Equal(got.DataKeys(), k.DataKeys()) || got.Check() != k.Check() ||
-		got.IDKey().Sum([]byte("x")) != k.IDKey().Sum([]byte("x")) {
+		got.Digester().Note([]byte("x")) != k.Digester().Note([]byte("x")) {
 		t.Error("keys differ after Marshal and Unmarshal")
 	}
 	for i := range b {
@@ -116,7 +145,7 @@ func TestKeysOfOtherDomains(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, k := range []*keyring.Keys{b, c} {
-		if k.Check() == a.Check() || k.IDKey().Sum([]byte("x")) == a.IDKey().Sum([]byte("x")) {
+		if k.Check() == a.Check() || k.Digester().Note([]byte("x")) == a.Digester().Note([]byte("x")) {
 			t.Errorf("%v are taken for %v", k, a)
 		}
 	}
@@ -133,7 +162,7 @@ func TestNothingIsPrinted(t *testing.T) {
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d", "%t"} {
 		fmt.Fprintf(&printed, verb, k)
 		fmt.Fprintf(&printed, verb, struct{ K *keyring.Keys }{k})
-		fmt.Fprintf(&printed, verb, k.IDKey())
+		fmt.Fprintf(&printed, verb, k.Digester())
 	}
 	printed.WriteString(k.GoString())
 	for _, secret := range [][]byte{id, data} {

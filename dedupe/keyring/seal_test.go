@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/keelblock/keelblock/dedupe"
@@ -14,7 +15,7 @@ import (
 // sealed is a record of content as it stands in a pack, and its header.
 func sealed(t testing.TB, k *keyring.Keys, content []byte) ([]byte, pack.Record) {
 	t.Helper()
-	r := pack.Record{Kind: dedupe.KindBlock, Digest: k.IDKey().Sum(content), LogicalLength: uint32(len(content))}
+	r := pack.Record{Kind: dedupe.KindBlock, Digest: k.Digester().Note(content), LogicalLength: uint32(len(content))}
 	buf, err := k.Seal(&r, append(make([]byte, pack.RecordHeaderSize, pack.RecordHeaderSize+len(content)+keyring.Overhead), content...))
 	if err != nil {
 		t.Fatal(err)
@@ -239,4 +240,69 @@ func BenchmarkSeal(b *testing.B) {
 			}
 		}
 	})
+}
+
+// listed is a sealed record of a block with its list of grains, as it stands in a pack.
+func listed(t testing.TB, k *keyring.Keys, content []byte) (record []byte, head int, list []dedupe.Digest) {
+	t.Helper()
+	var sum [1]dedupe.Summed
+	k.Digester().SumBlocks(sum[:], [][]byte{content})
+	list = sum[0].List()
+	head = pack.ListLength(len(content), pack.CipherXAES)
+	r := pack.Record{Kind: dedupe.KindBlock, Digest: sum[0].Digest(), LogicalLength: uint32(len(content)), HasGrainList: true, HeadLength: uint32(head)}
+	buf := append(pack.AppendList(make([]byte, pack.RecordHeaderSize), list), make([]byte, keyring.Overhead)...)
+	buf, err := k.Seal(&r, append(buf, content...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pack.EncodeRecord(&r, buf); err != nil {
+		t.Fatal(err)
+	}
+	return buf, head, list
+}
+
+// TestSealedList: a list of grains opens without the content and the content without the
+// list; neither stands in clear, and no changed bit of header or list is taken.
+func TestSealedList(t *testing.T) {
+	k := keyring.New(dedupe.DomainID{1})
+	content := block(16 << 10)
+	buf, head, list := listed(t, k, content)
+	if bytes.Contains(buf, list[1][:]) || bytes.Contains(buf, content[:32]) {
+		t.Fatal("list or content stands in clear in the record")
+	}
+	r, err := pack.DecodeRecord(buf)
+	if err != nil || r.CheckCiphertext(buf[pack.RecordHeaderSize:]) != nil {
+		t.Fatalf("record: %v", err)
+	}
+	open := func(record []byte) ([]dedupe.Digest, error) {
+		r := reseal(t, record)
+		stored, err := k.OpenList(r, record)
+		if err != nil {
+			return nil, err
+		}
+		got := make([]dedupe.Digest, len(list))
+		return got, pack.DecodeList(got, stored)
+	}
+	short := buf[:pack.RecordHeaderSize+head]
+	if got, err := open(bytes.Clone(short)); err != nil || !slices.Equal(got, list) || k.Digester().List(got) != r.Digest {
+		t.Fatalf("list opens to %v, %v", got, err)
+	}
+	if got, err := k.Open(&r, bytes.Clone(buf), nil); err != nil || !bytes.Equal(got, content) {
+		t.Fatalf("content opens to %d bytes, %v", len(got), err)
+	}
+	for i := range len(short) * 8 {
+		b := bytes.Clone(short)
+		b[i/8] ^= 1 << (i % 8)
+		got, err := open(b)
+		unauthenticated := i/8 >= 88 && i/8 < 120 || i/8 >= 184 && i/8 < 192
+		if unauthenticated && err == nil && slices.Equal(got, list) {
+			continue
+		}
+		if got != nil || !errors.Is(err, dedupe.ErrCorrupt) && !errors.Is(err, dedupe.ErrNoKey) && !errors.Is(err, dedupe.ErrUnknownFormat) {
+			t.Fatalf("bit %d of byte %d changed: %v", i%8, i/8, err)
+		}
+	}
+	if _, err := keyring.New(dedupe.DomainID{1}).OpenList(&r, bytes.Clone(short)); !errors.Is(err, dedupe.ErrNoKey) {
+		t.Errorf("list opened with another key: %v", err)
+	}
 }

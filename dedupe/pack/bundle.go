@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
-	"math/bits"
 
 	"github.com/keelblock/keelblock/dedupe"
 )
@@ -12,45 +11,28 @@ import (
 // Limits of patches and of the bundles that hold them.
 const (
 	// GrainSize is the unit of a patch, in bytes.
-	GrainSize = 4096
+	GrainSize = dedupe.GrainSize
 	// MaxBundleMembers bounds the patches of one bundle.
 	MaxBundleMembers = 64
 	// MaxPatchDepth bounds the patches that lie over one another. It is what a reader
 	// accepts; a writer has narrower bounds.
 	MaxPatchDepth = 16
 
-	maxGrains           = dedupe.MaxBlockSize / GrainSize
+	maxGrains           = dedupe.MaxGrains
 	directoryHeaderSize = 8
 	memberSize          = 2*dedupe.DigestSize + 4 // and the bitmap
 	patchSize           = 2*dedupe.DigestSize + 8
 )
 
-// Grains is a set of grains of a block: bit i%64 of word i/64 is grain i.
-type Grains [maxGrains / 64]uint64
-
-// Add adds grain i.
-func (g *Grains) Add(i int) { g[i/64] |= 1 << (i % 64) }
-
-// Has reports whether grain i is in the set.
-func (g *Grains) Has(i int) bool { return g[i/64]&(1<<(i%64)) != 0 }
-
-// Count is the number of grains in the set.
-func (g *Grains) Count() (n int) {
-	for _, w := range g {
-		n += bits.OnesCount64(w)
-	}
-	return n
-}
-
 // Member is one patch of a bundle: the block Digest is the block Base with Grains
-// laid over it.
+// laid over it; without a base it is zeros with the grains laid over them.
 type Member struct {
 	Digest, Base dedupe.Digest
 	// Depth is the number of patches down to a whole block, from 1.
 	Depth uint8
 	// Total is the number of grains that they lay over it, this patch's included.
 	Total  uint8
-	Grains Grains
+	Grains dedupe.Grains
 }
 
 // Bundle is the directory of a bundle record: the patches whose grains, one patch
@@ -137,7 +119,7 @@ func (m *Member) check(blockSize int) error {
 }
 
 func checkPatch(d, base dedupe.Digest, depth uint8) error {
-	if d.IsZero() || base.IsZero() || d == base || depth < 1 || depth > MaxPatchDepth {
+	if d.IsZero() || d == base || depth < 1 || depth > MaxPatchDepth || base.IsZero() && depth != 1 {
 		return fmt.Errorf("patch of %v over %v with depth %d: %w", d, base, depth, dedupe.ErrCorrupt)
 	}
 	return nil
@@ -202,10 +184,10 @@ func patchesOf(r *Record, payload []byte) ([]Patch, error) {
 // BundleOf is the directory of a bundle record, which its payload begins with in
 // clear. What follows it, compressed and sealed as the header says, is the content.
 func BundleOf(r *Record, payload []byte) (*Bundle, error) {
-	if r.Kind != KindBundle || int64(r.ClearLength) > int64(len(payload)) {
+	if r.Kind != KindBundle || int64(r.HeadLength) > int64(len(payload)) {
 		return nil, fmt.Errorf("record of kind %d, %d bytes, is no bundle: %w", r.Kind, len(payload), dedupe.ErrCorrupt)
 	}
-	directory := payload[:r.ClearLength]
+	directory := payload[:r.HeadLength]
 	if BundleDigest(directory) != r.Digest {
 		return nil, fmt.Errorf("bundle directory has digest %v: %w", BundleDigest(directory), dedupe.ErrCorrupt)
 	}

@@ -31,7 +31,7 @@ func testBundle() *pack.Bundle {
 func bundleRecord(bu *pack.Bundle) (pack.Record, []byte) {
 	directory := bu.Append(nil)
 	r := pack.Record{Kind: pack.KindBundle, Encoding: pack.EncodingPatch, GrainSize: pack.GrainSize, Domain: dedupe.DomainID{0xc, 3},
-		LogicalLength: uint32(bu.ContentSize()), ClearLength: uint32(len(directory)), Digest: pack.BundleDigest(directory)}
+		LogicalLength: uint32(bu.ContentSize()), HeadLength: uint32(len(directory)), Digest: pack.BundleDigest(directory)}
 	buf := append(make([]byte, pack.RecordHeaderSize), directory...)
 	for i := range bu.ContentSize() / pack.GrainSize {
 		buf = append(buf, bytes.Repeat([]byte{byte(i + 1)}, pack.GrainSize)...)
@@ -89,7 +89,7 @@ func TestBundleRoundTrip(t *testing.T) {
 	if diff := cmp.Diff(testBundle(), bu); diff != "" {
 		t.Errorf("directory (-want +got):\n%s", diff)
 	}
-	grains := payload[rec.ClearLength:]
+	grains := payload[rec.HeadLength:]
 	for i, want := range []byte{1, 2, 10} {
 		if at := bu.Offset(i); grains[at] != want {
 			t.Errorf("patch %d at %d begins with %d, want %d", i, at, grains[at], want)
@@ -100,7 +100,7 @@ func TestBundleRoundTrip(t *testing.T) {
 	}
 	for _, blockSize := range []int{dedupe.MinBlockSize, dedupe.MaxBlockSize} {
 		bu := &pack.Bundle{BlockSize: blockSize, Members: testBundle().Members[:1]}
-		bu.Members[0].Grains = pack.Grains{}
+		bu.Members[0].Grains = dedupe.Grains{}
 		bu.Members[0].Grains.Add(blockSize/pack.GrainSize - 1)
 		got, err := pack.DecodeBundle(bu.Append(nil))
 		if err != nil || cmp.Diff(bu, got) != "" {
@@ -155,7 +155,7 @@ func TestBundleDirectoryRefused(t *testing.T) {
 		"short":               func(b []byte) []byte { return b[:len(b)-1] },
 		"long":                func(b []byte) []byte { return append(b, 0) },
 		"zero digest":         func(b []byte) []byte { clear(b[8:40]); return b },
-		"zero base":           func(b []byte) []byte { clear(b[40:72]); return b },
+		"zero base, depth 2":  func(b []byte) []byte { clear(b[40:72]); b[72] = 2; return b },
 		"over itself":         func(b []byte) []byte { copy(b[8:40], b[40:72]); return b },
 		"no depth":            func(b []byte) []byte { b[72] = 0; return b },
 		"too deep":            func(b []byte) []byte { b[72] = pack.MaxPatchDepth + 1; return b },
@@ -179,8 +179,8 @@ func TestBundleDirectoryRefused(t *testing.T) {
 // A bundle whose header and directory do not agree is no bundle, and is not written.
 func TestBundleRecordRefused(t *testing.T) {
 	for name, change := range map[string]func(r *pack.Record){
-		"clear length":   func(r *pack.Record) { r.ClearLength-- },
-		"all in clear":   func(r *pack.Record) { r.ClearLength = 1 << 30 },
+		"clear length":   func(r *pack.Record) { r.HeadLength-- },
+		"all in clear":   func(r *pack.Record) { r.HeadLength = 1 << 30 },
 		"logical length": func(r *pack.Record) { r.LogicalLength += pack.GrainSize },
 		"digest":         func(r *pack.Record) { r.Digest[3] ^= 1 },
 		"encoding":       func(r *pack.Record) { r.Encoding = pack.EncodingWhole },

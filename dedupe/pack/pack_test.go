@@ -54,7 +54,7 @@ func testHeader(class pack.Class) pack.Header {
 // record appends one raw record.
 func record(t testing.TB, w *pack.Writer, kind dedupe.Kind, level uint8, content []byte) pack.Entry {
 	t.Helper()
-	d, err := pack.Sum(nil, kind, level, content)
+	d, err := pack.Sum(dedupe.Digester{}, kind, level, content)
 	if err != nil {
 		t.Fatalf("sum: %v", err)
 	}
@@ -135,6 +135,14 @@ func encryptedSuperblock() *pack.Superblock {
 		{ID: dedupe.DomainID{0xc, 4}, Scheme: pack.SchemeSHA256}}}
 }
 
+// grainsSuperblock is that of a vault with an encrypted and a plain domain whose blocks have
+// ids of their grains.
+func grainsSuperblock() *pack.Superblock {
+	return &pack.Superblock{BlockSize: 65536, Vault: pack.VaultID{0xb, 2}, Created: testTime, Domains: []pack.Domain{
+		{ID: dedupe.DomainID{0xc, 3}, Scheme: pack.SchemeKeyedGrains, Cipher: pack.CipherXAES, Check: pack.KeyCheck{1, 2, 13: 14}, KeyID: pack.KeyID{7, 15: 8}},
+		{ID: dedupe.DomainID{0xc, 4}, Scheme: pack.SchemeGrains}}}
+}
+
 // golden compares bytes with a file of testdata, which -update rewrites.
 func golden(t *testing.T, name string, got []byte) []byte {
 	t.Helper()
@@ -207,7 +215,11 @@ func TestGoldenSuperblock(t *testing.T) {
 	if sb, err = pack.DecodeSuperblock(encrypted); err != nil || !reflect.DeepEqual(sb, encryptedSuperblock()) {
 		t.Errorf("superblock of an encrypted vault: %+v, %v", sb, err)
 	}
-	for _, d := range []pack.Domain{{Scheme: pack.SchemeHMAC}, {Scheme: pack.SchemeSHA256, Cipher: pack.CipherXAES}, {Scheme: 3}, {Scheme: pack.SchemeHMAC, Cipher: 2}} {
+	grains := golden(t, "superblock-v1-grains", grainsSuperblock().Encode())
+	if sb, err = pack.DecodeSuperblock(grains); err != nil || !reflect.DeepEqual(sb, grainsSuperblock()) {
+		t.Errorf("superblock of a vault with ids of grains: %+v, %v", sb, err)
+	}
+	for _, d := range []pack.Domain{{Scheme: pack.SchemeHMAC}, {Scheme: pack.SchemeSHA256, Cipher: pack.CipherXAES}, {Scheme: pack.SchemeGrains, Cipher: pack.CipherXAES}, {Scheme: pack.SchemeKeyedGrains}, {Scheme: 5}, {Scheme: pack.SchemeHMAC, Cipher: 2}} {
 		sb := pack.Superblock{BlockSize: 65536, Created: testTime, Domains: []pack.Domain{d}}
 		if _, err := pack.DecodeSuperblock(sb.Encode()); !errors.Is(err, dedupe.ErrUnknownFormat) {
 			t.Errorf("domain of id scheme %d with cipher %d: %v", d.Scheme, d.Cipher, err)
@@ -501,30 +513,30 @@ func TestReadRawRecord(t *testing.T) {
 	}
 	defer f.Close()
 	got := make([]byte, len(want))
-	rec, err := pack.ReadRawRecord(f, e.Offset, got)
+	rec, err := pack.ReadRawRecord(f, e.Offset, nil, got)
 	if err != nil || !bytes.Equal(got, want) || rec.Digest != e.Digest || rec.Codec != pack.CodecRaw {
 		t.Fatalf("record %+v, %v", rec, err)
 	}
 	size := int64(len(b.b))
 	for _, off := range []int64{e.Offset + e.Size() - pack.RecordHeaderSize, size - 10, size + 10} {
-		if _, err := pack.ReadRawRecord(f, off, got); !errors.Is(err, dedupe.ErrNotFound) && !errors.Is(err, dedupe.ErrCorrupt) {
+		if _, err := pack.ReadRawRecord(f, off, nil, got); !errors.Is(err, dedupe.ErrNotFound) && !errors.Is(err, dedupe.ErrCorrupt) {
 			t.Errorf("read at %d: %v", off, err)
 		}
 	}
 	if err := f.Truncate(size + 8192); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := pack.ReadRawRecord(f, size, got); !errors.Is(err, dedupe.ErrNotFound) {
+	if _, err := pack.ReadRawRecord(f, size, nil, got); !errors.Is(err, dedupe.ErrNotFound) {
 		t.Errorf("read what was only preallocated: %v", err)
 	}
-	if _, err := pack.ReadRawRecord(f, -1, got); !errors.Is(err, dedupe.ErrCorrupt) {
+	if _, err := pack.ReadRawRecord(f, -1, nil, got); !errors.Is(err, dedupe.ErrCorrupt) {
 		t.Errorf("read at -1: %v", err)
 	}
 	for _, at := range []int64{0, 4, 60, 188} {
 		if _, err := f.WriteAt([]byte{b.b[e.Offset+at] ^ 1}, e.Offset+at); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := pack.ReadRawRecord(f, e.Offset, got); !errors.Is(err, dedupe.ErrCorrupt) {
+		if _, err := pack.ReadRawRecord(f, e.Offset, nil, got); !errors.Is(err, dedupe.ErrCorrupt) {
 			t.Errorf("byte %d of the header is damaged: %v", at, err)
 		}
 		if _, err := f.WriteAt(b.b[e.Offset+at:][:1], e.Offset+at); err != nil {

@@ -13,8 +13,10 @@ const (
 	// RecordHeaderSize is what a record takes beyond its payload, in bytes.
 	RecordHeaderSize = 192
 	// MaxPayloadSize bounds the stored and the logical length of a record: the
-	// largest block or metadata, and what a note or a seal adds to it.
-	MaxPayloadSize = 1<<20 + 4096
+	// largest block or metadata, and what a list of grains, a note or a seal adds to it.
+	MaxPayloadSize = 1<<20 + dedupe.MaxGrains*dedupe.DigestSize + 4096
+	// SealOverhead is what a seal adds to what it seals, in bytes.
+	SealOverhead = 16
 
 	recordVersion = 1
 )
@@ -70,7 +72,10 @@ const (
 	CipherXAES Cipher = 1
 )
 
-const flagCiphertextHash = 1 << 0
+const (
+	flagCiphertextHash = 1 << 0
+	flagGrainList      = 1 << 1
+)
 
 // KeyID names the data key that sealed a record; zero without a cipher.
 type KeyID [16]byte
@@ -97,10 +102,14 @@ type Record struct {
 	CiphertextHash    dedupe.Digest
 	Base              dedupe.Digest // of a patch
 	Nonce             [24]byte
-	// ClearLength is how much of a bundle's payload, from its start, is neither
-	// compressed nor sealed: its directory. 0 for all else.
-	ClearLength uint32
-	PayloadCRC  uint32
+	// HasGrainList says that a block's payload begins with the list of its grains'
+	// digests: its digest is that of the list.
+	HasGrainList bool
+	// HeadLength is how much of the payload, from its start, stands before the content: a
+	// bundle's directory, neither compressed nor sealed, or a block's list of grains,
+	// sealed apart from the content. 0 for all else.
+	HeadLength uint32
+	PayloadCRC uint32
 }
 
 // Size is what the record takes in its pack, in bytes.
@@ -146,6 +155,9 @@ func (r *Record) encodeHeader(h []byte) {
 	if r.HasCiphertextHash {
 		h[10] |= flagCiphertextHash
 	}
+	if r.HasGrainList {
+		h[10] |= flagGrainList
+	}
 	h[11] = byte(r.Cipher)
 	le := binary.LittleEndian
 	le.PutUint32(h[12:], r.GrainSize)
@@ -156,7 +168,7 @@ func (r *Record) encodeHeader(h []byte) {
 	copy(h[56:], r.Digest[:])
 	copy(h[120:], r.Base[:])
 	copy(h[NonceOffset:], r.Nonce[:])
-	le.PutUint32(h[176:], r.ClearLength)
+	le.PutUint32(h[176:], r.HeadLength)
 }
 
 // EncodeAssociatedData writes what is authenticated with a sealed payload to dst,
@@ -216,9 +228,10 @@ func DecodeRecord(b []byte) (Record, error) {
 		Domain: dedupe.DomainID(h[24:40]), KeyID: KeyID(h[40:56]), Digest: dedupe.Digest(h[56:88]),
 		HasCiphertextHash: h[10]&flagCiphertextHash != 0, CiphertextHash: dedupe.Digest(h[88:120]),
 		Base: dedupe.Digest(h[120:152]), Nonce: [24]byte(h[152:176]),
-		ClearLength: le.Uint32(h[176:]), PayloadCRC: le.Uint32(h[184:]),
+		HasGrainList: h[10]&flagGrainList != 0,
+		HeadLength:   le.Uint32(h[176:]), PayloadCRC: le.Uint32(h[184:]),
 	}
-	if h[10]&^flagCiphertextHash != 0 {
+	if h[10]&^(flagCiphertextHash|flagGrainList) != 0 {
 		return r, fmt.Errorf("record flags %#x: %w", h[10], dedupe.ErrUnknownFormat)
 	}
 	return r, r.validate()
@@ -240,8 +253,45 @@ func (r *Record) validate() error {
 			r.StoredLength, r.LogicalLength, MaxPayloadSize, dedupe.ErrCorrupt)
 	case r.Kind == KindBundle && (r.Encoding != EncodingPatch || r.GrainSize != GrainSize):
 		return fmt.Errorf("bundle with encoding %d and grains of %d bytes: %w", r.Encoding, r.GrainSize, dedupe.ErrUnknownFormat)
-	case r.ClearLength > r.StoredLength || (r.Kind != KindBundle && r.ClearLength != 0):
-		return fmt.Errorf("record of kind %d with %d of %d bytes in clear: %w", r.Kind, r.ClearLength, r.StoredLength, dedupe.ErrCorrupt)
+	case r.HasGrainList && (r.Kind != dedupe.KindBlock || r.Encoding != EncodingWhole):
+		return fmt.Errorf("record of kind %d and encoding %d with a list of grains: %w", r.Kind, r.Encoding, dedupe.ErrUnknownFormat)
+	case r.HasGrainList && r.HeadLength != r.listLength(),
+		r.HeadLength > r.StoredLength || (r.Kind != KindBundle && !r.HasGrainList && r.HeadLength != 0):
+		return fmt.Errorf("record of kind %d with %d of %d bytes before its content: %w", r.Kind, r.HeadLength, r.StoredLength, dedupe.ErrCorrupt)
+	}
+	return nil
+}
+
+// listLength is the length of a block's list of grains, as it is stored.
+func (r *Record) listLength() uint32 {
+	return uint32(ListLength(int(r.LogicalLength), r.Cipher))
+}
+
+// ListLength is the length of the list of grains of a block of blockSize bytes in its
+// record, with its seal.
+func ListLength(blockSize int, c Cipher) int {
+	n := blockSize / GrainSize * dedupe.DigestSize
+	if c != CipherNone {
+		n += SealOverhead
+	}
+	return n
+}
+
+// AppendList appends a list of grains as it is stored, before it is sealed.
+func AppendList(b []byte, list []dedupe.Digest) []byte {
+	for i := range list {
+		b = append(b, list[i][:]...)
+	}
+	return b
+}
+
+// DecodeList is the inverse of AppendList: p is copied to list, which has its length.
+func DecodeList(list []dedupe.Digest, p []byte) error {
+	if len(p) != len(list)*dedupe.DigestSize {
+		return fmt.Errorf("list of %d grains in %d bytes: %w", len(list), len(p), dedupe.ErrCorrupt)
+	}
+	for i := range list {
+		list[i] = dedupe.Digest(p[i*dedupe.DigestSize:][:dedupe.DigestSize])
 	}
 	return nil
 }
@@ -257,13 +307,17 @@ func (r *Record) CheckPayload(payload []byte) error {
 	return nil
 }
 
-// Sum is the digest of plain content of a kind, in the domain of an id key, nil for an
-// unencrypted one.
-func Sum(ids *dedupe.IDKey, kind dedupe.Kind, level uint8, plain []byte) (dedupe.Digest, error) {
+// Sum is the digest of plain content of a kind in a key domain.
+func Sum(g dedupe.Digester, kind dedupe.Kind, level uint8, plain []byte) (dedupe.Digest, error) {
 	switch kind {
 	case dedupe.KindNode:
-	case dedupe.KindBlock, dedupe.KindNote:
-		return ids.Sum(plain), nil
+	case dedupe.KindBlock:
+		if g.Grains() && len(plain)%GrainSize != 0 {
+			return dedupe.Digest{}, fmt.Errorf("block of %d bytes: %w", len(plain), dedupe.ErrCorrupt)
+		}
+		return g.Block(plain), nil
+	case dedupe.KindNote:
+		return g.Note(plain), nil
 	default:
 		return dedupe.Sum(plain), nil
 	}

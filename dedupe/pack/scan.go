@@ -175,23 +175,52 @@ func decodeHeader(b []byte, off int64) (Record, error) {
 	return DecodeRecord(b)
 }
 
-// ReadRawRecord is ReadRecord for a caller who expects a payload of len(payload)
-// bytes, reads it to where it shall stand, and verifies it by its digest: the
+// ReadRawRecord is ReadRecord for a caller who expects a payload of len(head)+len(payload)
+// bytes, reads its parts to where they shall stand, and verifies them by their digests: the
 // payload's CRC is not compared.
-func ReadRawRecord(f *os.File, off int64, payload []byte) (Record, error) {
+func ReadRawRecord(f *os.File, off int64, head, payload []byte) (Record, error) {
 	if off < 0 {
 		return Record{}, fmt.Errorf("record at %d: %w", off, dedupe.ErrCorrupt)
 	}
 	var header [RecordHeaderSize]byte
-	n, err := unix.Preadv(int(f.Fd()), [][]byte{header[:], payload}, off)
-	runtime.KeepAlive(f)
-	if err != nil || n < len(header)+len(payload) { // interrupted, or the end: in pieces
-		if n, err := f.ReadAt(header[:], off); n < len(header) {
-			return Record{}, readError(off, err)
-		}
-		if n, err := f.ReadAt(payload, off+RecordHeaderSize); n < len(payload) {
-			return Record{}, readError(off, err)
-		}
+	if err := readParts(f, off, header[:], head, payload); err != nil {
+		return Record{}, err
 	}
 	return decodeHeader(header[:], off)
+}
+
+// ReadHead reads the header of a record and the first n bytes of its payload, at most
+// len(buf) together, for a caller who verifies those by their digest: the payload's CRC is
+// not compared. record is the two, in buf's storage.
+func ReadHead(f *os.File, off int64, n int, buf []byte) (rec Record, record []byte, err error) {
+	if off < 0 || RecordHeaderSize+n > len(buf) {
+		return rec, nil, fmt.Errorf("record at %d with %d bytes before its content: %w", off, n, dedupe.ErrCorrupt)
+	}
+	buf = buf[:RecordHeaderSize+n]
+	if got, err := f.ReadAt(buf, off); got < len(buf) {
+		return rec, nil, readError(off, err)
+	}
+	rec, err = decodeHeader(buf, off)
+	return rec, buf, err
+}
+
+// readParts fills the parts, one after the other, from off on.
+func readParts(f *os.File, off int64, parts ...[]byte) error {
+	want := 0
+	for _, p := range parts {
+		want += len(p)
+	}
+	n, err := unix.Preadv(int(f.Fd()), parts, off)
+	runtime.KeepAlive(f)
+	if err == nil && n == want {
+		return nil
+	}
+	at := off // interrupted, or the end: one after the other
+	for _, p := range parts {
+		if n, err := f.ReadAt(p, at); n < len(p) {
+			return readError(off, err)
+		}
+		at += int64(len(p))
+	}
+	return nil
 }

@@ -17,10 +17,17 @@ const (
 	stateSize            = 32
 	stateVersion         = 1
 
-	// SchemeSHA256 is the id scheme of an unencrypted domain, and of all nodes.
+	// SchemeSHA256 is the id scheme of all nodes, and of blocks in unencrypted domains of
+	// the first vaults: SHA-256 of their bytes.
 	SchemeSHA256 = 1
-	// SchemeHMAC is the id scheme of an encrypted domain: HMAC-SHA-256 under its id key.
+	// SchemeHMAC is that of encrypted domains of the first vaults: HMAC-SHA-256 of their
+	// bytes under the domain's id key.
 	SchemeHMAC = 2
+	// SchemeGrains is that of unencrypted domains: the digest of a block is made of those
+	// of its grains (dedupe.GrainDigests).
+	SchemeGrains = 3
+	// SchemeKeyedGrains is that of encrypted domains: SchemeGrains under the id key.
+	SchemeKeyedGrains = 4
 )
 
 var (
@@ -34,7 +41,7 @@ type KeyCheck [14]byte
 // Domain is a key domain as the superblock has it.
 type Domain struct {
 	ID     dedupe.DomainID
-	Scheme uint8 // how ids of blocks are made: SchemeSHA256 or SchemeHMAC
+	Scheme uint8 // how ids of blocks are made
 	Cipher Cipher
 	Check  KeyCheck // of the domain's keys; zero without a cipher
 	KeyID  KeyID    // of the data key that the vault was made with; zero without a cipher
@@ -42,6 +49,20 @@ type Domain struct {
 
 // Encrypted reports whether the domain's blocks are sealed and their ids keyed.
 func (d *Domain) Encrypted() bool { return d.Cipher != CipherNone }
+
+// Grains reports whether ids of blocks are made of the digests of their grains.
+func (d *Domain) Grains() bool { return d.Scheme == SchemeGrains || d.Scheme == SchemeKeyedGrains }
+
+// isKnown reports whether this release knows the pair of id scheme and cipher.
+func (d *Domain) isKnown() bool {
+	switch d.Scheme {
+	case SchemeSHA256, SchemeGrains:
+		return d.Cipher == CipherNone
+	case SchemeHMAC, SchemeKeyedGrains:
+		return d.Cipher == CipherXAES
+	}
+	return false
+}
 
 // Superblock is what never changes about a vault.
 type Superblock struct {
@@ -108,8 +129,7 @@ func DecodeSuperblock(b []byte) (*Superblock, error) {
 	for i := range n {
 		p := b[superblockHeaderSize+i*domainSize:]
 		d := Domain{ID: dedupe.DomainID(p[:16]), Scheme: p[16], Cipher: Cipher(p[17]), Check: KeyCheck(p[18:32]), KeyID: KeyID(p[32:48])}
-		plain := d.Scheme == SchemeSHA256 && d.Cipher == CipherNone
-		if !plain && (d.Scheme != SchemeHMAC || d.Cipher != CipherXAES) {
+		if !d.isKnown() {
 			return nil, fmt.Errorf("key domain %x with id scheme %d and cipher %d: %w", d.ID, d.Scheme, d.Cipher, dedupe.ErrUnknownFormat)
 		}
 		s.Domains = append(s.Domains, d)

@@ -271,7 +271,7 @@ func TestDevicePacks(t *testing.T) {
 	if _, err := d.ReadAt(p, 0); err != nil || !bytes.Equal(p, disk) {
 		t.Fatalf("read back: %v", err)
 	}
-	bad := dedupe.Sum(disk[5<<20 : 5<<20+64<<10])
+	bad := s.BlockDigest(disk[5<<20 : 5<<20+64<<10])
 	pack, off, length, err := s.Locate(bad)
 	if err != nil {
 		t.Fatal(err)

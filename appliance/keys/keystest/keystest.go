@@ -32,7 +32,7 @@ const offsetOfDigest = 56
 // in how many packs it was found. The daemon must not run.
 func FlipBlock(t testing.TB, dataDir string, block []byte) (packs int) {
 	t.Helper()
-	id := Open(t, dataDir).IDKey().Sum(block)
+	id := Open(t, dataDir).Digester().Block(block)
 	paths, err := filepath.Glob(filepath.Join(dataDir, "vault", "packs", "*.pack"))
 	if err != nil {
 		t.Fatal(err)
@@ -51,7 +51,7 @@ func FlipBlock(t testing.TB, dataDir string, block []byte) (packs int) {
 		if err != nil || rec.Digest != id {
 			continue // a node that has the id among its children
 		}
-		data[i-offsetOfDigest+pack.RecordHeaderSize+16] ^= 1
+		data[i-offsetOfDigest+pack.RecordHeaderSize+int(rec.HeadLength)+16] ^= 1
 		packs++
 		if err := os.WriteFile(p, data, 0o600); err != nil {
 			t.Fatal(err)
