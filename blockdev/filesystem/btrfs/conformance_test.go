@@ -50,7 +50,7 @@ var layouts = []layout{
 // make makes, fills and unmounts the image and returns its path.
 func (l layout) make(t *testing.T) string {
 	t.Helper()
-	size, content := int64(shortSize), fstest.Content{Entries: 2000, HalfEntries: 600, StripedParts: 800}
+	size, content := int64(shortSize), fstest.Content{Entries: 1200, HalfEntries: 400, StripedParts: 800}
 	if !l.row {
 		content = fstest.Content{Entries: 300, HalfEntries: 100, BigBytes: 2 << 20, StripedParts: 300, GrowSteps: 1}
 	}
@@ -131,7 +131,7 @@ func many(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	writeFile(t, dir+"/references/one", 10)
-	for i := range 900 {
+	for i := range 300 {
 		if err := os.Link(dir+"/references/one", fmt.Sprintf("%s/references/%0100d", dir, i)); err != nil {
 			t.Fatal(err)
 		}
@@ -161,14 +161,14 @@ func subvolumes(t *testing.T, dir string) {
 	must(os.Chown(dir+"/sub/inner", 7, 8))
 	sub("create", "sub/inner/nested")
 	sub("create", "sub/inner/gone")
-	for i := range 300 {
-		writeFile(t, fmt.Sprintf("%s/sub/file%d", dir, i), i*50)
+	for i := range 90 {
+		writeFile(t, fmt.Sprintf("%s/sub/file%d", dir, i), i*150)
 	}
 	writeFile(t, dir+"/sub/inner/nested/file", 100000)
 	sub("snapshot", "-r", "sub", "read-only")
 	sub("snapshot", "sub", "written")
 	sub("delete", "sub/inner/gone")
-	for i := 0; i < 300; i += 3 {
+	for i := 0; i < 90; i += 3 {
 		must(os.Remove(fmt.Sprintf("%s/sub/file%d", dir, i)))
 		writeFile(t, fmt.Sprintf("%s/written/file%d", dir, i), 20000)
 		must(os.Rename(fmt.Sprintf("%s/written/file%d", dir, i+1), fmt.Sprintf("%s/written/inner/renamed%d", dir, i)))

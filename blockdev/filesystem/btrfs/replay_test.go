@@ -3,6 +3,7 @@ package btrfs_test
 import (
 	"bytes"
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -17,6 +18,8 @@ import (
 	"github.com/keelblock/keelblock/blockdev/filesystem/btrfs"
 	"github.com/keelblock/keelblock/blockdev/filesystem/fstest"
 )
+
+var replaySeed = flag.Uint64("replay-seed", 0, "the changes of TestReplay: another number, other changes")
 
 // replayLayouts are file systems whose log is replayed.
 var replayLayouts = []struct {
@@ -44,12 +47,12 @@ func TestReplay(t *testing.T) {
 			w := newWork(t, filepath.Join(outer, "image"), l.mkfs, l.data)
 			var copies []string
 			for round := range rounds {
-				copies = append(copies, w.crash(uint64(n), uint64(round)))
+				copies = append(copies, w.crash(*replaySeed<<8|uint64(n), uint64(round)))
 			}
 			w.unmount() // since a copy has the same uuid
 			replayed := 0
 			for round, path := range copies {
-				if compareReplayed(t, fmt.Sprintf("round %d", round), path, w.data) {
+				if compareReplayed(t, fmt.Sprintf("seed %d, round %d", *replaySeed, round), path, w.data) {
 					replayed++
 				}
 			}
