@@ -20,6 +20,9 @@ const (
 	lowSpace = 2
 )
 
+// notCollected is logged when a vault is full and nothing is to be gained.
+const notCollected = "a vault is not collected before its time"
+
 // fullVault is a backup that met a full vault.
 type fullVault struct {
 	h      *vault.Handle
@@ -97,6 +100,7 @@ func spaceOf(h *vault.Handle) string { return "space of vault " + h.Vault.Name()
 func (d *daemon) collectEarly(h *vault.Handle, early map[string]time.Time, reason string, failed bool) {
 	name, last := h.Vault.Name(), h.Vault.LastCollection()
 	if last.Outcome == vault.CollectionRunning || !mayCollect(h.Freeable(), failed, last, time.Since(early[name])) {
+		d.log.Debug(notCollected, "vault", name, "why", reason)
 		return
 	}
 	early[name] = time.Now()

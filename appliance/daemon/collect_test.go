@@ -13,6 +13,9 @@ import (
 	"github.com/keelblock/keelblock/appliance/vault"
 )
 
+// notCollected is what the daemon logs of a full vault when nothing is to be gained.
+const notCollected = "a vault is not collected before its time"
+
 // packFileBytes is what the files of the default vault's packs take.
 func packFileBytes(t *testing.T, cfg config.Config) (total int64) {
 	t.Helper()
@@ -125,7 +128,7 @@ func (a *appliance) waitCollection() *kb.Job {
 // themselves, when there is something to free, and once.
 func TestFullVaultIsCollectedEarly(t *testing.T) {
 	cfg := testConfig(t, dataDir(t))
-	cfg.CollectInterval = time.Hour
+	cfg.CollectInterval, cfg.LogLevel = time.Hour, "debug"
 	a := start(t, cfg)
 	a.makeDisk(t, "web0", 32<<20)
 	a.makeMachine(t, "web", "web0")
@@ -159,7 +162,7 @@ func TestFullVaultIsCollectedEarly(t *testing.T) {
 		t.Errorf("collection: %v", j)
 	}
 	failed() // nothing was purged since
-	time.Sleep(300 * time.Millisecond)
+	a.waitLog(0, 1, notCollected, "a backup of web found the vault full")
 	if n := len(a.collections()); n != 1 {
 		t.Errorf("%d collections", n)
 	}
@@ -190,7 +193,8 @@ func TestFullVaultIsCollectedEarly(t *testing.T) {
 	if j := a.wait(t, a.collections()[known]); j.State != "Completed" || !strings.Contains(j.Result[0], "bytes are free") {
 		t.Errorf("collection: %v", j)
 	}
-	time.Sleep(300 * time.Millisecond)
+	// The daemon looks at the space again and again, and leaves it at that.
+	a.waitLog(a.waitLog(0, 0, notCollected), 3, notCollected)
 	if n := len(a.collections()); n != known+1 {
 		t.Errorf("%d collections follow one another", n-known)
 	}

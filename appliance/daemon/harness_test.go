@@ -5,11 +5,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -30,7 +34,7 @@ const jobTimeout = 60 * time.Second
 type appliance struct {
 	t   *testing.T
 	cfg config.Config
-	log *bytes.Buffer
+	log *logged
 
 	cancel context.CancelFunc
 	ended  chan error
@@ -83,13 +87,51 @@ func testConfig(t *testing.T, dir string) config.Config {
 	return config.Config{DataDir: dir, MapDir: maps, SiteName: "here", BallastBytes: 1 << 20, DrainSeconds: 10}
 }
 
+// logged is what a daemon has logged so far.
+type logged struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// waitLog waits until the daemon has logged lines with all of these words n times more than
+// before, which is a count by an earlier call, and returns the count. n 0 does not wait.
+func (a *appliance) waitLog(before, n int, words ...string) int {
+	a.t.Helper()
+	for deadline := time.Now().Add(jobTimeout); ; time.Sleep(10 * time.Millisecond) {
+		count := 0
+		for line := range strings.Lines(a.log.String()) {
+			if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
+				count++
+			}
+		}
+		if count >= before+n {
+			return count
+		}
+		if time.Now().After(deadline) {
+			a.t.Fatalf("%q is logged %d times, not %d", words, count, before+n)
+		}
+	}
+}
+
 // start runs a daemon until the test ends.
 func start(t *testing.T, cfg config.Config) *appliance {
 	t.Helper()
-	a := &appliance{t: t, cfg: cfg, log: &bytes.Buffer{}, ended: make(chan error, 1)}
-	cfg.LogWriter = os.Stderr
-	if !testing.Verbose() {
-		cfg.LogWriter = a.log
+	a := &appliance{t: t, cfg: cfg, log: &logged{}, ended: make(chan error, 1)}
+	cfg.LogWriter = a.log
+	if testing.Verbose() {
+		cfg.LogWriter = io.MultiWriter(a.log, os.Stderr)
 	}
 	var ctx context.Context
 	ctx, a.cancel = context.WithCancel(context.Background())
