@@ -454,6 +454,29 @@ func TestCollectModel(t *testing.T) {
 	t.Logf("%d locations, %d collections, %d points at the end, blocks by depth %v", m.count, m.collect, len(m.points), m.depths)
 }
 
+// findsBug is a seed with which the model finds a mistake in seconds. Others find it, too, most
+// of them later: they are tried next, since which pack is damaged follows from random ids. When
+// the model's steps change, SEEDS=16 STEPS=26 go test -v tries so many of each and says what
+// they take.
+var findsBug = map[string]uint64{
+	"bases not claimed":           3,
+	"bases of patches go":         2,
+	"children before their nodes": 3,
+	"deeper patches replace":      13,
+	"no checkpoint":               10,
+	"notes before manifests":      10,
+	"packs at one location":       4,
+	"packs of a lost location":    6,
+	"patches keep their slots":    2,
+	"remove before the move":      4,
+	"skip hit":                    2,
+	"skip taking":                 3,
+	"skip window":                 6,
+	"take fresh packs":            15,
+	"touch what has moved":        12,
+	"window holds only hits":      6,
+}
+
 // The model finds every mistake that is seeded: what it does not find it does not prove.
 func TestCollectModelFindsBugs(t *testing.T) {
 	t.Parallel()
@@ -463,15 +486,22 @@ func TestCollectModelFindsBugs(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			for n := range uint64(envInt(t, "SEEDS", 12)) {
-				seed := n ^ 2 // 2 first: it finds most of them
+			first := findsBug[name]
+			search := envInt(t, "SEEDS", 0)
+			for n := range uint64(max(search, 12)) {
+				seed := n ^ first
 				m := newCollectModel(t, seed, encrypted(patchOptions).WithBug(name))
-				if err := m.run(150); err != nil {
-					t.Logf("seed %d, collection %d: %v", seed, m.collect, err)
-					return
+				began := time.Now()
+				if err := m.run(int(envInt(t, "STEPS", 150))); err != nil {
+					t.Logf("seed %d, %v, collection %d: %v", seed, time.Since(began).Round(time.Millisecond), m.collect, err)
+					if search == 0 {
+						return
+					}
 				}
 			}
-			t.Error("the model does not find it")
+			if search == 0 {
+				t.Error("the model does not find it")
+			}
 		})
 	}
 }

@@ -264,7 +264,8 @@ func collectTrees(ctx context.Context, s *blockstore.Store, o blockstore.Collect
 }
 
 // checkTrees reads every point that must be there, to the last block, and compares the
-// list of points; what was said to be gone may be there only as purged.
+// list of points; what was said to be gone may be there only as purged. What several points
+// share is read once.
 func checkTrees(s dedupe.Store, want map[dedupe.Digest]bool) error {
 	ctx := context.Background()
 	live, _, _, err := listed(ctx, s)
@@ -280,12 +281,17 @@ func checkTrees(s dedupe.Store, want map[dedupe.Digest]bool) error {
 		return fmt.Errorf("%d points, want %d", len(live), len(want))
 	}
 	buf, plain := make([]byte, 0, s.BlockSize()), make([]byte, s.BlockSize())
+	blocks, nodes := make(map[uint64]bool), make(map[dedupe.Digest]bool) // that were read
 	for _, id := range live {
 		p, err := loadTree(ctx, s, id)
 		if err != nil {
 			return err
 		}
 		for _, seed := range p.Seeds {
+			if blocks[seed] {
+				continue
+			}
+			blocks[seed] = true
 			fillVersion(plain, seed)
 			got, err := s.Get(ctx, dedupe.KindBlock, s.BlockDigest(plain), buf)
 			if err != nil || string(got) != string(plain) {
@@ -293,7 +299,7 @@ func checkTrees(s dedupe.Store, want map[dedupe.Digest]bool) error {
 			}
 		}
 		for _, top := range p.trees() {
-			if err := checkNodes(ctx, s, top); err != nil {
+			if err := checkNodes(ctx, s, top, nodes); err != nil {
 				return fmt.Errorf("point %q: %w", p.Name, err)
 			}
 		}
@@ -301,14 +307,19 @@ func checkTrees(s dedupe.Store, want map[dedupe.Digest]bool) error {
 	return nil
 }
 
-// checkNodes reads the nodes of a tree of two levels.
-func checkNodes(ctx context.Context, s dedupe.Store, top dedupe.Digest) error {
+// checkNodes reads the nodes of a tree of two levels, but for those that were read.
+func checkNodes(ctx context.Context, s dedupe.Store, top dedupe.Digest, read map[dedupe.Digest]bool) error {
+	if read[top] {
+		return nil
+	}
+	read[top] = true
 	content, err := s.Get(ctx, dedupe.KindNode, top, nil)
 	if err != nil {
 		return err
 	}
 	for at := 0; at < len(content); at += dedupe.DigestSize {
-		if d := dedupe.Digest(content[at:][:dedupe.DigestSize]); !d.IsZero() {
+		if d := dedupe.Digest(content[at:][:dedupe.DigestSize]); !d.IsZero() && !read[d] {
+			read[d] = true
 			if _, err := s.Get(ctx, dedupe.KindNode, d, nil); err != nil {
 				return err
 			}
