@@ -39,20 +39,8 @@ func (s *Store) listOf(content []byte) []dedupe.Digest {
 	return summed[0].List()
 }
 
-// grainList is the list of the grains of a block, in whatever form it is stored, compared
-// with its digest.
-func (s *Store) grainList(d dedupe.Digest) ([]dedupe.Digest, error) {
-	p, ok, err := s.find(dedupe.KindBlock, d)
-	if err == nil && !ok {
-		err = dedupe.ErrNotFound
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list of block %v: %w", d, err)
-	}
-	return s.grainListAt(p, d)
-}
-
-// grainListAt is grainList of a block that the index has at p.
+// grainListAt is the list of the grains of a block, in whatever form it is stored, compared
+// with its digest. The index has it at p.
 func (s *Store) grainListAt(p place, d dedupe.Digest) (list []dedupe.Digest, err error) {
 	for range baseTries {
 		list = make([]dedupe.Digest, s.sb.BlockSize/pack.GrainSize)
