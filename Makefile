@@ -22,9 +22,9 @@ WITH_RACE := CGO_ENABLED=1 $(GO) test -race
 # Packages whose goroutines meet on shared memory: -race pays there. The rest of
 # the tree is covered by `make test-race`, which takes several times as long.
 RACE := ./blockdev/cbt/... ./blockdev/snapshot/... ./blockdev/nbd/... \
-        ./dedupe/recoverypoint/... ./appliance/job/... ./appliance/backup/...
+        ./dedupe/recoverypoint/... ./dedupe/ingest ./appliance/job/... ./appliance/backup/...
 
-# All tests of the store and of ingest take more than ten minutes under the race detector: here are
+# All tests of the store take more than ten minutes under the race detector: here are
 # those that put, read, collect and repair side by side, the rest is for `make test-race`.
 RACE_STORE := Concurrent|GetBlocks|ReadRepairs|RepairIs|OpenPack
 
