@@ -30,7 +30,7 @@ func TestSfdiskAgrees(t *testing.T) {
 		if err := os.Truncate(path, 64*mib); err != nil {
 			t.Fatal(err)
 		}
-		c := exec.Command(tool, "--quiet", path)
+		c := exec.Command(tool, "--quiet", "--no-tell-kernel", path)
 		c.Stdin = strings.NewReader(script)
 		if out, err := c.CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v\n%s", name, err, out)

@@ -35,7 +35,7 @@ func (b *bench) backupRows() error {
 			return err
 		}
 		// The changes go to a copy: the file system in the image stays whole.
-		if _, err := b.r.Shell(b.ctx, "rm -rf repo copy work.img && cp --sparse=always disk.img work.img && "+b.restic("init")+" >&2 && sync"); err != nil {
+		if _, err := b.r.Shell(b.ctx, "rm -rf repo copy work.img && cp --sparse=always disk.img work.img && "+b.restic("init")+" >&2 && sync -f ."); err != nil {
 			return err
 		}
 

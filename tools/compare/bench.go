@@ -113,7 +113,7 @@ func (b *bench) restart() error {
 	if err := os.RemoveAll(b.r.Data); err != nil {
 		return err
 	}
-	if _, err := b.r.Command(b.ctx, "sync"); err != nil {
+	if _, err := b.r.Shell(b.ctx, "sync -f ."); err != nil {
 		return err
 	}
 	_, err := b.r.Keelblock(b.ctx, "serve", "-d")

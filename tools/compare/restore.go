@@ -23,7 +23,7 @@ func (b *bench) restoreRows() error {
 		return err
 	}
 	var file, live, restic pairs
-	if _, err := b.r.Shell(b.ctx, "rm -rf repo && "+b.restic("init")+" >&2 && "+b.restic("backup disk.img")+" && sync"); err != nil {
+	if _, err := b.r.Shell(b.ctx, "rm -rf repo && "+b.restic("init")+" >&2 && "+b.restic("backup disk.img")+" && sync -f ."); err != nil {
 		return err
 	}
 	for round := range b.rounds {
@@ -38,11 +38,11 @@ func (b *bench) restoreRows() error {
 		if err != nil {
 			return err
 		}
-		oursLive, err := b.timed(fmt.Sprintf("keelblock restore disk %s@latest:%s restored%d && sync", machine, disk, round))
+		oursLive, err := b.timed(fmt.Sprintf("keelblock restore disk %s@latest:%s restored%d && sync -f .", machine, disk, round))
 		if err != nil {
 			return err
 		}
-		theirs, err := b.timed(b.restic("restore latest --target restic-back") + " && sync")
+		theirs, err := b.timed(b.restic("restore latest --target restic-back") + " && sync -f .")
 		if err != nil {
 			return err
 		}

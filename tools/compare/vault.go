@@ -154,7 +154,7 @@ func (b *bench) vaultRound(seed uint64, add func(name string, ours, peer float64
 		}
 	}
 	r := vaultLife{b, machine, disk, seed, add}
-	err = b.shell("sync")
+	err = b.shell("sync -f .")
 	for _, step := range []func() error{r.first, r.second, r.scattered, r.after} {
 		if err == nil {
 			err = step()
@@ -176,7 +176,7 @@ const mebi = float64(1 << 20)
 // backup backs up by all sides. It returns what the repository of the fastest peer grew
 // by, and what the one grew by that grew least, in MiB.
 func (l *vaultLife) backup(name string) (ours rig.Point, ofFastest, least float64, err error) {
-	if err = l.shell("sync"); err != nil {
+	if err = l.shell("sync -f ."); err != nil {
 		return ours, 0, 0, err
 	}
 	if ours, err = l.r.Backup(l.ctx, l.machine); err != nil {
@@ -282,7 +282,7 @@ func (l *vaultLife) scattered() error {
 
 // after measures what is done with points: restored, verified, collected.
 func (l *vaultLife) after() error {
-	if err := l.shell("sync"); err != nil {
+	if err := l.shell("sync -f ."); err != nil {
 		return err
 	}
 	ours, theirs, err := l.against("keelblock restore file "+l.machine+"@latest:"+l.disk+" back.raw && sync back.raw",
@@ -291,7 +291,7 @@ func (l *vaultLife) after() error {
 		return err
 	}
 	l.add("vault-restore", ours, theirs)
-	if err := l.shell("cmp back.raw work.img && rm back.raw && sync"); err != nil {
+	if err := l.shell("cmp back.raw work.img && rm back.raw && sync -f ."); err != nil {
 		return err
 	}
 	cp, err := l.timed("cp --sparse=always work.img copy && sync copy")

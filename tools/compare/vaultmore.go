@@ -94,7 +94,7 @@ func (b *bench) locationRows() error {
 			for l := range n + 1 {
 				line += fmt.Sprintf(" --location $PWD/%s-%d", vault, l)
 			}
-			if err := b.shell(line + " && sync"); err != nil {
+			if err := b.shell(line + " && sync -f ."); err != nil {
 				return err
 			}
 			d, err := b.timed("keelblock backup " + machine + " --vault " + vault)

@@ -22,7 +22,7 @@ func (r *Rig) MakeDisk(ctx context.Context, image, stage string, sizeBytes int64
 	if _, err := r.Command(ctx, "truncate", "-s", fmt.Sprint(sizeBytes), image); err != nil {
 		return err
 	}
-	if _, err := r.Shell(ctx, "echo 'start=2048, type=linux, name=root' | sfdisk -q --label gpt "+image); err != nil {
+	if _, err := r.Shell(ctx, "echo 'start=2048, type=linux, name=root' | sfdisk -q --no-tell-kernel --label gpt "+image); err != nil {
 		return err
 	}
 	blocks := (sizeBytes - PartitionOffset - gptTailBytes) / 1024

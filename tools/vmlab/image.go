@@ -68,7 +68,7 @@ echo lab > root/etc/hostname
 cp root/boot/vmlinuz-* vmlinuz
 cp root/boot/initrd.img-* initrd
 truncate -s 1G disk.img
-echo 'start=2048, type=linux, name=root' | sfdisk -q --label gpt disk.img
+echo 'start=2048, type=linux, name=root' | sfdisk -q --no-tell-kernel --label gpt disk.img
 mke2fs -q -F -t ext4 -L lab -d root -E offset=1048576 disk.img 1022M
 rm -r root
 `

@@ -58,7 +58,7 @@ func startBusy(t *testing.T, size int64, mkfs []string, data string, seed uint64
 	if err := w.old(); err != nil {
 		t.Fatal(err)
 	}
-	unix.Sync()
+	fstest.SyncFS(t, b.dir)
 	go func() { b.done <- w.work(b.stop) }()
 	t.Cleanup(b.end)
 	return b
@@ -403,7 +403,7 @@ func TestReplayOfACopyMadeWhileMounted(t *testing.T) {
 			if err := w.old(); err != nil {
 				t.Fatal(err)
 			}
-			unix.Sync()
+			fstest.SyncFS(t, dir)
 			copied := filepath.Join(t.TempDir(), "copy")
 			done := make(chan error, 1)
 			go func() {

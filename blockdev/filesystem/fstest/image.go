@@ -164,3 +164,17 @@ func RequireRoot(t testing.TB) {
 		t.Skip("mounting needs root")
 	}
 }
+
+// SyncFS writes the file system that holds a path to its device, and no other one: a sync of
+// all would wait for whatever else the machine does, and for ever for a mount that hangs.
+func SyncFS(t testing.TB, path string) {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		t.Fatalf("sync the file system of %q: %v", path, err)
+	}
+}

@@ -39,7 +39,7 @@ func BenchmarkAgainstNTFS3G(b *testing.B) {
 	if err := fstest.FillWindows(dir, fstest.WindowsContent{Entries: benchEntries, BigBytes: benchFile}); err != nil {
 		b.Fatal(err)
 	}
-	unix.Sync()
+	fstest.SyncFS(b, path)
 	image, size := fstest.Open(b, path)
 	fs, err := ntfs.Open(image, size)
 	if err != nil {

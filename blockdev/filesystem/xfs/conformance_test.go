@@ -143,7 +143,7 @@ func scatter(t *testing.T, dir string) {
 		}
 	}
 	full(f.Close())
-	unix.Sync()
+	fstest.SyncFS(t, dir)
 	f, _ = fill("more", room)
 	full(f.Close())
 	for i := range 400 {

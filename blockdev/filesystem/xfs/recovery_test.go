@@ -107,7 +107,7 @@ func (w *work) old() {
 	for i := range 200 {
 		w.write(w.path("old", i), w.rnd.IntN(20000), false)
 	}
-	unix.Sync()
+	fstest.SyncFS(w.t, w.path("old"))
 }
 
 // crash does the work of a round and copies the image while more is going on.
