@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -136,6 +137,7 @@ func TryMount(t testing.TB, image string, o MountOptions) (dir string, unmount f
 		if out, err := exec.Command(LookTool(t, "losetup"), "-d", loop).CombinedOutput(); err != nil {
 			t.Errorf("losetup -d %s: %v %s", loop, err, out)
 		}
+		waitDetached(t, loop, image)
 	}
 	t.Cleanup(unmount)
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -163,6 +165,22 @@ func RequireRoot(t testing.TB) {
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")
 	}
+}
+
+// waitDetached waits until a loop device has let go of its image. A mount namespace that
+// somebody made meanwhile has a copy of the mount: until that goes, the file system is
+// mounted still, and the image is not all of it.
+func waitDetached(t testing.TB, loop, image string) {
+	t.Helper()
+	name := filepath.Join("/sys/block", filepath.Base(loop), "loop/backing_file")
+	for range 6000 {
+		backing, err := os.ReadFile(name)
+		if err != nil || !strings.HasPrefix(string(backing), image) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Errorf("%s is still attached to %q a minute after it was unmounted: who has a mount namespace of before?", loop, image)
 }
 
 // SyncFS writes the file system that holds a path to its device, and no other one: a sync of
